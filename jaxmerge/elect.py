@@ -1,0 +1,218 @@
+"""Sign election and magnitude trimming: TIES (arXiv 2306.01708) and its relatives.
+
+"TIES" names at least five algorithms. Here it is made of steps, so that each of them is
+one composition: trim entries (`trim`), elect a sign for every entry (`sign_of_sum`,
+`sign_of_count`), combine the values that agree (`mean_of_agreeing`,
+`sum_of_agreeing`, `largest_of_agreeing`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxmerge.types import Rule
+
+Sign = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q] in {-1, 0, 1}
+Combine = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q]
+
+
+def sign_of_sum(matrices: jax.Array) -> jax.Array:
+    """Sign of the sum over tasks, of each entry; where it is 0, the majority's sign.
+
+    The majority is the sign of the sum of all elected signs, as in the official code.
+
+    >>> print(sign_of_sum(jnp.array([[[3.0, -1.0]], [[-1.0, -1.0]]])))
+    [[ 1. -1.]]
+    """
+    signs = jnp.sign(jnp.sum(matrices, axis=0))
+    return jnp.where(signs == 0, jnp.sign(jnp.sum(signs)), signs)
+
+
+def sign_of_count(matrices: jax.Array) -> jax.Array:
+    """The sign that more tasks have, of each entry; + where as many have either.
+
+    >>> print(sign_of_count(jnp.array([[[3.0]], [[-1.0]], [[-1.0]]])))
+    [[-1.]]
+    """
+    votes = jnp.sum(jnp.sign(matrices), axis=0)
+    return jnp.where(votes >= 0, 1, -1).astype(matrices.dtype)
+
+
+def mean_of_agreeing(matrices: jax.Array) -> jax.Array:
+    """The disjoint mean: sum over tasks divided by the number of non-zero entries."""
+    count = jnp.sum(matrices != 0, axis=0)
+    return jnp.sum(matrices, axis=0) / jnp.maximum(count, 1).astype(matrices.dtype)
+
+
+def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
+    """The disjoint sum."""
+    return jnp.sum(matrices, axis=0)
+
+
+def largest_of_agreeing(matrices: jax.Array) -> jax.Array:
+    """The entry of largest magnitude among the tasks."""
+    return jnp.max(matrices, axis=0) + jnp.min(matrices, axis=0)
+
+
+def elect(
+    matrices: jax.Array,
+    *,
+    sign: Sign = sign_of_sum,
+    combine: Combine = mean_of_agreeing,
+    **extra: Any,
+) -> jax.Array:
+    """Elects a sign for each entry and combines the values that have it.
+
+    Args:
+      matrices: [T, p, q].
+      sign: elects the signs, [T, p, q] -> [p, q].
+      combine: merges the agreeing values, the others being 0: [T, p, q] -> [p, q].
+
+    Returns:
+      [p, q].
+
+    Source: TIES, arXiv 2306.01708, steps 2 and 3. Deviation: where even the majority
+    is 0 nothing agrees and the result is 0; the official code takes the negative
+    values there, which makes it depend on a global change of sign.
+
+    >>> print(elect(jnp.array([[[1.0, 2.0]], [[3.0, -5.0]]])))
+    [[ 2. -5.]]
+    """
+    elected = sign(matrices)
+    return combine(jnp.where(jnp.sign(matrices) == elected, matrices, 0))
+
+
+def kept_count(density: ArrayLike, size: int) -> int | jax.Array:
+    """How many of ``size`` entries a density keeps: ``floor(density * size)``.
+
+    A Python number is exact; a traced one is rounded down from its own precision.
+
+    Raises:
+      ValueError: a Python number outside (0, 1].
+    """
+    if isinstance(density, (int, float)):
+        check_density(density)
+        return int(density * size)
+    return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
+
+
+def check_density(density: ArrayLike) -> None:
+    """Refuses a density outside (0, 1], unless it is traced."""
+    if isinstance(density, (int, float)) and not (
+        math.isfinite(density) and 0 < density <= 1
+    ):
+        raise ValueError(
+            f"density is the share of entries to keep, in (0, 1]; got {density}"
+        )
+
+
+def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
+    """The ``count``-th largest magnitude over all blocks of each task, exactly.
+
+    Non-negative floats are ordered as their bit patterns are, so the threshold is found
+    by bisection over integers: one pass over the data for each bit, no sort, no copy,
+    and no gather where the blocks are spread over devices.
+
+    Args:
+      blocks: arrays [T, ...] of one dtype.
+      count: how many entries to keep, at least 0; may be traced.
+
+    Returns:
+      [T]; keeping ``abs(x) >= threshold`` keeps count entries, and all that tie with
+      the last. Infinite where count is 0.
+
+    >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
+    [2.]
+    """
+    dtype = blocks[0].dtype
+    integer = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
+    patterns = [
+        lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(x)), integer) for x in blocks
+    ]
+    tasks = blocks[0].shape[0]
+    count = jnp.asarray(count, jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds  # at least count entries are >= low; fewer are >= high
+        middle = low + (high - low) // 2
+        reached = sum(
+            jnp.sum(
+                x >= middle.reshape((tasks,) + (1,) * (x.ndim - 1)),
+                axis=range(1, x.ndim),
+            )
+            for x in patterns
+        )
+        enough = reached >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), integer)
+    low = jnp.zeros(tasks, integer)
+    high = jnp.full(tasks, infinity)
+    low, _ = lax.fori_loop(0, jnp.finfo(dtype).bits, halve, (low, high))
+    threshold = lax.bitcast_convert_type(low, dtype)
+    return jnp.where(count > 0, threshold, jnp.inf)
+
+
+def keep_largest(matrices: jax.Array, density: ArrayLike) -> jax.Array:
+    """Sets all but the largest entries of each task to zero.
+
+    ``floor(density * p * q)`` entries are kept, zeros counting as entries, and all that
+    tie with the last one.
+
+    Args:
+      matrices: [T, p, q].
+      density: share of the entries to keep, in (0, 1]; may be traced.
+
+    >>> print(keep_largest(jnp.array([[[1.0, -4.0, 2.0, 0.5]]]), 0.5))
+    [[[ 0. -4.  2.  0.]]]
+    """
+    count = kept_count(density, matrices[0].size)
+    return above(matrices, magnitude_threshold([matrices], count))
+
+
+def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Entries whose magnitude reaches the threshold [T] of their task."""
+    return jnp.where(jnp.abs(matrices) >= threshold[:, None, None], matrices, 0)
+
+
+def trim(rule: Rule, *, density: ArrayLike) -> Rule:
+    """A rule that sees only the largest entries of each task, module by module.
+
+    For one threshold over a whole model see `jaxmerge.trim_whole_model`.
+
+    Args:
+      rule: what merges the trimmed matrices.
+      density: share of the entries to keep, in (0, 1]; may be traced.
+
+    Source: TIES, arXiv 2306.01708, step 1. Deviation: exactly
+    ``floor(density * size)`` entries are kept; the official code keeps one more.
+    """
+    check_density(density)
+
+    def merge(matrices: jax.Array, **extra: Any) -> jax.Array:
+        return rule(keep_largest(matrices, density), **extra)
+
+    return merge
+
+
+def ties(
+    matrices: jax.Array,
+    *,
+    density: ArrayLike,
+    sign: Sign = sign_of_sum,
+    combine: Combine = mean_of_agreeing,
+    **extra: Any,
+) -> jax.Array:
+    """TIES-Merging (arXiv 2306.01708): trim, elect, disjoint mean.
+
+    ``trim(elect, density=density)`` under its own name.
+
+    >>> print(ties(jnp.array([[[1.0, 4.0]], [[3.0, -5.0]]]), density=0.5))
+    [[ 0. -5.]]
+    """
+    return elect(keep_largest(matrices, density), sign=sign, combine=combine)

@@ -1,0 +1,43 @@
+"""The freedom in the factors: ``(B C, C^-1 A)`` is the same update as ``(B, A)``.
+
+Mergers that look at factors (Pico, LoRA-LEGO, RobustMerge, entrywise rules in core
+space) depend on it. `balanced` fixes it, so that they depend on the updates alone.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxmerge import linalg
+from jaxmerge.types import AdapterStack, Merger, Update
+
+
+def balance(stack: AdapterStack) -> AdapterStack:
+    """Canonical factors ``B_t = U_t sqrt(S_t)``, ``A_t = sqrt(S_t) V_t^T``.
+
+    From the singular value decomposition of every ``B_t A_t``; unique up to joint
+    signs of the directions where the singular values differ. Updates and ranks stay.
+
+    Cost: O((m + n) R^2) for each task.
+    """
+    k = min(stack.b.shape[1], stack.a.shape[1], stack.a.shape[2])
+    u, s, vt = linalg.svd_of_product(stack.b, stack.a)
+    root = jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1)), 0)
+    return stack.replace(
+        b=jnp.zeros_like(stack.b).at[..., :k].set(u * root[:, None, :]),
+        a=jnp.zeros_like(stack.a).at[:, :k, :].set(root[..., None] * vt),
+    )
+
+
+def balanced(merger: Merger) -> Merger:
+    """A merger that sees canonical factors (`balance`) of the same updates.
+
+    >>> from jaxmerge.linear import concat
+    >>> from jaxmerge.pico import pico
+    >>> merge = balanced(pico(concat))
+    """
+
+    def merge(stack: AdapterStack, **extra: Any) -> Update:
+        return merger(balance(stack), **extra)
+
+    return merge

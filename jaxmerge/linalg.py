@@ -1,0 +1,191 @@
+"""The only home of decompositions: precision, numerical rank and derivatives.
+
+Every function works in the dtype it is given, with matrix products at the highest
+precision of the device. A direction whose singular value is at most
+``rank_tolerance * s[0]`` is rounding noise: its value is set to 0 and its vectors to
+zero vectors, so that no result depends on the vectors that a routine happens to pick
+for the null space, and so that padding with zeros changes nothing.
+
+Derivatives are finite everywhere: where two singular values coincide their vectors
+are not differentiable, but every function that does not depend on the choice of basis
+is, and for those the rules below give the true derivative.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+def einsum(spec: str, *operands: jax.Array) -> jax.Array:
+    """``jnp.einsum`` at the highest precision of the device."""
+    return jnp.einsum(spec, *operands, precision=_HIGHEST)
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x @ y`` at the highest precision of the device."""
+    return jnp.matmul(x, y, precision=_HIGHEST)
+
+
+def transpose(x: jax.Array) -> jax.Array:
+    """Swaps the last two axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def rank_tolerance(dtype) -> float:
+    """Singular values up to this share of the largest one count as zero."""
+    return 16.0 * float(jnp.finfo(dtype).eps)
+
+
+def nonzero_directions(values: jax.Array) -> jax.Array:
+    """Which singular values, sorted in descending order, are above rounding noise."""
+    return values > rank_tolerance(values.dtype) * values[..., :1]
+
+
+@jax.custom_jvp
+def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Thin singular value decomposition with null directions set to zero.
+
+    ``x = u @ diag(s) @ vt``, with k = min(m, n) directions in descending order.
+
+    Args:
+      x: [..., m, n].
+
+    Returns:
+      u [..., m, k], s [..., k], vt [..., k, n]. Where ``s`` is 0 the column of ``u``
+      and the row of ``vt`` are zero too; the others are orthonormal.
+
+    Cost: O(m n k) through a QR step of the longer side and an SVD of a k x k matrix.
+
+    >>> u, s, vt = svd(jnp.array([[3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    >>> print(s, vt[1])
+    [3. 0.] [0. 0.]
+    """
+    m, n = x.shape[-2:]
+    if m < n:
+        v, s, ut = svd(transpose(x))
+        return transpose(ut), s, transpose(v)
+    if m > n:
+        q, r = jnp.linalg.qr(x)
+        u, s, vt = jnp.linalg.svd(r, full_matrices=False)
+        u = matmul(q, u)
+    else:
+        u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    return _without_null_directions(u, s, vt)
+
+
+@svd.defjvp
+def _svd_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    u, s, vt = svd(x)
+    tangent = _svd_tangents(
+        u, s, vt, matmul(dx, transpose(vt)), matmul(transpose(dx), u)
+    )
+    return (u, s, vt), tangent
+
+
+@jax.custom_jvp
+def svd_of_product(
+    b: jax.Array, a: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Singular value decomposition of ``b @ a`` from its factors.
+
+    Args:
+      b: [..., m, k].
+      a: [..., k, n].
+
+    Returns:
+      u [..., m, d], s [..., d], vt [..., d, n] with d = min(m, k, n), as `svd`.
+
+    Cost: O((m + n) k^2 + k^3) time and O((m + n) k) memory; ``b @ a`` is never formed.
+
+    >>> b, a = jnp.array([[1.0], [0.0], [1.0]]), jnp.array([[0.0, 2.0]])
+    >>> print(svd_of_product(b, a)[1].round(4))
+    [2.8284]
+    """
+    (m, k), n = b.shape[-2:], a.shape[-1]
+    left, small_b = jnp.linalg.qr(b) if m > k else (None, b)
+    right, small_a = jnp.linalg.qr(transpose(a)) if n > k else (None, transpose(a))
+    u, s, vt = jnp.linalg.svd(matmul(small_b, transpose(small_a)), full_matrices=False)
+    u = u if left is None else matmul(left, u)
+    vt = vt if right is None else matmul(vt, transpose(right))
+    return _without_null_directions(u, s, vt)
+
+
+@svd_of_product.defjvp
+def _svd_of_product_jvp(primals, tangents):
+    (b, a), (db, da) = primals, tangents
+    u, s, vt = svd_of_product(b, a)
+    v, at, dat = transpose(vt), transpose(a), transpose(da)
+    dx_v = matmul(db, matmul(a, v)) + matmul(b, matmul(da, v))
+    dxt_u = matmul(at, matmul(transpose(db), u)) + matmul(dat, matmul(transpose(b), u))
+    return (u, s, vt), _svd_tangents(u, s, vt, dx_v, dxt_u)
+
+
+@jax.custom_jvp
+def polar(x: jax.Array) -> jax.Array:
+    """The orthogonal polar factor ``u @ vt`` of ``x = u diag(s) vt``.
+
+    It is the matrix with singular values 1 (and 0 in the null space, which is left
+    out) nearest to x. Unlike u and vt alone it is differentiable at repeated singular
+    values: its derivative divides by sums ``s_i + s_j``, never by differences.
+
+    Args:
+      x: [..., m, n].
+
+    Returns:
+      [..., m, n].
+
+    >>> print(polar(jnp.array([[2.0, 0.0], [0.0, 5.0]])))
+    [[1. 0.]
+     [0. 1.]]
+    """
+    u, _, vt = svd(x)
+    return matmul(u, vt)
+
+
+@polar.defjvp
+def _polar_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    u, s, vt = svd(x)
+    v, inverse = transpose(vt), _masked_inverse(s, s > 0)
+    dx_v, dxt_u = matmul(dx, v), matmul(transpose(dx), u)
+    small = matmul(transpose(u), dx_v)
+    sums = s[..., :, None] + s[..., None, :]
+    turn = (small - transpose(small)) * _masked_inverse(sums, sums > 0)
+    out_of_u = (dx_v - matmul(u, small)) * inverse[..., None, :]
+    out_of_v = (dxt_u - matmul(v, transpose(small))) * inverse[..., None, :]
+    tangent = matmul(matmul(u, turn) + out_of_u, vt) + matmul(u, transpose(out_of_v))
+    return matmul(u, vt), tangent
+
+
+def _without_null_directions(u, s, vt):
+    keep = nonzero_directions(s)
+    return (
+        jnp.where(keep[..., None, :], u, 0),
+        jnp.where(keep, s, 0),
+        jnp.where(keep[..., :, None], vt, 0),
+    )
+
+
+def _masked_inverse(x, mask):
+    return jnp.where(mask, 1 / jnp.where(mask, x, 1), 0)
+
+
+def _svd_tangents(u, s, vt, dx_v, dxt_u):
+    """Tangents of u, s, vt from ``dx @ v`` and ``dx.T @ u``."""
+    v = transpose(vt)
+    small = matmul(transpose(u), dx_v)
+    squares = s * s
+    gaps = squares[..., None, :] - squares[..., :, None]
+    noise = rank_tolerance(s.dtype) * squares[..., :1, None]
+    turn = _masked_inverse(gaps, jnp.abs(gaps) > noise)
+    turn = jnp.where(jnp.eye(s.shape[-1], dtype=bool), 0, turn)
+    row, column = s[..., None, :], s[..., :, None]
+    inverse = _masked_inverse(s, s > 0)[..., None, :]
+    du = matmul(u, turn * (small * row + column * transpose(small)))
+    du = du + (dx_v - matmul(u, small)) * inverse
+    dv = matmul(v, turn * (column * small + transpose(small) * row))
+    dv = dv + (dxt_u - matmul(v, transpose(small))) * inverse
+    return du, jnp.diagonal(small, axis1=-2, axis2=-1), transpose(dv)

@@ -1,0 +1,187 @@
+"""From one module to a whole model: grouping, keys, chunks and devices.
+
+Methods never see a model or a mesh. `map_modules` runs them over all modules: those of
+equal shape and ranks go through one compiled, vectorised program.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from jaxmerge.elect import above, kept_count, magnitude_threshold
+from jaxmerge.linear import task_weights
+from jaxmerge.types import AdapterStack, Rule, Space, Update
+
+Tree = TypeVar("Tree")
+
+
+def module_mesh(devices: list | None = None) -> Mesh:
+    """A mesh with one axis, ``modules``, over the given devices (all unless given)."""
+    devices = devices or jax.devices()
+    return jax.make_mesh(
+        (len(devices),), ("modules",), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def map_modules(
+    fn: Callable[..., Any],
+    modules: Mapping[str, Tree],
+    *rest: Mapping[str, Any],
+    key: jax.Array | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Applies a function, usually a `Merger`, to every module of a model.
+
+    Args:
+      fn: called as ``fn(modules[name], *(tree[name] for tree in rest), **extra)``, and
+        with ``key=`` where a key is given. Build it once: a new closure compiles again.
+      modules: name -> AdapterStack, or any other tree of arrays.
+      rest: further trees by the same names.
+      key: key of the whole run; each module gets ``fold_in(key, crc32(name))``, which
+        depends neither on the order nor on the other modules.
+      chunk: modules of one shape that are worked on at a time; all unless given.
+        Bounds the memory.
+      mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
+        (`module_mesh`); no data moves between devices. Results come back gathered.
+      extra: passed to ``fn``, the same for all modules; arrays may be traced.
+
+    Returns:
+      name -> result, in the order of ``modules``.
+
+    Raises:
+      ValueError: ``rest`` misses a module.
+
+    >>> import jax.numpy as jnp
+    >>> tripled = map_modules(lambda x, by: x * by, {"q": jnp.ones(2)}, by=3.0)
+    >>> print(tripled["q"])
+    [3. 3.]
+    """
+    for tree in rest:
+        missing = sorted(set(modules) - set(tree))
+        if missing:
+            raise ValueError(f"map_modules: no value for module {missing[0]!r}")
+    groups: dict[Any, list[str]] = {}
+    trees = {name: (modules[name], *(tree[name] for tree in rest)) for name in modules}
+    for name, tree in trees.items():
+        leaves, structure = jax.tree.flatten(tree)
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        groups.setdefault((structure, shapes), []).append(name)
+
+    results = {}
+    for names in groups.values():
+        keys = None if key is None else module_keys(key, names)
+        stacked = jax.tree.map(
+            lambda *x: jnp.stack(x), *(trees[name] for name in names)
+        )
+        if mesh is None:
+            outputs = _run(fn, chunk, stacked, keys, extra)
+        else:
+            outputs = _run_on_mesh(fn, chunk, mesh, stacked, keys, extra)
+        for index, name in enumerate(names):
+            results[name] = jax.tree.map(lambda x, i=index: x[i], outputs)
+    return {name: results[name] for name in modules}
+
+
+def module_keys(key: jax.Array, names: list[str]) -> jax.Array:
+    """One key for each module, from the run's key and the module's name alone."""
+    hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    return jax.vmap(partial(jax.random.fold_in, key))(hashes)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run(fn, chunk, stacked, keys, extra):
+    def one(args):
+        tree, key = args
+        return fn(*tree, **extra) if key is None else fn(*tree, key=key, **extra)
+
+    if chunk is None:
+        return jax.vmap(one)((stacked, keys))
+    return jax.lax.map(one, (stacked, keys), batch_size=chunk)
+
+
+def _run_on_mesh(fn, chunk, mesh, stacked, keys, extra):
+    count, devices = jax.tree.leaves(stacked)[0].shape[0], mesh.shape["modules"]
+    order = np.arange(-(-count // devices) * devices) % count
+    sharding = NamedSharding(mesh, PartitionSpec("modules"))
+    spread = jax.tree.map(lambda x: jax.device_put(x[order], sharding), (stacked, keys))
+    outputs = _run_sharded(fn, chunk, mesh, *spread, extra)
+    gathered = jax.device_put(outputs, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda x: x[:count], gathered)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_sharded(fn, chunk, mesh, stacked, keys, extra):
+    local = jax.shard_map(
+        partial(_run, fn, chunk),
+        mesh=mesh,
+        in_specs=(PartitionSpec("modules"), PartitionSpec("modules"), PartitionSpec()),
+        out_specs=PartitionSpec("modules"),
+        check_vma=False,
+    )
+    return local(stacked, keys, extra)
+
+
+def trim_whole_model(
+    space: Space,
+    rule: Rule,
+    stacks: Mapping[str, AdapterStack],
+    *,
+    density: ArrayLike,
+    weights: ArrayLike | None = None,
+    **options: Any,
+) -> dict[str, Update]:
+    """Merges with one trimming threshold for each task over all modules.
+
+    TIES and KnOTS are published this way: a task's vector is that of the whole model,
+    so a module of small updates can be trimmed away entirely. Trimming each module by
+    itself, `jaxmerge.trim`, gives clearly different results.
+
+    Args:
+      space: `jaxmerge.full` for TIES, `jaxmerge.knots` for KnOTS-TIES.
+      rule: what merges the trimmed matrices, usually `jaxmerge.elect`.
+      stacks: module -> adapters. A module that a task does not adapt counts as zeros.
+      density: share of all entries of a task to keep, in (0, 1]; may be traced.
+      weights: [T], multiply the coordinates before trimming.
+      options: ``key``, ``chunk``, ``mesh`` and extra inputs, see `map_modules`.
+
+    Returns:
+      module -> update.
+
+    Source: arXiv 2306.01708 and 2410.19735. Deviation: exactly
+    ``floor(density * size)`` entries are kept, the official codes keep one more.
+    """
+    devices = {name: options[name] for name in ("chunk", "mesh") if name in options}
+    project, merge = _halves(space, rule)
+    projected = map_modules(project, stacks, weights=weights, **devices)
+    blocks = [matrices for matrices, _ in projected.values()]
+    count = kept_count(density, sum(block[0].size for block in blocks))
+    threshold = magnitude_threshold(blocks, count)
+    return map_modules(merge, stacks, projected, threshold=threshold, **options)
+
+
+@cache
+def _halves(space, rule):
+    """The two functions that `trim_whole_model` maps, made once for each pair."""
+
+    def project(stack, *, weights):
+        matrices, basis = space.project(stack)
+        matrices = matrices * task_weights(stack, weights)[:, None, None]
+        every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
+        return every.at[jnp.asarray(stack.present)].set(matrices), basis
+
+    def merge(stack, projected, *, threshold, **extra):
+        matrices, basis = projected
+        kept = above(matrices, threshold)[jnp.asarray(stack.present)]
+        ranks = tuple(stack.ranks[t] for t in stack.present)
+        return space.rebuild(rule(kept, ranks=ranks, **extra), basis)
+
+    return project, merge

@@ -1,0 +1,184 @@
+"""Rules on singular values and vectors: TSV-M, Iso-C, Iso-CTS, CART.
+
+None of them lets null directions in. With LoRA the updates have a low rank, and the
+official full-space codes fill the rest with whatever vectors the SVD routine returns:
+on such inputs their results differ between routines and most of their energy can lie
+outside the adapters' span.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxmerge import linalg
+from jaxmerge.linear import task_weights
+from jaxmerge.types import AdapterStack, LowRank
+from jaxmerge.updates import isotropize
+
+
+def tsv(
+    matrices: jax.Array, *, ranks: Sequence[int] | None = None, **extra: Any
+) -> jax.Array:
+    """Task singular vectors with reduced interference, TSV-M (arXiv 2412.00081).
+
+    The leading singular triplets of all tasks are set side by side, the left and the
+    right vectors are replaced by their nearest orthonormal ones (`linalg.polar`), and
+    ``U diag(s) V^T`` is rebuilt from them.
+
+    Args:
+      matrices: [T, p, q].
+      ranks: true rank of each matrix (the spaces give it); min(p, q) unless given.
+
+    Returns:
+      [p, q]. Task t enters with ``min(ranks[t], min(p, q))`` triplets if all together
+      fit into min(p, q), with at most ``min(p, q) // T`` otherwise.
+
+    Cost: T + 2 SVDs of size p x q. On adapters `tsv_m` gives the same from factors.
+
+    Deviations: the official code always takes ``min(p, q) // T`` triplets, null vectors
+    included, which makes its result arbitrary where the rank is smaller.
+
+    >>> print(tsv(jnp.array([[[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]]])))
+    [[2. 0.]
+     [0. 3.]]
+    """
+    tasks, p, q = matrices.shape
+    u, s, vt = linalg.svd(matrices)
+    counts = _directions_per_task(ranks or (min(p, q),) * tasks, min(p, q))
+    left = [u[t, :, :k] for t, k in enumerate(counts)]
+    values = [s[t, :k] for t, k in enumerate(counts)]
+    right = [vt[t, :k, :] for t, k in enumerate(counts)]
+    return linalg.matmul(*_reduce_interference(left, values, right))
+
+
+def tsv_m(
+    stack: AdapterStack, *, weights: ArrayLike | None = None, **extra: Any
+) -> LowRank:
+    """TSV-M from the factors: the update of ``core_space(tsv)``, without its bases.
+
+    Args:
+      stack: T adapters of one module.
+      weights: [T], multiply the singular values of each task.
+
+    Returns:
+      LowRank of rank K (less where all ranks together exceed min(m, n), see `tsv`).
+
+    Cost: O((m + n) K^2 + K^3), two SVDs of K x K and T of r x r.
+    """
+    weights = task_weights(stack, weights)
+    m, n = stack.b.shape[1], stack.a.shape[2]
+    ranks = tuple(stack.ranks[t] for t in stack.present)
+    counts = _directions_per_task(ranks, min(m, n))
+    left, values, right = [], [], []
+    for t, k, weight in zip(stack.present, counts, weights, strict=True):
+        r = stack.ranks[t]
+        u, s, vt = linalg.svd_of_product(stack.b[t, :, :r], stack.a[t, :r, :])
+        left.append(u[:, :k])
+        values.append(s[:k] * weight)
+        right.append(vt[:k])
+    return _reduce_interference(left, values, right)
+
+
+def iso_c(matrices: jax.Array, **extra: Any) -> jax.Array:
+    """Isotropic merging in common subspace (arXiv 2502.04959): `isotropize` the sum.
+
+    On adapters ``then(concat, isotropize)`` gives the same from factors.
+
+    >>> print(iso_c(jnp.array([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]]])))
+    [[2. 0.]
+     [0. 2.]]
+    """
+    return isotropize(jnp.sum(matrices, axis=0))
+
+
+def iso_cts(
+    matrices: jax.Array,
+    *,
+    common_fraction: float = 0.8,
+    ranks: Sequence[int] | None = None,
+    **extra: Any,
+) -> jax.Array:
+    """Isotropic merging in common and task-specific subspaces (arXiv 2502.04959).
+
+    Of d directions, about ``common_fraction`` are the leading ones (U, S, V) of the sum
+    of the updates; the others are shared out evenly, as the leading ones of each
+    task's residual ``(I - U U^T) M_t``. All left and all right vectors are
+    made orthonormal (`linalg.polar`) and every singular value is set to the mean.
+
+    Args:
+      matrices: [T, p, q].
+      common_fraction: share of the directions that is common, in (0, 1].
+      ranks: true rank of each matrix; then ``d = min(p, q, sum(ranks))``.
+
+    Returns:
+      [p, q].
+
+    Cost: T + 3 SVDs of size p x q.
+
+    Deviations: d is the number of directions that the adapters span, where the
+    official code counts min(p, q) and fills up with null vectors; the mean is over the
+    singular values that are not rounding noise.
+    """
+    if not 0 < common_fraction <= 1:
+        raise ValueError(
+            f"iso_cts: common_fraction must be in (0, 1], got {common_fraction}"
+        )
+    tasks, p, q = matrices.shape
+    d = min(p, q, sum(ranks)) if ranks else min(p, q)
+    specific = round((d - int(d * common_fraction)) / tasks)
+    common = d - specific * tasks
+    u, s, vt = linalg.svd(jnp.sum(matrices, axis=0))
+    u, s, vt = u[:, :common], s[:common], vt[:common]
+    residual = matrices - linalg.matmul(u, linalg.einsum("pk,tpq->tkq", u, matrices))
+    own_u, own_s, own_vt = linalg.svd(residual)
+    left = jnp.concatenate([*own_u[:, :, :specific], u], axis=1)
+    right = jnp.concatenate([*own_vt[:, :specific, :], vt], axis=0)
+    values = jnp.concatenate([own_s[:, :specific].reshape(-1), s])
+    mean = jnp.sum(values) / jnp.maximum(jnp.sum(values > 0), 1).astype(values.dtype)
+    return mean * linalg.matmul(linalg.polar(left), linalg.polar(right))
+
+
+def cart(
+    matrices: jax.Array,
+    *,
+    rank_fraction: float = 0.04,
+    by: ArrayLike = 0.1,
+    ranks: Sequence[int] | None = None,
+    **extra: Any,
+) -> jax.Array:
+    """Centred arithmetic with rank-reduced task vectors, CART (arXiv 2412.12153).
+
+    ``mean + by * sum_t SVD_k(M_t - mean)``, where SVD_k keeps the
+    ``k = ceil(rank_fraction * min(p, q))`` leading directions of a deviation.
+
+    Args:
+      matrices: [T, p, q].
+      rank_fraction: share of the directions to keep. It refers to the size of the
+        space: the same number keeps fewer directions in core space than in full space.
+      by: scale of the deviations.
+
+    Returns:
+      [p, q].
+    """
+    p, q = matrices.shape[1:]
+    k = math.ceil(rank_fraction * min(p, q))
+    centre = jnp.mean(matrices, axis=0)
+    u, s, vt = linalg.svd(matrices - centre)
+    kept = linalg.einsum("tpk,tk,tkq->pq", u[:, :, :k], s[:, :k], vt[:, :k, :])
+    return centre + jnp.asarray(by, matrices.dtype) * kept
+
+
+def _directions_per_task(ranks, size):
+    if sum(ranks) <= size:
+        return tuple(ranks)
+    return tuple(min(rank, size // len(ranks)) for rank in ranks)
+
+
+def _reduce_interference(left, values, right):
+    u = linalg.polar(jnp.concatenate(left, axis=1))
+    vt = linalg.polar(jnp.concatenate(right, axis=0))
+    return LowRank(b=u * jnp.concatenate(values), a=vt)

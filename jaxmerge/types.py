@@ -1,0 +1,150 @@
+"""The types of jaxmerge: the page to read first.
+
+A *module* is one adapted linear layer, named by its PEFT path. Letters, everywhere:
+T tasks, m outputs, n inputs, R padded rank, K = sum of ranks, k directions, p x q the
+space in which a rule works, L modules of one shape.
+
+There are three levels, each a function type, and they compose as ``jax.vmap`` and
+``jax.grad`` do:
+
+* a `Rule` merges T matrices, in whatever space they live;
+* a `Merger` merges the T adapters of one module (a space makes one of a rule);
+* a `Post` changes a merged update.
+
+Inputs that vary from call to call (``key``, ``weights``) are keyword-only; whoever
+needs one declares it, everyone else takes ``**extra`` and forwards it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+@flax.struct.dataclass
+class AdapterStack:
+    """T adapters of one module; the update of task t is ``b[t] @ a[t]``.
+
+    Ranks may differ: factors are padded with zeros to R columns (layout), while the
+    static ``ranks`` keep the true sizes (meaning). No result depends on the padding.
+
+    Attributes:
+      a: [T, R, n]; rows from ``ranks[t]`` on are zero.
+      b: [T, m, R]; columns from ``ranks[t]`` on are zero; the LoRA scale (alpha/r) is
+        already folded in.
+      ranks: true rank of each task; 0 means that the task has no adapter here.
+    """
+
+    a: jax.Array
+    b: jax.Array
+    ranks: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Indices of the tasks that adapt this module."""
+        return tuple(t for t, rank in enumerate(self.ranks) if rank > 0)
+
+
+class LowRank(NamedTuple):
+    """A matrix ``b @ a`` kept as its factors."""
+
+    b: jax.Array  # [m, k]
+    a: jax.Array  # [k, n]
+
+
+Update = jax.Array | LowRank  # a dense update is just an array [m, n]
+
+
+class Rule(Protocol):
+    """Merges T matrices: [T, p, q] -> [p, q]."""
+
+    def __call__(self, matrices: jax.Array, **extra: Any) -> jax.Array: ...
+
+
+class Merger(Protocol):
+    """Merges the T adapters of one module into one update."""
+
+    def __call__(self, stack: AdapterStack, **extra: Any) -> Update: ...
+
+
+class Post(Protocol):
+    """Changes a merged update; ``stack`` holds the adapters it came from."""
+
+    def __call__(self, update: Update, **extra: Any) -> Update: ...
+
+
+class Space(NamedTuple):
+    """Coordinates in which rules work.
+
+    ``project`` gives the coordinates of every present task, ``[T, p, q]``, and what
+    ``rebuild`` needs to map one matrix of coordinates back to an update.
+    """
+
+    project: Callable[[AdapterStack], tuple[jax.Array, Any]]
+    rebuild: Callable[[jax.Array, Any], Update]
+
+
+def stack_adapters(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike] | None],
+    *,
+    dtype: Any = jnp.float32,
+    name: str = "module",
+) -> AdapterStack:
+    """Stacks the factors of T adapters of one module, padding mixed ranks with zeros.
+
+    Args:
+      pairs: for each task ``(b, a)`` of shapes [m, r_t] and [r_t, n], with the LoRA
+        scale folded into ``b``; None where the task does not adapt this module.
+      dtype: floating type of the stack; bf16 and fp16 factors are computed in float32.
+      name: name of the module, for messages.
+
+    Returns:
+      AdapterStack with ``ranks`` taken from the factors.
+
+    Raises:
+      ValueError: factors that are not matrices, do not fit each other, or differ in
+        m or n between tasks; no task at all.
+
+    >>> import numpy as np
+    >>> two = (np.ones((4, 2)), np.ones((2, 3)))
+    >>> one = (np.ones((4, 1)), np.ones((1, 3)))
+    >>> stack = stack_adapters([two, None, one])
+    >>> stack.ranks, stack.a.shape, stack.b.shape
+    ((2, 0, 1), (3, 2, 3), (3, 4, 2))
+    """
+    factors = [
+        None if p is None else (np.asarray(p[0]), np.asarray(p[1])) for p in pairs
+    ]
+    shapes = set()
+    for task, pair in enumerate(factors):
+        if pair is None:
+            continue
+        b, a = pair
+        if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise ValueError(
+                f"{name}: task {task} has factors b {b.shape} and a {a.shape}; "
+                "expected [m, r] and [r, n]"
+            )
+        shapes.add((b.shape[0], a.shape[1]))
+    if not shapes:
+        raise ValueError(f"{name}: no task adapts this module")
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name}: tasks adapt matrices of different shapes {sorted(shapes)}; "
+            "adapters of different base models cannot be merged"
+        )
+    ((m, n),) = shapes
+    ranks = tuple(0 if pair is None else pair[0].shape[1] for pair in factors)
+    if max(ranks) == 0:
+        raise ValueError(f"{name}: every adapter has rank 0")
+    stacked_a = np.zeros((len(ranks), max(ranks), n), dtype)
+    stacked_b = np.zeros((len(ranks), m, max(ranks)), dtype)
+    for task, pair in enumerate(factors):
+        if pair is not None:
+            stacked_b[task, :, : ranks[task]] = pair[0]
+            stacked_a[task, : ranks[task]] = pair[1]
+    return AdapterStack(a=jnp.asarray(stacked_a), b=jnp.asarray(stacked_b), ranks=ranks)

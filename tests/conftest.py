@@ -1,0 +1,28 @@
+"""Test settings: x64, strict promotion, no rank promotion, eight CPU devices."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(
+    os.environ.get("JAXMERGE_SHARED", Path(__file__).resolve().parents[2] / "shared")
+)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Reference material that is not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference material not found at {SHARED}; set JAXMERGE_SHARED")
+    return SHARED

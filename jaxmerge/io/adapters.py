@@ -1,0 +1,73 @@
+"""What reading gives: adapters in memory, and all that writing them back needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmerge.io.factors import Layout, common_dtype
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.types import AdapterStack
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one adapter came from.
+
+    Attributes:
+      path: folder as the caller gave it.
+      config: its ``adapter_config.json``.
+      weight_file: name of the weight file that was read.
+      sha256: file name -> SHA-256 in hexadecimal, of every file that was read.
+      base_model: ``base_model_name_or_path``, None if the config has none.
+      revision: revision of the base model.
+      task_type: PEFT's task type.
+      dtype: dtype of its factors ("float32" if they are mixed).
+      scales: module -> factor that was folded into b.
+      zero_modules: modules that the file holds but whose A or B is exactly zero; they
+        count as absent (rank 0).
+    """
+
+    path: str
+    config: Mapping[str, Any]
+    weight_file: str
+    sha256: Mapping[str, str]
+    base_model: str | None
+    revision: str | None
+    task_type: str | None
+    dtype: str
+    scales: Mapping[str, float]
+    zero_modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """T adapters of one base model, module by module.
+
+    Attributes:
+      stacks: module -> its T adapters, float32, LoRA scale folded into b.
+      names: T task names, the names of their folders made unique.
+      layouts: module -> kind of layer and what is needed to write it back.
+      biases: module -> [T, m], LoRA biases with the scale folded in; only modules that
+        have any.
+      heads: per task the saved non-LoRA tensors, by name without PEFT's prefix.
+      sources: T records of provenance.
+      options: how they were read; ``options.heads`` also says what becomes of the heads
+        when a merged adapter is saved.
+    """
+
+    stacks: dict[str, AdapterStack]
+    names: tuple[str, ...]
+    layouts: dict[str, Layout]
+    biases: dict[str, jax.Array]
+    heads: tuple[dict[str, np.ndarray], ...]
+    sources: tuple[Source, ...]
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The inputs' common dtype; float32 if they differ or are wider."""
+        common = common_dtype(np.dtype(source.dtype) for source in self.sources)
+        return common if common.itemsize <= 4 else np.dtype(np.float32)

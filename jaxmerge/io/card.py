@@ -1,0 +1,147 @@
+"""The record of a merge: ``jaxmerge.json``, and the model card that shows it."""
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from jaxmerge.io.adapters import Adapters
+
+RECORD_FORMAT = 1
+
+
+def build_record(
+    like: Adapters, recipe: str | Mapping[str, Any] | None, output: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that is needed to compute a merge again, as JSON values.
+
+    Args:
+      like: the adapters that were merged.
+      recipe: how: the text of a pipeline, or a mapping with "pipeline", "weights",
+        "seed" and whatever else the caller needs to repeat it.
+      output: what was written.
+    """
+    if isinstance(recipe, str):
+        recipe = {"pipeline": recipe}
+    return {
+        "format": RECORD_FORMAT,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")
+        },
+        "recipe": dict(recipe or {}),
+        "read_options": asdict(like.options),
+        "inputs": [
+            {
+                "name": name,
+                "path": source.path,
+                "base_model": source.base_model,
+                "revision": source.revision,
+                "weight_file": source.weight_file,
+                "sha256": dict(source.sha256),
+            }
+            for name, source in zip(like.names, like.sources, strict=True)
+        ],
+        "output": dict(output),
+    }
+
+
+def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
+    """README.md of a merged adapter.
+
+    The front matter names base models only by Hub id, never by a local path. The body
+    shows the recipe, the inputs with their SHA-256, the energy kept, and the record.
+
+    Args:
+      record: what `build_record` gives.
+      energy: module -> share of the squared norm that was kept.
+    """
+    recipe = record["recipe"]
+    inputs = record["inputs"]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    sections = [
+        _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
+        f"# Merge of {len(inputs)} LoRA adapter{'s' if len(inputs) > 1 else ''}",
+        f"Made without loading the base model, by {versions}.",
+    ]
+    if recipe:
+        sections += ["## Recipe", _recipe(recipe)]
+    if inputs:
+        sections += ["## Inputs", _input_table(inputs)]
+    sections += [
+        "## Energy kept",
+        _energy_table(energy),
+        "## Record",
+        "What `jaxmerge verify` needs to compute this folder again; also in "
+        "`jaxmerge.json`.",
+        _fenced(json.dumps(record, indent=2), "json"),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a base model's name can be an id on the Hub rather than a local path.
+
+    >>> [is_hub_id(name) for name in ("gpt2", "org/model-7b", "/content/x", "a/b/c")]
+    [True, True, False, False]
+    """
+    piece = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+    return name is not None and bool(re.fullmatch(rf"({piece}/)?{piece}", name))
+
+
+def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
+    bases = dict.fromkeys(i["base_model"] for i in inputs if is_hub_id(i["base_model"]))
+    lines = ["---"]
+    if bases:
+        lines += ["base_model:", *(f"- {json.dumps(base)}" for base in bases)]
+    if is_adapter:
+        lines += ["library_name: peft"]
+    return "\n".join([*lines, "tags:", "- lora", "- merge", "- jaxmerge", "---"])
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in recipe.items() if key != "pipeline"}
+    parts = [_fenced(str(recipe["pipeline"]), "text")] if "pipeline" in recipe else []
+    parts += [
+        "\n".join(f"- {_cell(k)}: {_cell(json.dumps(v))}" for k, v in rest.items())
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _input_table(inputs: list[Mapping[str, Any]]) -> str:
+    rows = ["| adapter | base model | file | SHA-256 |", "|---|---|---|---|"]
+    for entry in inputs:
+        base = entry["base_model"] if is_hub_id(entry["base_model"]) else "-"
+        rows += [
+            f"| {_cell(entry['name'])} | {_cell(base)} | {_cell(file)} | `{digest}` |"
+            for file, digest in entry["sha256"].items()
+        ]
+    return "\n".join(rows)
+
+
+def _energy_table(energy: Mapping[str, float]) -> str:
+    """The share kept on average and in the worst modules."""
+    if all(share == 1.0 for share in energy.values()):
+        return "All of it: nothing was truncated."
+    worst = sorted(energy, key=energy.__getitem__)[:5]
+    mean = sum(energy.values()) / len(energy)
+    return "\n".join(
+        [
+            "| module | share of the squared norm |",
+            "|---|---|",
+            f"| mean of {len(energy)} | {mean:.6f} |",
+            *(f"| {_cell(module)} | {energy[module]:.6f} |" for module in worst),
+        ]
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its table cell or become markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", " ".join(str(text).split()))
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

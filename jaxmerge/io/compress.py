@@ -1,0 +1,128 @@
+"""From merged updates to the factors that are written: rank, padding, dtype, losses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.types import LowRank, Update
+from jaxmerge.updates import singular_value_decomposition
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Factors of one module, b [m, k] and a [k, n], and what was lost on the way.
+
+    Attributes:
+      energy: share of the squared Frobenius norm that the factors keep; 1 is exact.
+    """
+
+    b: np.ndarray
+    a: np.ndarray
+    energy: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Columns of b, padding included."""
+        return self.b.shape[1]
+
+    def padded(self, rank: int) -> "Compressed":
+        """The same update with zero columns and rows up to ``rank``."""
+        more = rank - self.rank
+        return Compressed(
+            np.pad(self.b, ((0, 0), (0, more))),
+            np.pad(self.a, ((0, more), (0, 0))),
+            self.energy,
+        )
+
+    def cast(self, dtype: np.dtype) -> tuple["Compressed", float]:
+        """The factors in another dtype, and the relative error of their product.
+
+        The error is ``||b' a' - b a|| / ||b a||`` in Frobenius norm, from the Gram
+        matrices of ``(b' - b) a' + b (a' - a)``; no [m, n] array is formed.
+        """
+        with np.errstate(over="ignore"):  # an overflow is found by the caller
+            b, a = self.b.astype(dtype), self.a.astype(dtype)
+        exact = [x.astype(np.float64) for x in (self.b, self.a)]
+        rounded = [x.astype(np.float64) for x in (b, a)]
+        lost = _norm(
+            np.hstack([rounded[0] - exact[0], exact[0]]),
+            np.vstack([rounded[1], rounded[1] - exact[1]]),
+        )
+        total = _norm(*exact)
+        return Compressed(b, a, self.energy), lost / total if total else 0.0
+
+
+def _norm(b: np.ndarray, a: np.ndarray) -> float:
+    return float(np.sqrt(max(np.sum((b.T @ b) * (a @ a.T)), 0.0)))
+
+
+def compress(
+    updates: Mapping[str, Update],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    ragged: bool = False,
+) -> dict[str, Compressed]:
+    """Factors of every update, truncated if asked for; each truncation is optimal.
+
+    Args:
+      updates: module -> update; dense ones need ``rank`` or ``energy``.
+      rank: keep at most this many directions per module.
+      energy: keep the fewest directions that hold this share of the squared norm: one
+        number of directions for all modules, or with ``ragged`` one for each.
+
+    Returns:
+      module -> factors. Low-rank updates that are not truncated keep theirs.
+    """
+    if rank is None and energy is None:
+        return {module: _factors(update) for module, update in updates.items()}
+    svds = {
+        module: None if _fits(update, rank) else _decompose(module, update)
+        for module, update in updates.items()
+    }
+    if energy is not None:
+        wanted = {module: _rank_for(svd[1], energy) for module, svd in svds.items()}
+        most = max(wanted.values())
+    return {
+        module: _factors(update)
+        if svds[module] is None
+        else _cut(*svds[module], rank or (wanted[module] if ragged else most))
+        for module, update in updates.items()
+    }
+
+
+def _fits(update: Update, rank: int | None) -> bool:
+    return (
+        rank is not None and isinstance(update, LowRank) and update.b.shape[1] <= rank
+    )
+
+
+def _factors(update: LowRank) -> Compressed:
+    return Compressed(np.asarray(update.b), np.asarray(update.a))
+
+
+def _decompose(
+    module: str, update: Update
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, s, vt = (np.asarray(x) for x in singular_value_decomposition(update))
+    if not np.isfinite(s).all():
+        raise AdapterError(f"module {module!r}: its singular values are not finite")
+    return u, s, vt
+
+
+def _cut(u: np.ndarray, s: np.ndarray, vt: np.ndarray, rank: int) -> Compressed:
+    rank = min(rank, len(s))
+    return Compressed(u[:, :rank] * s[:rank], vt[:rank], float(_kept(s)[rank]))
+
+
+def _rank_for(s: np.ndarray, energy: float) -> int:
+    """The fewest directions, at least 1, that keep this share of the squared norm."""
+    return max(int(np.argmax(_kept(s) >= energy)), 1)
+
+
+def _kept(s: np.ndarray) -> np.ndarray:
+    """Share of the squared norm in the first 0, 1, .., d directions; ends with 1."""
+    sums = np.concatenate([[0.0], np.cumsum(s.astype(np.float64) ** 2)])
+    return sums / sums[-1] if sums[-1] > 0 else np.ones_like(sums)

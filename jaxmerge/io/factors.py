@@ -1,0 +1,223 @@
+"""One adapted module of one adapter: shapes from the header, then its factors.
+
+Whatever the kind of layer, a module becomes two matrices b [m, r] and a [r, n] with the
+LoRA scale folded into b. `Layout` keeps what is needed to turn them back into tensors.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmerge.io.config import AdapterConfig
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a module are laid out in files.
+
+    Attributes:
+      kind: "linear", "embedding", "conv1d", "conv2d" or "conv3d".
+      kernel: spatial shape of a convolution; n is inputs x kernel, flattened.
+      fan_in_fan_out: the base keeps its weight as [n, m] (GPT-2's Conv1D).
+
+    A linear or convolution weight changes by ``(b @ a)`` in its own shape, an embedding
+    weight [vocabulary, dimension] by ``(b @ a).T``: there m is the dimension.
+    """
+
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
+    fan_in_fan_out: bool = False
+
+    def to_tensors(self, b: np.ndarray, a: np.ndarray) -> dict[str, np.ndarray]:
+        """PEFT's tensors of factors [m, r] and [r, n], by name below the module."""
+        if self.kind == "embedding":
+            return {"lora_embedding_A": a, "lora_embedding_B": b}
+        if self.kind != "linear":
+            a = a.reshape(a.shape[0], -1, *self.kernel)
+            b = b.reshape(*b.shape, *(1 for _ in self.kernel))
+        return {"lora_A.weight": a, "lora_B.weight": b}
+
+    def to_weight(self, update: np.ndarray) -> np.ndarray:
+        """An update [m, n] in the shape of the base weight to which it is added."""
+        if self.kind == "embedding" or self.fan_in_fan_out:
+            return update.T
+        return update.reshape(update.shape[0], -1, *self.kernel)
+
+
+class Factors(NamedTuple):
+    """b [m, r], a [r, n] and the bias [m] if there is one; scale folded in; float32."""
+
+    b: np.ndarray
+    a: np.ndarray
+    bias: np.ndarray | None
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the module does nothing: A or B is exactly zero, as is the bias."""
+        update = self.a.any() and self.b.any()
+        return not update and (self.bias is None or not self.bias.any())
+
+
+@dataclass(frozen=True)
+class FactorSpec:
+    """One module of one adapter, as far as the header tells it.
+
+    Attributes:
+      parts: part of the factorisation ("A", "B", "E", "bias", ...) -> tensor key.
+      shape: (m, n) of the update.
+      rank: true rank r of the tensors.
+      scale: what ``B A`` is multiplied with.
+      dtype: dtype of the factors in the file.
+    """
+
+    layout: Layout
+    parts: Mapping[str, str]
+    shape: tuple[int, int]
+    rank: int
+    scale: float
+    dtype: np.dtype
+
+
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The dtype that all share, or float32, in which the computation is done."""
+    found = set(dtypes)
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+
+def factor_spec(
+    module: str,
+    parts: Mapping[str, str],
+    tensors: TensorFile,
+    config: AdapterConfig,
+    *,
+    inputs: int | None = None,
+) -> FactorSpec:
+    """What the header says about one module; AdapterError if its tensors do not fit.
+
+    Args:
+      module: name in the base model, for the patterns and for messages.
+      parts: part -> tensor key, VeRA's shared projections included.
+      tensors: the open file.
+      config: its checked config.
+      inputs: n of a VeRA module, which its file does not tell.
+    """
+    where = f"{tensors.path}: module {module!r}"
+    shapes = {part: tensors.infos[key].shape for part, key in parts.items()}
+    dtypes = {tensors.infos[key].dtype for key in parts.values()}
+    for part, key in parts.items():
+        if tensors.infos[key].dtype not in FLOATING:
+            raise AdapterError(
+                f"{where}: {part} has dtype {tensors.infos[key].dtype}; quantised "
+                "adapters cannot be merged exactly, save it as bf16, fp16 or fp32"
+            )
+    expected = _EXPECTED_PARTS[config.peft_type]
+    if not any(set(shapes) - {"bias"} == set(names) for names in expected):
+        wanted = " or ".join("+".join(names) for names in expected)
+        raise AdapterError(
+            f"{where}: found {'+'.join(sorted(shapes))}, expected {wanted}; "
+            "the file is incomplete or belongs to another kind of adapter"
+        )
+    if config.peft_type == "VERA":
+        layout, b_shape, a_shape = _vera_shapes(shapes, inputs, where)
+    else:
+        layout, b_shape, a_shape = _lora_shapes(shapes, config, where)
+    (m, rank), n = b_shape, a_shape[1]
+    if (
+        a_shape[0] != rank
+        or min(m, n) == 0
+        or ("bias" in shapes and shapes["bias"] != (m,))
+    ):
+        raise AdapterError(f"{where}: shapes do not fit each other: {shapes}")
+    if rank == 0 and config.peft_type != "ADALORA":
+        raise AdapterError(
+            f"{where}: empty factors {shapes}; the shards of a distributed run were "
+            "not gathered before saving"
+        )
+    return FactorSpec(
+        layout=layout,
+        parts=dict(parts),
+        shape=(m, n),
+        rank=rank,
+        scale=config.scale(module, rank),
+        dtype=common_dtype(dtypes),
+    )
+
+
+_EXPECTED_PARTS = {
+    "LORA": (("A", "B"), ("embedding_A", "embedding_B")),
+    "ADALORA": (("A", "B", "E"),),
+    "VERA": (("A", "B", "lambda_b", "lambda_d"),),
+}
+_Shape = tuple[int, ...]
+
+
+def _lora_shapes(
+    shapes: Mapping[str, _Shape], config: AdapterConfig, where: str
+) -> tuple[Layout, _Shape, _Shape]:
+    """Layout and the shapes of b and a as matrices."""
+    if "embedding_A" in shapes:
+        a, b = shapes["embedding_A"], shapes["embedding_B"]
+        layout = Layout("embedding")
+    else:
+        a, b = shapes["A"], shapes["B"]
+        layout = Layout("linear", fan_in_fan_out=config.fan_in_fan_out)
+    if "E" in shapes and shapes["E"] != (a[0], 1):
+        raise AdapterError(f"{where}: lora_E is {shapes['E']}, expected {(a[0], 1)}")
+    spatial = len(a) - 2
+    if layout.kind == "linear" and 1 <= spatial <= 3 and len(b) == len(a):
+        if b[2:] != (1,) * spatial:
+            raise AdapterError(f"{where}: lora_B {b} is not a pointwise convolution")
+        layout = Layout(f"conv{spatial}d", kernel=a[2:])
+        a, b = (a[0], math.prod(a[1:])), b[:2]
+    if len(a) != 2 or len(b) != 2:
+        raise AdapterError(f"{where}: factors of shapes {a} and {b} are not LoRA")
+    if layout.kernel and a[0] != b[1]:
+        raise AdapterError(
+            f"{where}: a grouped convolution (lora_B takes {b[1]} of {a[0]} channels), "
+            "whose update is not B A; leave this module out"
+        )
+    return layout, b, a
+
+
+def _vera_shapes(
+    shapes: Mapping[str, _Shape], inputs: int | None, where: str
+) -> tuple[Layout, _Shape, _Shape]:
+    a, b = shapes["A"], shapes["B"]
+    lambda_b, lambda_d = shapes["lambda_b"], shapes["lambda_d"]
+    if any(len(s) != d for s, d in ((a, 2), (b, 2), (lambda_b, 1), (lambda_d, 1))):
+        raise AdapterError(f"{where}: VeRA tensors of unexpected shapes {shapes}")
+    if inputs is None:
+        raise AdapterError(
+            f"{where}: a VeRA file does not tell the input size of its modules; "
+            "pass vera_inputs=<size>, or vera_inputs={'<end of name>': <size>, ...}"
+        )
+    (m,), (rank,) = lambda_b, lambda_d
+    if not 0 < inputs <= a[1] or m > b[0] or rank != a[0] or rank != b[1]:
+        raise AdapterError(
+            f"{where}: [{m}, {rank}] x [{rank}, {inputs}] is not part of the shared "
+            f"projections {b} and {a}"
+        )
+    return Layout("linear"), (m, rank), (rank, inputs)
+
+
+def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
+    """Reads the factors of one module; AdapterError if they hold NaN or Inf."""
+    (m, n), rank = spec.shape, spec.rank
+    values = {part: read_finite(tensors, key) for part, key in spec.parts.items()}
+    scale = np.float32(spec.scale)
+    if "lambda_d" in values:
+        a = values["lambda_d"][:, None] * values["A"][:, :n]
+        b = values["lambda_b"][:, None] * values["B"][:m]
+    elif "embedding_A" in values:
+        a, b = values["embedding_A"], values["embedding_B"]
+    else:
+        a, b = values["A"].reshape(rank, n), values["B"].reshape(m, rank)
+    if "E" in values:
+        a = values["E"] * a
+    bias = values["bias"] * scale if "bias" in values else None
+    return Factors(b * scale, a, bias)

@@ -1,0 +1,122 @@
+"""Finding and opening the files of an adapter folder; nothing is trusted."""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.io.errors import AdapterError
+
+CONFIG_FILE = "adapter_config.json"
+SAFETENSORS_FILE = "adapter_model.safetensors"
+TORCH_FILE = "adapter_model.bin"
+_LARGEST_CONFIG = 16 * 2**20  # bytes
+
+
+def adapter_folder(folder: str | os.PathLike) -> Path:
+    """The folder as a path; AdapterError if there is none."""
+    path = Path(folder)
+    try:
+        if path.is_dir():
+            return path
+        exists = os.path.lexists(path)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{str(folder)!r}: not a usable path ({error})") from error
+    if exists:
+        raise AdapterError(
+            f"{path}: not a folder; give the folder that holds {CONFIG_FILE}"
+        )
+    raise AdapterError(f"{path}: no such folder")
+
+
+def weight_file(folder: Path, choice: str | None = None) -> Path:
+    """The weight file of an adapter folder.
+
+    Args:
+      folder: adapter folder.
+      choice: "safetensors" or "bin" where the folder has both.
+    """
+    names = {"safetensors": SAFETENSORS_FILE, "bin": TORCH_FILE}
+    found = [key for key, name in names.items() if os.path.lexists(folder / name)]
+    if not found:
+        raise AdapterError(
+            f"{folder}: no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} "
+            "(a merged full model or a tokenizer folder is not an adapter)"
+        )
+    if choice is None and len(found) > 1:
+        raise AdapterError(
+            f"{folder}: holds both {SAFETENSORS_FILE} and {TORCH_FILE}, which may be "
+            "different runs; choose with weights='safetensors' or weights='bin'"
+        )
+    if choice is not None and choice not in found:
+        raise AdapterError(f"{folder}: has no {names[choice]} (weights={choice!r})")
+    return checked_file(folder / names[choice or found[0]])
+
+
+def checked_file(path: Path) -> Path:
+    """``path`` if it is a readable regular file with content; AdapterError if not."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise AdapterError(f"{path}: not a regular file")
+        if status.st_size == 0:
+            raise AdapterError(f"{path}: the file is empty; download or save it again")
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        reason = (
+            "a symbolic link to nothing"
+            if path.is_symlink() and not path.exists()
+            else error.strerror
+        )
+        raise AdapterError(f"{path}: cannot be read ({reason})") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise AdapterError(
+            f"{path}: a git-lfs pointer, not the weights; "
+            "run `git lfs pull` in its repository or download the file itself"
+        )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
+    path = folder / CONFIG_FILE
+    if not os.path.lexists(path):
+        raise AdapterError(
+            f"{folder}: no {CONFIG_FILE}; without it the LoRA scale is unknown. "
+            "Files in an older layout are read with layout=..., see jaxmerge.io.layouts"
+        )
+    if checked_file(path).stat().st_size > _LARGEST_CONFIG:
+        raise AdapterError(f"{path}: too large to be an adapter config")
+    try:
+        config = json.loads(
+            path.read_text(encoding="utf-8-sig"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise AdapterError(
+            f"{path}: expected a JSON object, found {type(config).__name__}"
+        )
+    return config
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,152 @@
+"""Opening one adapter: folder -> checked config and a spec of every module.
+
+Only headers are read here, so that a plan costs nothing and a conflict between
+adapters is found before any tensor is.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmerge.io.config import AdapterConfig, parse_config
+from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.factors import FactorSpec, factor_spec
+from jaxmerge.io.files import CONFIG_FILE, adapter_folder, read_config, weight_file
+from jaxmerge.io.keys import KeyTable, rename_modules, sort_keys
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.tensors import TensorFile, open_tensors
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """One adapter whose header has been read and checked.
+
+    Attributes:
+      folder: as the caller gave it.
+      files: the files that make up the adapter.
+      specs: module (renamed) -> spec.
+      heads: saved non-LoRA tensors, name -> tensor key.
+    """
+
+    name: str
+    folder: str
+    files: tuple[Path, ...]
+    config: AdapterConfig
+    tensors: TensorFile
+    specs: dict[str, FactorSpec]
+    heads: dict[str, str]
+
+
+def open_adapters(
+    folders: Sequence[str | os.PathLike], options: ReadOptions
+) -> list[OpenAdapter]:
+    """Opens every folder; AdapterError for the first that cannot be read exactly."""
+    if isinstance(folders, str | os.PathLike):
+        raise AdapterError(f"expected a list of adapter folders, found {folders!r}")
+    if not folders:
+        raise AdapterError("no adapter folder given")
+    paths = [adapter_folder(folder) for folder in folders]
+    return [
+        _open_adapter(name, folder, path, options)
+        for name, folder, path in zip(task_names(paths), folders, paths, strict=True)
+    ]
+
+
+def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Folder names, with as many parent folders in front as make them unique.
+
+    >>> task_names([Path("/runs/0/cars"), Path("/runs/1/cars"), Path("/runs/0/dtd")])
+    ('0-cars', '1-cars', 'dtd')
+    """
+    parts = [path.resolve().parts[1:] or ("adapter",) for path in paths]
+    names = [part[-1] for part in parts]
+    for depth in range(2, max(map(len, parts)) + 1):
+        clashes = {name for name, count in Counter(names).items() if count > 1}
+        if not clashes:
+            break
+        names = [
+            "-".join(part[-depth:]) if name in clashes else name
+            for name, part in zip(names, parts, strict=True)
+        ]
+    repeats: Counter[str] = Counter()
+    for place, name in enumerate(names):  # one folder given twice
+        repeats[name] += 1
+        if repeats[name] > 1:
+            names[place] = f"{name}-{repeats[name]}"
+    return tuple(names)
+
+
+def _open_adapter(
+    name: str, folder: str | os.PathLike, path: Path, options: ReadOptions
+) -> OpenAdapter:
+    config = parse_config(
+        read_config(path),
+        path / CONFIG_FILE,
+        assume_alpha=options.assume_alpha,
+        ignore_config_keys=options.ignore_config_keys,
+    )
+    tensors = open_tensors(weight_file(path, options.weights))
+    table = sort_keys(tensors.infos, tensors.path, config.modules_to_save)
+    if not table.modules:
+        raise AdapterError(
+            f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should)"
+        )
+    specs = _specs(table, tensors, config, options.vera_inputs)
+    renamed = rename_modules(
+        specs, path, strip_prefix=options.strip_prefix, add_prefix=options.add_prefix
+    )
+    return OpenAdapter(
+        name=name,
+        folder=os.fspath(folder),
+        files=(config.path, tensors.path),
+        config=config,
+        tensors=tensors,
+        specs={renamed[module]: spec for module, spec in specs.items()},
+        heads=table.heads,
+    )
+
+
+def _specs(
+    table: KeyTable,
+    tensors: TensorFile,
+    config: AdapterConfig,
+    vera_inputs: int | Mapping[str, int] | None,
+) -> dict[str, FactorSpec]:
+    shared = table.projections
+    if config.peft_type != "VERA":
+        if shared:
+            raise AdapterError(
+                f"{tensors.path}: holds VeRA projections ({listing(shared.values())}) "
+                f"but {CONFIG_FILE} says {config.peft_type}"
+            )
+        return {
+            module: factor_spec(module, parts, tensors, config)
+            for module, parts in table.modules.items()
+        }
+    if set(shared) != {"A", "B"}:
+        raise AdapterError(
+            f"{tensors.path}: a VeRA adapter without its shared projections; "
+            "save it again with save_projection=True"
+        )
+    if vera_inputs is None and len(table.modules) == 1:
+        vera_inputs = tensors.infos[shared["A"]].shape[-1]
+    return {
+        module: factor_spec(
+            module,
+            {**shared, **parts},
+            tensors,
+            config,
+            inputs=_inputs_of(module, vera_inputs),
+        )
+        for module, parts in table.modules.items()
+    }
+
+
+def _inputs_of(module: str, inputs: int | Mapping[str, int] | None) -> int | None:
+    """n of a VeRA module: one number for all, or by the longest ending of its name."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    ends = [end for end in inputs if f".{module}".endswith(f".{end}")]
+    return inputs[max(ends, key=len)] if ends else None

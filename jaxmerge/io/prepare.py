@@ -1,0 +1,187 @@
+"""What is to be written, checked and complete in memory before any file exists."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxmerge.io.adapters import Adapters
+from jaxmerge.io.compress import Compressed, compress
+from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.io.files import SAFETENSORS_FILE
+from jaxmerge.io.heads import Heads, head_modules
+from jaxmerge.io.keys import PEFT_PREFIX
+from jaxmerge.io.output_config import output_config
+from jaxmerge.types import LowRank, Update
+from jaxmerge.updates import dense as dense_of
+
+DELTA_FILE = "delta.safetensors"
+_DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The content of a folder.
+
+    Attributes:
+      files: file name -> tensors by key.
+      config: the adapter config, None for full-weight deltas.
+      factors: module -> factors as written.
+      biases: module -> LoRA bias as written.
+      cast_error: module -> relative error of the cast.
+    """
+
+    files: dict[str, Mapping[str, np.ndarray]]
+    config: dict[str, Any] | None
+    cast_error: dict[str, float]
+    factors: dict[str, Compressed] = field(default_factory=dict)
+    biases: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def adapter_output(
+    updates: Mapping[str, Update],
+    like: Adapters,
+    *,
+    dtype: np.dtype,
+    rank: int | None,
+    energy: float | None,
+    ragged: bool,
+    biases: Mapping[str, np.ndarray],
+    heads: Heads,
+) -> Output:
+    """One PEFT adapter: factors of one rank, or of one rank per module if ragged."""
+    factors = compress(updates, rank=rank, energy=energy, ragged=ragged)
+    widest = rank or max(1, *(f.rank for f in factors.values()))
+    cast, cast_error = {}, {}
+    for module, found in factors.items():
+        padded = found.padded(max(found.rank, 1) if ragged else widest)
+        cast[module], cast_error[module] = padded.cast(dtype)
+    cast_biases = {module: bias.astype(dtype) for module, bias in biases.items()}
+    tensors = {f"{PEFT_PREFIX}{name}": value for name, value in heads.items()}
+    for module, found in cast.items():
+        parts = like.layouts[module].to_tensors(found.b, found.a)
+        if module in cast_biases:
+            parts["lora_B.bias"] = cast_biases[module]
+        for leaf, value in parts.items():
+            tensors[f"{PEFT_PREFIX}{module}.{leaf}"] = value
+    _check_overflow(tensors, dtype)
+    config = output_config(
+        {module: found.rank for module, found in cast.items()},
+        like,
+        modules_to_save=head_modules(heads, like),
+        lora_bias=bool(biases),
+    )
+    return Output({SAFETENSORS_FILE: tensors}, config, cast_error, cast, cast_biases)
+
+
+def delta_output(
+    updates: Mapping[str, Update], like: Adapters, *, dtype: np.dtype
+) -> Output:
+    """Full-weight deltas: ``<module>.weight``, in the shape of the base weight."""
+    tensors, cast_error = {}, {}
+    for module, update in updates.items():
+        exact = np.asarray(dense_of(update))
+        with np.errstate(over="ignore"):
+            cast = exact.astype(dtype)
+        total = np.linalg.norm(exact.astype(np.float64))
+        lost = np.linalg.norm(cast.astype(np.float64) - exact)
+        cast_error[module] = float(lost / total) if total else 0.0
+        tensors[f"{module}.weight"] = like.layouts[module].to_weight(cast)
+    _check_overflow(tensors, dtype)
+    return Output({DELTA_FILE: tensors}, None, cast_error)
+
+
+def checked_updates(updates: Mapping[str, Update], like: Adapters) -> dict[str, Update]:
+    """The updates, if each is a finite update of a module of ``like``."""
+    if not updates:
+        raise AdapterError("there are no updates to save")
+    strange = sorted(updates.keys() - like.stacks.keys())
+    if strange:
+        raise AdapterError(f"updates of unknown modules: {listing(strange)}")
+    for module, update in updates.items():
+        stack = like.stacks[module]
+        wanted = (stack.b.shape[1], stack.a.shape[2])
+        low_rank = isinstance(update, LowRank)
+        shapes = [np.shape(x) for x in update] if low_rank else [np.shape(update)]
+        if any(len(s) != 2 for s in shapes) or (shapes[0][0], shapes[-1][1]) != wanted:
+            raise AdapterError(f"module {module!r}: update {shapes}, expected {wanted}")
+        if low_rank and shapes[0][1] != shapes[1][0]:
+            raise AdapterError(f"module {module!r}: factors {shapes} do not fit")
+        if not all(np.isfinite(x).all() for x in (update if low_rank else [update])):
+            raise AdapterError(f"module {module!r}: the update holds NaN or Inf")
+    return dict(updates)
+
+
+def checked_dtype(dtype: Any) -> np.dtype:
+    """float32, float16 or bfloat16."""
+    try:
+        found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    except TypeError:
+        found = None
+    if found not in [np.dtype(allowed) for allowed in _DTYPES]:
+        raise AdapterError(
+            f"dtype={show(dtype)}: expected float32, float16 or bfloat16"
+        )
+    return found
+
+
+def checked_biases(
+    biases: Mapping[str, ArrayLike] | None, modules: Mapping[str, Any], like: Adapters
+) -> dict[str, np.ndarray]:
+    """Merged LoRA biases of every written module, or of none.
+
+    PEFT's ``lora_bias`` is one switch for all modules, so those without get zeros.
+    """
+    if biases is None and like.biases:
+        raise AdapterError(
+            f"the adapters carry LoRA biases ({listing(like.biases)}); pass the merged "
+            "ones as biases={module: [m], ...}, such as weights @ "
+            "adapters.biases[module], or biases={} to leave them out"
+        )
+    if not biases:
+        return {}
+    strange = sorted(biases.keys() - modules.keys())
+    if strange:
+        raise AdapterError(f"biases of modules without an update: {listing(strange)}")
+    embeddings = [m for m in modules if like.layouts[m].kind == "embedding"]
+    if embeddings:
+        raise AdapterError(
+            f"PEFT has no LoRA bias on embeddings ({listing(embeddings)}), and "
+            "lora_bias is one switch for all modules; leave out these modules or the "
+            "biases"
+        )
+    found = {}
+    for module in modules:
+        m = like.stacks[module].b.shape[1]
+        bias = np.asarray(biases.get(module, np.zeros(m, np.float32)))
+        if bias.shape != (m,) or not np.isfinite(bias).all():
+            raise AdapterError(f"module {module!r}: bias is not {m} finite numbers")
+        found[module] = bias
+    return found
+
+
+def checked_rank(
+    rank: int | str | None, energy: float | None, like: Adapters
+) -> int | None:
+    """The output rank as a number; "auto" is the largest rank among the inputs."""
+    if rank is not None and energy is not None:
+        raise AdapterError("rank and energy both decide the rank; give one of them")
+    if energy is not None and not 0 < energy <= 1:
+        raise AdapterError(f"energy={show(energy)}: expected a share in (0, 1]")
+    if rank == "auto":
+        return max(max(stack.ranks) for stack in like.stacks.values())
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise AdapterError(f"rank={show(rank)}: expected a positive integer or 'auto'")
+    return rank
+
+
+def _check_overflow(tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
+    for key, value in tensors.items():
+        if value.dtype == dtype and not np.isfinite(value).all():
+            raise AdapterError(
+                f"tensor {key!r} does not fit into {dtype.name}; "
+                "save with dtype='float32'"
+            )

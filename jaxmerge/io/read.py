@@ -1,0 +1,150 @@
+"""PEFT folders -> `Adapters`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.io.adapters import Adapters, Source
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.factors import Factors, common_dtype, read_factors
+from jaxmerge.io.files import sha256
+from jaxmerge.io.opening import OpenAdapter, open_adapters
+from jaxmerge.io.options import HeadPolicy, ReadOptions
+from jaxmerge.io.survey import conflicts
+from jaxmerge.io.tensors import FLOATING, read_finite
+from jaxmerge.types import stack_adapters
+
+
+def load_peft(
+    folders: Sequence[str | os.PathLike],
+    *,
+    heads: HeadPolicy = "error",
+    assume_alpha: float | Literal["rank"] | None = None,
+    strip_prefix: str = "",
+    add_prefix: str = "",
+    allow_different_bases: bool = False,
+    allow_zero: bool = False,
+    weights: Literal["safetensors", "bin"] | None = None,
+    ignore_config_keys: Sequence[str] = (),
+    vera_inputs: int | Mapping[str, int] | None = None,
+) -> Adapters:
+    """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+
+    Every module becomes ``b [T, m, R]`` and ``a [T, R, n]`` in float32 with its scale
+    folded into b, so that the update of task t is ``b[t] @ a[t]`` whatever its rank,
+    alpha, variant or file format was. Modules are taken from the tensor names; a task
+    that lacks a module has rank 0 there.
+
+    Args:
+      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``).
+      heads: what becomes of saved modules besides LoRA when the merge is saved: "error"
+        refuses to load them, "first" takes those of the first adapter that has any,
+        "mean" averages them, "keep" writes one file per task.
+      assume_alpha: lora_alpha for configs that have none; "rank" means a scale of 1.
+      strip_prefix: taken off the module names that start with it.
+      add_prefix: put in front of the module names that do not start with it.
+      allow_different_bases: merge although ``base_model_name_or_path`` differs.
+      allow_zero: accept adapters whose every update is zero.
+      weights: which file to read where a folder has both.
+      ignore_config_keys: config keys that jaxmerge does not know but you know to be
+        harmless.
+      vera_inputs: input size of the modules of VeRA adapters, which their files do not
+        hold: one number, or a table from name endings to numbers.
+
+    Returns:
+      `Adapters`.
+
+    Raises:
+      AdapterError: an input that cannot be read exactly or does not fit the others.
+    """
+    options = ReadOptions(
+        heads=heads,
+        assume_alpha=assume_alpha,
+        strip_prefix=strip_prefix,
+        add_prefix=add_prefix,
+        allow_different_bases=allow_different_bases,
+        allow_zero=allow_zero,
+        weights=weights,
+        ignore_config_keys=ignore_config_keys,
+        vera_inputs=vera_inputs,
+    )
+    opened = open_adapters(folders, options)
+    found = conflicts(opened, options)
+    if found:
+        more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
+        raise AdapterError(found[0].message + more)
+    return assemble(opened, options)
+
+
+def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+    """Reads the tensors of opened adapters that fit each other."""
+    factors = [_read_all(adapter) for adapter in opened]
+    sources = [_source(a, f) for a, f in zip(opened, factors, strict=True)]
+    for source, modules in zip(sources, factors, strict=True):
+        if not options.allow_zero and len(source.zero_modules) == len(modules):
+            raise AdapterError(
+                f"{source.path}: every update of this adapter is exactly zero "
+                "(untrained, or saved with the wrong weights); leave it out, "
+                "or pass allow_zero=True"
+            )
+    layouts = {m: spec.layout for a in opened for m, spec in a.specs.items()}
+    stacks, biases = {}, {}
+    for module in sorted(layouts):
+        rows = [f.get(module) for f in factors]
+        rows = [None if row is None or row.is_zero else row for row in rows]
+        if all(row is None for row in rows):
+            continue
+        pairs = [None if row is None else (row.b, row.a) for row in rows]
+        stacks[module] = stack_adapters(pairs, name=module)
+        if any(row is not None and row.bias is not None for row in rows):
+            biases[module] = _stack_biases(rows, stacks[module].b.shape[1])
+    return Adapters(
+        stacks=stacks,
+        names=tuple(adapter.name for adapter in opened),
+        layouts={module: layouts[module] for module in stacks},
+        biases=biases,
+        heads=tuple(_read_heads(adapter) for adapter in opened),
+        sources=tuple(sources),
+        options=options,
+    )
+
+
+def _read_all(adapter: OpenAdapter) -> dict[str, Factors]:
+    return {
+        module: read_factors(spec, adapter.tensors)
+        for module, spec in adapter.specs.items()
+    }
+
+
+def _stack_biases(rows: Sequence[Factors | None], m: int):
+    zero = np.zeros(m, np.float32)
+    return jnp.stack(
+        [jnp.asarray(zero if r is None or r.bias is None else r.bias) for r in rows]
+    )
+
+
+def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
+    tensors = adapter.tensors
+    for key in adapter.heads.values():
+        if tensors.infos[key].dtype in FLOATING:
+            read_finite(tensors, key)
+    return {name: tensors.read(key) for name, key in adapter.heads.items()}
+
+
+def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
+    config, specs = adapter.config, adapter.specs
+    return Source(
+        path=adapter.folder,
+        config=dict(config.raw),
+        weight_file=adapter.tensors.path.name,
+        sha256={path.name: sha256(path) for path in adapter.files},
+        base_model=config.base_model,
+        revision=config.revision,
+        task_type=config.task_type,
+        dtype=common_dtype(spec.dtype for spec in specs.values()).name,
+        scales={module: spec.scale for module, spec in specs.items()},
+        zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
+    )

@@ -1,0 +1,101 @@
+"""Folders that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.files import CONFIG_FILE
+
+RECORD_FILE = "jaxmerge.json"  # in every folder that this package writes
+
+
+@contextlib.contextmanager
+def staged_folder(
+    out: str | os.PathLike,
+    *,
+    force: bool = False,
+    inputs: Sequence[str | os.PathLike] = (),
+) -> Iterator[Path]:
+    """Gives a new folder beside ``out`` to fill; on success it becomes ``out``.
+
+    Whatever happens inside, ``out`` is afterwards either the complete new folder or
+    exactly what it was before. The filled folder is renamed; an old one is moved aside
+    first and removed last.
+
+    Args:
+      out: folder to create; parent folders are created as needed.
+      force: replace ``out`` if it is empty or an adapter folder. Any other content is
+        never removed.
+      inputs: folders that must survive: ``out`` may not be or contain one of them.
+
+    Raises:
+      AdapterError: ``out`` exists (without force), is something that may not be
+        replaced, or cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    _check_target(out, force=force, inputs=inputs)
+    made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
+    mark = uuid.uuid4().hex[:12]
+    staged = out.with_name(f".{out.name}.{mark}.new")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged.mkdir()
+        yield staged
+        _replace(staged, out, aside=out.with_name(f".{out.name}.{mark}.old"))
+    except OSError as error:
+        _discard(staged, made)
+        reason = error.strerror or error
+        raise AdapterError(f"{out}: cannot be written ({reason})") from error
+    except BaseException:
+        _discard(staged, made)
+        raise
+
+
+def _check_target(
+    out: Path, *, force: bool, inputs: Sequence[str | os.PathLike]
+) -> None:
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise AdapterError(f"{out}: exists already; choose another name or pass force")
+    if out.is_symlink() or not out.is_dir():
+        raise AdapterError(f"{out}: not a folder of its own; it will not be replaced")
+    content = {entry.name for entry in out.iterdir()}
+    if content and not content & {CONFIG_FILE, RECORD_FILE}:
+        raise AdapterError(
+            f"{out}: holds files that are not an adapter; force replaces adapter "
+            "folders only, so move or remove it yourself"
+        )
+    real = out.resolve()
+    for folder in inputs:
+        if Path(folder).resolve().is_relative_to(real):
+            raise AdapterError(
+                f"{out}: is or holds the input {os.fspath(folder)}; "
+                "choose another folder"
+            )
+
+
+def _replace(staged: Path, out: Path, *, aside: Path) -> None:
+    replacing = out.exists()
+    if replacing:
+        out.rename(aside)
+    try:
+        staged.rename(out)
+    except OSError:
+        if replacing:
+            aside.rename(out)
+        raise
+    if replacing:
+        shutil.rmtree(aside)
+
+
+def _discard(staged: Path, made: Sequence[Path]) -> None:
+    """Removes the unfinished folder and the parents that were made for it."""
+    shutil.rmtree(staged, ignore_errors=True)
+    for parent in made:
+        with contextlib.suppress(OSError):
+            parent.rmdir()

@@ -1,0 +1,114 @@
+"""What stands between several opened adapters and their merge."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from jaxmerge.io.errors import listing
+from jaxmerge.io.keys import common_prefix_change
+from jaxmerge.io.opening import OpenAdapter
+from jaxmerge.io.options import ReadOptions
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One reason not to merge: its kind and a message with the remedy."""
+
+    kind: str  # "base" | "shape" | "layout" | "heads" | "names"
+    message: str
+
+
+def conflicts(adapters: Sequence[OpenAdapter], options: ReadOptions) -> list[Conflict]:
+    """Everything that keeps the adapters from being merged under these options."""
+    found = [] if options.allow_different_bases else list(_base_conflicts(adapters))
+    found += _module_conflicts(adapters)
+    found += _name_conflicts(adapters)
+    found += _head_conflicts(adapters, options.heads)
+    return found
+
+
+def _base_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
+    known = [adapter for adapter in adapters if adapter.config.base_model]
+    for first, other in zip(known[:1] * len(known), known, strict=True):
+        mine, theirs = first.config, other.config
+        names = [(c.base_model or "").rstrip("/") for c in (mine, theirs)]
+        revisions = {mine.revision, theirs.revision} - {None}
+        if names[0] == names[1] and len(revisions) < 2:
+            continue
+        alike = names[0].rpartition("/")[2] == names[1].rpartition("/")[2]
+        hint = "; the names look like one model" if alike else ""
+        at = [
+            f"{n!r}" + (f" (revision {c.revision!r})" if c.revision else "")
+            for n, c in zip(names, (mine, theirs), strict=True)
+        ]
+        yield Conflict(
+            "base",
+            f"{other.folder}: adapter of {at[1]}, but {first.folder} is of {at[0]}"
+            f"{hint}; if the base weights are the same, "
+            "pass allow_different_bases=True",
+        )
+
+
+def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
+    owners: dict[str, OpenAdapter] = {}
+    for adapter in adapters:
+        for module, spec in adapter.specs.items():
+            first = owners.setdefault(module, adapter)
+            other = first.specs[module]
+            if other.shape != spec.shape:
+                yield Conflict(
+                    "shape",
+                    f"module {module!r}: {first.folder} adapts a matrix {other.shape}, "
+                    f"{adapter.folder} one of {spec.shape}; they belong to different "
+                    "base models and cannot be merged",
+                )
+            elif other.layout != spec.layout:
+                yield Conflict(
+                    "layout",
+                    f"module {module!r}: {other.layout} in {first.folder}, "
+                    f"{spec.layout} in {adapter.folder}; correct fan_in_fan_out in the "
+                    "config that is wrong",
+                )
+
+
+def _name_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
+    for first, other in combinations(adapters, 2):
+        if first.specs.keys() & other.specs.keys():
+            continue
+        for short, long in ((first, other), (other, first)):
+            prefix = common_prefix_change(short.specs, long.specs)
+            if prefix:
+                yield Conflict(
+                    "names",
+                    f"{first.folder} and {other.folder} share no module name, but "
+                    f"those of {long.folder} are those of {short.folder} behind "
+                    f"{prefix!r}; pass strip_prefix={prefix!r} or "
+                    f"add_prefix={prefix!r}",
+                )
+
+
+def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Conflict]:
+    carriers = [adapter for adapter in adapters if adapter.heads]
+    if policy == "error" and carriers:
+        yield Conflict(
+            "heads",
+            f"{carriers[0].folder}: holds saved modules besides LoRA "
+            f"({listing(carriers[0].heads)}), as do {len(carriers) - 1} other "
+            "adapters; pass heads='keep' (one file per task), 'first' or 'mean'",
+        )
+    if policy != "mean":
+        return
+    for other in carriers[1:]:
+        shapes = [_head_shapes(adapter) for adapter in (carriers[0], other)]
+        if shapes[0] != shapes[1]:
+            different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+            yield Conflict(
+                "heads",
+                f"{other.folder}: its saved modules differ from those of "
+                f"{carriers[0].folder} in name or shape ({listing(different)}), so "
+                "they have no mean; pass heads='keep' or 'first'",
+            )
+
+
+def _head_shapes(adapter: OpenAdapter) -> dict[str, tuple[int, ...]]:
+    return {n: adapter.tensors.infos[key].shape for n, key in adapter.heads.items()}

@@ -1,0 +1,274 @@
+"""Merged updates -> one PEFT folder that every loader scales right."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from jax.typing import ArrayLike
+
+from jaxmerge.io.adapters import Adapters
+from jaxmerge.io.card import build_card, build_record
+from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.io.factors import read_factors
+from jaxmerge.io.files import CONFIG_FILE, sha256
+from jaxmerge.io.heads import Heads, head_files, merged_heads
+from jaxmerge.io.opening import open_adapters
+from jaxmerge.io.options import HeadPolicy, ReadOptions, check_head_policy
+from jaxmerge.io.prepare import (
+    Output,
+    adapter_output,
+    checked_biases,
+    checked_dtype,
+    checked_rank,
+    checked_updates,
+    delta_output,
+)
+from jaxmerge.io.serving import vllm_max_lora_rank
+from jaxmerge.io.staging import RECORD_FILE, staged_folder
+from jaxmerge.io.tensors import SafetensorsFile
+from jaxmerge.types import LowRank, Update
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What `save_peft` wrote, and what it lost.
+
+    Attributes:
+      path: the folder.
+      rank: largest rank in it; 0 for full-weight deltas.
+      ranks: module -> rank of its tensors, padding included.
+      energy: module -> share of the squared Frobenius norm kept by truncation.
+      cast_error: module -> relative Frobenius error of the cast to ``dtype``.
+      dtype: dtype of the tensors.
+      files: file name -> SHA-256.
+      omitted: modules of the inputs for which no update was given.
+      max_lora_rank: what vLLM needs as ``--max-lora-rank``; None if it takes none.
+    """
+
+    path: str
+    rank: int
+    ranks: dict[str, int]
+    energy: dict[str, float]
+    cast_error: dict[str, float]
+    dtype: str
+    files: dict[str, str]
+    omitted: tuple[str, ...]
+    max_lora_rank: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def save_peft(
+    out: str | os.PathLike,
+    updates: Mapping[str, Update],
+    *,
+    like: Adapters,
+    rank: int | Literal["auto"] | None = None,
+    energy: float | None = None,
+    ragged: bool = False,
+    dense: Literal["error", "truncate", "full"] = "error",
+    dtype: Any = None,
+    biases: Mapping[str, ArrayLike] | None = None,
+    heads: HeadPolicy | Mapping[str, ArrayLike] | None = None,
+    card: str | Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> SaveReport:
+    """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
+
+    The adapter has one rank for all modules (smaller ones are padded with zeros),
+    ``lora_alpha = r`` and no rsLoRA, so that PEFT, vLLM and llama.cpp all apply
+    ``b @ a`` as it is.
+
+    Args:
+      out: folder to create.
+      updates: module -> `LowRank` or dense array [m, n]; modules of ``like`` only.
+      like: the adapters that were merged; gives layouts, base model and provenance.
+      rank: truncate to this rank; "auto" is the largest rank among the inputs.
+      energy: truncate to the smallest rank that keeps this share (0 < energy <= 1) of
+        the squared Frobenius norm in every module.
+      ragged: one rank per module, through ``rank_pattern`` and ``alpha_pattern``. PEFT
+        and diffusers honour them; llama.cpp and MaxText do not.
+      dense: what to do with dense updates: "error"; "truncate" them to ``rank`` or
+        ``energy``; "full" writes all updates as ``delta.safetensors``, which holds
+        ``<module>.weight`` in the shape of the base weight, to be added to it.
+      dtype: of the tensors; by default the inputs' common dtype, float32 if mixed.
+      biases: module -> [m], merged LoRA biases; needed if the inputs have any.
+      heads: policy for saved modules, by default the one they were loaded with, or a
+        table of tensors by name.
+      card: the recipe for README.md and ``jaxmerge.json``: the pipeline as text, or a
+        mapping with "pipeline", "weights", "seed" and so on.
+      force: replace ``out`` if it is an adapter folder.
+
+    Returns:
+      `SaveReport`.
+
+    Raises:
+      AdapterError: updates that do not fit ``like``, non-finite values, options that
+        contradict each other, or a folder that cannot be written.
+    """
+    updates = checked_updates(updates, like)
+    dtype = checked_dtype(like.dtype if dtype is None else dtype)
+    rank_given, rank = rank, checked_rank(rank, energy, like)
+    biases = checked_biases(biases, updates, like)
+    policy, inside = _chosen_heads(heads, like)
+    if _as_delta(updates, dense, truncated=rank is not None or energy is not None):
+        if rank is not None or energy is not None or biases or inside:
+            raise AdapterError(
+                "dense='full' writes weight deltas: no rank, energy, LoRA biases or "
+                "saved modules inside; use heads='keep', biases={} or dense='truncate'"
+            )
+        output = delta_output(updates, like, dtype=dtype)
+    else:
+        output = adapter_output(
+            updates,
+            like,
+            dtype=dtype,
+            rank=rank,
+            energy=energy,
+            ragged=ragged,
+            biases=biases,
+            heads=inside,
+        )
+    output.files.update(head_files(like, policy))
+    settings = {
+        "rank": rank_given,
+        "energy": energy,
+        "ragged": ragged,
+        "dense": dense,
+        "dtype": dtype.name,
+        "heads": policy,
+    }
+    digests = _write_folder(out, output, settings, like=like, card=card, force=force)
+    ranks = {module: found.rank for module, found in output.factors.items()}
+    widest = max(ranks.values(), default=0)
+    return SaveReport(
+        path=os.fspath(out),
+        rank=widest,
+        ranks=ranks,
+        energy=_energy(updates, output),
+        cast_error=output.cast_error,
+        dtype=dtype.name,
+        files=digests,
+        omitted=tuple(sorted(like.stacks.keys() - updates.keys())),
+        max_lora_rank=vllm_max_lora_rank(widest) if widest else None,
+    )
+
+
+def _chosen_heads(
+    heads: HeadPolicy | Mapping[str, ArrayLike] | None, like: Adapters
+) -> tuple[str, Heads]:
+    """The policy by name, and the heads that go into the adapter itself."""
+    if isinstance(heads, Mapping):
+        return "table", {name: np.asarray(value) for name, value in heads.items()}
+    policy = like.options.heads if heads is None else heads
+    check_head_policy(policy)
+    return policy, merged_heads(like, policy)
+
+
+def _as_delta(updates: Mapping[str, Update], policy: str, *, truncated: bool) -> bool:
+    """Whether full-weight deltas are written; dense updates need a policy."""
+    if policy not in ("error", "truncate", "full"):
+        raise AdapterError(f"dense={show(policy)}: expected error, truncate or full")
+    full = [m for m, update in updates.items() if not isinstance(update, LowRank)]
+    if full and policy == "error":
+        raise AdapterError(
+            f"{len(full)} updates are dense ({listing(full)}), not of low rank; pass "
+            "dense='truncate' with rank or energy, dense='full' to write weight "
+            "deltas, or merge in core or KnOTS space"
+        )
+    if full and policy == "truncate" and not truncated:
+        raise AdapterError("dense='truncate' needs rank=<number> or energy=<share>")
+    return bool(full) and policy == "full"
+
+
+def _write_folder(
+    out: str | os.PathLike,
+    output: Output,
+    settings: Mapping[str, Any],
+    *,
+    like: Adapters,
+    card: str | Mapping[str, Any] | None,
+    force: bool,
+) -> dict[str, str]:
+    """Writes, reads back and compares, then renames; gives the SHA-256 of each file."""
+    inputs = [source.path for source in like.sources]
+    with staged_folder(out, force=force, inputs=inputs) as folder:
+        for name, tensors in output.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            safetensors.numpy.save_file(
+                {key: np.ascontiguousarray(value) for key, value in tensors.items()},
+                folder / name,
+                metadata={"format": "pt"},
+            )
+            # safetensors makes its files private; give them the folder's permissions.
+            (folder / name).chmod(folder.stat().st_mode & 0o666)
+        if output.config is not None:
+            _write_json(folder / CONFIG_FILE, output.config)
+        _verify(folder, output)
+        facts = {
+            **settings,
+            "kind": "delta" if output.config is None else "adapter",
+            "sha256": _digests(folder),
+        }
+        record = build_record(like, card, facts)
+        _write_json(folder / RECORD_FILE, record)
+        shares = {module: found.energy for module, found in output.factors.items()}
+        (folder / "README.md").write_text(build_card(record, shares), encoding="utf-8")
+        return _digests(folder)
+
+
+def _verify(folder: Path, output: Output) -> None:
+    """Reads everything back; RuntimeError unless it is bit by bit what was meant."""
+    for name, tensors in output.files.items():
+        written = SafetensorsFile(folder / name)
+        same = written.infos.keys() == tensors.keys() and all(
+            _same_bits(written.read(key), value) for key, value in tensors.items()
+        )
+        if not same:
+            raise RuntimeError(f"{name} does not read back as it was written")
+    if output.config is None:
+        return
+    options = ReadOptions(heads="keep")
+    (adapter,) = open_adapters([folder], options)
+    for module, found in output.factors.items():
+        spec = adapter.specs[module]
+        read = read_factors(spec, adapter.tensors)
+        bias = output.biases.get(module)
+        if (
+            spec.scale != 1.0
+            or not np.array_equal(read.b, found.b.astype(np.float32))
+            or not np.array_equal(read.a, found.a.astype(np.float32))
+            or (bias is None) != (read.bias is None)
+            or (bias is not None and not np.array_equal(read.bias, bias))
+        ):
+            raise RuntimeError(
+                f"module {module!r} does not read back as it was written"
+            )
+
+
+def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    return (
+        x.dtype == y.dtype
+        and x.shape == y.shape
+        and np.ascontiguousarray(x).tobytes() == np.ascontiguousarray(y).tobytes()
+    )
+
+
+def _energy(updates: Mapping[str, Update], output: Output) -> dict[str, float]:
+    return {m: output.factors[m].energy if output.factors else 1.0 for m in updates}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

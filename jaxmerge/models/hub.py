@@ -1,0 +1,173 @@
+"""Hugging Face model folders to and from Flax parameters, without torch.
+
+A Flax module whose submodules carry the Hugging Face names needs no table of keys:
+the path of a parameter is its key, and the name of its leaf says which layout it has.
+
+======================  ==================  ============================
+Flax leaf               Hugging Face key    layout change
+======================  ==================  ============================
+``kernel`` [n, m]       ``weight`` [m, n]   transposed (linear)
+``kernel`` [h, w, n, m] ``weight``          [m, n, h, w] (convolution)
+``embedding``           ``weight``          none
+``scale``               ``weight``          none (normalisation)
+anything else           the same            none
+======================  ==================  ============================
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+CONFIG, WEIGHTS, INDEX = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Reads ``config.json`` of a Hugging Face model folder.
+
+    Raises:
+      ValueError: the file is missing or is not a JSON object.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: no {CONFIG}; expected a Hugging Face model folder")
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return config
+
+
+def read_tensors(
+    folder: str | Path, *, keep: Callable[[str], bool] = bool
+) -> dict[str, jax.Array]:
+    """Reads the weights of a model folder, one file or many with an index.
+
+    Args:
+      folder: folder with ``model.safetensors`` or ``model.safetensors.index.json``.
+      keep: says by its key whether a tensor is wanted (default: any); others are not
+        read.
+
+    Returns:
+      dict of tensors in their stored dtype and layout.
+
+    Raises:
+      ValueError: no weights, a damaged file, or an index naming a path outside.
+    """
+    folder = Path(folder)
+    tensors: dict[str, jax.Array] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="flax") as file:
+                wanted = [key for key in file.keys() if keep(key)]  # noqa: SIM118
+                tensors |= {key: file.get_tensor(key) for key in wanted}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path}: not a readable safetensors file: {error}"
+            ) from None
+    return tensors
+
+
+def write_folder(
+    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, as transformers reads them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
+
+
+def to_flax(
+    tensors: Mapping[str, jax.Array], template: Any, *, dtype: Any = jnp.float32
+) -> dict[str, Any]:
+    """Arranges Hugging Face tensors as the parameters of a Flax module.
+
+    Args:
+      tensors: dict of tensors by Hugging Face key.
+      template: nested dict of shapes (``jax.eval_shape`` of the module's ``init``).
+      dtype: floating type of the result.
+
+    Returns:
+      Nested dict with the structure of ``template``.
+
+    Raises:
+      ValueError: keys that are missing, left over or of another shape, all of them.
+    """
+    shapes = flatten_dict(template, sep=".")
+    keys = {path: _hub_key(path) for path in shapes}
+    problems = [f"missing {key}" for key in keys.values() if key not in tensors]
+    left_over = sorted(set(tensors) - set(keys.values()))
+    problems += [f"unexpected {key}" for key in left_over]
+    params = {}
+    for path, key in keys.items():
+        if key not in tensors:
+            continue
+        value = _transposed(path, tensors[key], (1, 0), (2, 3, 1, 0))
+        if value.shape != shapes[path].shape:
+            found, expected = value.shape, shapes[path].shape
+            problems.append(f"{key} gives {path} {found}, the model has {expected}")
+        params[path] = jnp.asarray(value, dtype)
+    if problems:
+        shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
+        raise ValueError(f"weights do not fit the model ({len(problems)}): {shown}")
+    return unflatten_dict(params, sep=".")
+
+
+def from_flax(params: Any) -> dict[str, jax.Array]:
+    """Arranges Flax parameters as Hugging Face tensors; the inverse of `to_flax`."""
+    return {
+        _hub_key(path): _transposed(path, value, (1, 0), (3, 2, 0, 1))
+        for path, value in flatten_dict(params, sep=".").items()
+    }
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder}: neither {WEIGHTS} nor {INDEX}")
+    content = _read_json(index)
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise ValueError(f"{index}: no weight_map")
+    names = sorted(set(map(str, content["weight_map"].values())))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{index}: names files outside the folder: {outside}")
+    return [folder / name for name in names]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+
+
+def _hub_key(path: str) -> str:
+    parent, _, leaf = path.rpartition(".")
+    renamed = "weight" if leaf in ("kernel", "embedding", "scale") else leaf
+    return f"{parent}.{renamed}"
+
+
+def _transposed(path: str, value: Any, linear: tuple, convolution: tuple) -> Any:
+    if not path.endswith(".kernel"):
+        return value
+    axes = {2: linear, 4: convolution}.get(value.ndim)
+    if axes is None:
+        raise ValueError(
+            f"{path}: no layout is known for a kernel of {value.ndim} axes"
+        )
+    return value.transpose(axes)

@@ -1,0 +1,144 @@
+"""The layouts of Flax's linear layers, as one einsum each.
+
+The update [m, n] of a layer is read with the contracted axes of its kernel, in the
+kernel's order, flattened to n, and the other axes flattened to m:
+
+=======================================  =============  =======  =======
+layer                                    kernel         n        m
+=======================================  =============  =======  =======
+``Dense(m)``                             [n, m]         n        m
+``DenseGeneral((H, D))``                 [d, H, D]      d        H x D
+``DenseGeneral(d, axis=(-2, -1))``       [H, D, d]      H x D    d
+``Einsum((H, d, D), "bsd,hdk->bshk")``   [H, d, D]      d        H x D
+=======================================  =============  =======  =======
+"""
+
+import math
+from collections.abc import Mapping
+from string import ascii_lowercase, ascii_uppercase
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.types import LowRank, Update
+
+KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+
+class Layer(NamedTuple):
+    """A linear layer as ``inputs,kernel->outputs``, one letter for each axis."""
+
+    name: str
+    inputs: str
+    kernel: str
+    outputs: str
+    sizes: Mapping[str, int]
+    precision: Any
+
+    @property
+    def contracted(self) -> str:
+        """Axes of the kernel that are flattened to n."""
+        return "".join(axis for axis in self.kernel if axis not in self.outputs)
+
+    @property
+    def features(self) -> str:
+        """Axes of the kernel that are flattened to m."""
+        return "".join(axis for axis in self.kernel if axis in self.outputs)
+
+    @property
+    def leading(self) -> str:
+        """Axes that the layer leaves alone."""
+        return "".join(axis for axis in self.outputs if axis in self.inputs)
+
+    def shape(self, axes: str) -> tuple[int, ...]:
+        return tuple(self.sizes[axis] for axis in axes)
+
+    def rows(self, inputs: jax.Array) -> jax.Array:
+        """Inputs as [..., n]."""
+        moved = jnp.einsum(f"{self.inputs}->{self.leading}{self.contracted}", inputs)
+        width = math.prod(self.shape(self.contracted))
+        return moved.reshape(*self.shape(self.leading), width)
+
+    def delta(self, update: Update, inputs: jax.Array, dtype: Any) -> jax.Array:
+        """What an update [m, n] adds to the outputs; a low rank stays factored."""
+        self._check(update)
+        rows = self.rows(inputs).astype(dtype)
+        factors = (update.a, update.b) if isinstance(update, LowRank) else (update,)
+        for factor in factors:
+            rows = jnp.matmul(rows, factor.astype(dtype).T, precision=self.precision)
+        split = self.leading + self.features
+        return jnp.einsum(f"{split}->{self.outputs}", rows.reshape(self.shape(split)))
+
+    def to_kernel(self, update: Update) -> jax.Array:
+        """An update [m, n] as a dense array with the axes of the kernel."""
+        self._check(update)
+        matrix = update.b @ update.a if isinstance(update, LowRank) else update
+        split = self.features + self.contracted
+        return jnp.einsum(f"{split}->{self.kernel}", matrix.reshape(self.shape(split)))
+
+    def _check(self, update: Update) -> None:
+        if isinstance(update, LowRank):
+            found = (update.b.shape[0], update.a.shape[1])
+        else:
+            found = update.shape
+        axes = (self.features, self.contracted)
+        expected = tuple(math.prod(self.shape(part)) for part in axes)
+        if found != expected:
+            raise ValueError(
+                f"{self.name}: the layer is {expected}, the update {found}"
+            )
+
+
+def layer_of(
+    name: str, module: nn.Module, inputs: jax.Array, einsum_str: str | None = None
+) -> Layer:
+    """Describes a bound linear layer and the call that it was given.
+
+    Raises:
+      ValueError: a kernel with an axis that is neither an input nor an output, or both
+        (batch dimensions): its update is not one matrix.
+    """
+    if isinstance(module, nn.Einsum):
+        equation = (einsum_str or module.einsum_str).replace(" ", "")
+        equation = _without_dots(equation, inputs.ndim)
+        axes, kernel, outputs = equation.replace("->", ",").split(",")
+        sizes = inputs.shape + tuple(module.shape)
+    else:
+        axes, kernel, outputs, features = _dense_axes(module, inputs.ndim)
+        contracted = tuple(inputs.shape[axes.index(a)] for a in kernel if a in axes)
+        sizes = inputs.shape + contracted + features
+    distinct = all(len(set(part)) == len(part) for part in (axes, kernel, outputs))
+    if not distinct or any((a in axes) == (a in outputs) for a in kernel):
+        raise ValueError(
+            f"{name}: {axes},{kernel}->{outputs} has kernel axes that are not either "
+            "inputs or outputs, so its update is not one matrix"
+        )
+    sizes_of = dict(zip(axes + kernel, sizes, strict=True))
+    return Layer(name, axes, kernel, outputs, sizes_of, module.precision)
+
+
+def _dense_axes(
+    module: nn.Dense | nn.DenseGeneral, ndim: int
+) -> tuple[str, str, str, tuple[int, ...]]:
+    features, axis, batch = module.features, (-1,), ()
+    if isinstance(module, nn.DenseGeneral):
+        axis, batch = _as_tuple(module.axis), _as_tuple(module.batch_dims)
+    features = _as_tuple(features)
+    axes = ascii_lowercase[:ndim]
+    batch = "".join(axes[i] for i in sorted(i % ndim for i in batch))
+    contracted = "".join(axes[i] for i in sorted(i % ndim for i in axis))
+    new = ascii_uppercase[: len(features)]
+    kept = "".join(a for a in axes if a not in contracted + batch)
+    return axes, batch + contracted + new, batch + kept + new, features
+
+
+def _without_dots(equation: str, ndim: int) -> str:
+    operand = equation.split(",")[0].replace("...", "")
+    spare = [a for a in ascii_lowercase + ascii_uppercase if a not in equation]
+    return equation.replace("...", "".join(spare[: ndim - len(operand)]))
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value)

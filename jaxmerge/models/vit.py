@@ -1,0 +1,274 @@
+"""CLIP's vision tower, in Flax, with the module names of Hugging Face.
+
+Every linear layer is an ``nn.Dense`` whose path is its PEFT module name, as in
+``vision_model.encoder.layers.0.self_attn.q_proj``, so that merged updates reach it by
+name (`jaxmerge.models.adapt`). Letters: B images, H x W x C pixels, S tokens (one
+class token and one per patch), d hidden size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.models import hub
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The sigmoid approximation of GELU that CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Sizes of a vision tower, named as in ``config.json``.
+
+    ``projection_dim`` None leaves out the visual projection: the output is the pooled
+    class token [B, d] instead of [B, projection_dim].
+    """
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int | None = 512
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {known}")
+        for whole, part in (
+            ("hidden_size", "num_attention_heads"),
+            ("image_size", "patch_size"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} is not a multiple of {part}: {self}")
+
+
+class Embeddings(nn.Module):
+    """Patches and the class token, with their positions: [B, H, W, C] -> [B, S, d]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        config = self.config
+        expected = (config.image_size, config.image_size, config.num_channels)
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(f"images {images.shape}, expected (batch, *{expected})")
+        width, side = config.hidden_size, config.image_size // config.patch_size
+        class_token = self.param(
+            "class_embedding", nn.initializers.normal(), (width,), jnp.float32
+        )
+        patches = nn.Conv(
+            width,
+            kernel_size=(config.patch_size, config.patch_size),
+            strides=(config.patch_size, config.patch_size),
+            padding="VALID",
+            use_bias=False,
+            name="patch_embedding",
+        )(images)
+        batch = images.shape[0]
+        patches = patches.reshape(batch, side * side, width)
+        class_token = jnp.broadcast_to(
+            class_token.astype(patches.dtype), (batch, 1, width)
+        )
+        tokens = jnp.concatenate([class_token, patches], axis=1)
+        positions = nn.Embed(side * side + 1, width, name="position_embedding")
+        return tokens + positions(jnp.arange(side * side + 1))[None]
+
+
+class SelfAttention(nn.Module):
+    """Full attention between the tokens of an image: [B, S, d] -> [B, S, d]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        split = (*hidden.shape[:-1], heads, width // heads)
+        query, key, value = (
+            nn.Dense(width, name=name)(hidden).reshape(split)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        mixed = jax.nn.dot_product_attention(query, key, value)
+        return nn.Dense(width, name="out_proj")(mixed.reshape(hidden.shape))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around the activation: [B, S, d] -> [B, S, d]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        config = self.config
+        inner = nn.Dense(config.intermediate_size, name="fc1")(hidden)
+        inner = ACTIVATIONS[config.hidden_act](inner)
+        return nn.Dense(config.hidden_size, name="fc2")(inner)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer block: [B, S, d] -> [B, S, d]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        norm = partial(nn.LayerNorm, epsilon=self.config.layer_norm_eps)
+        attention = SelfAttention(self.config, name="self_attn")
+        hidden = hidden + attention(norm(name="layer_norm1")(hidden))
+        feed_forward = FeedForward(self.config, name="mlp")
+        return hidden + feed_forward(norm(name="layer_norm2")(hidden))
+
+
+class EncoderLayers(nn.Module):
+    """The blocks, named "0", "1", ... as entries of torch's ModuleList are."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        for index in range(self.config.num_hidden_layers):
+            hidden = EncoderLayer(self.config, name=str(index))(hidden)
+        return hidden
+
+
+class Encoder(nn.Module):
+    """Holds the blocks under the name ``layers``."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        return EncoderLayers(self.config, name="layers")(hidden)
+
+
+class VisionModel(nn.Module):
+    """Images to the normalised class token: [B, H, W, C] -> [B, d]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        norm = partial(nn.LayerNorm, epsilon=self.config.layer_norm_eps)
+        hidden = Embeddings(self.config, name="embeddings")(images)
+        hidden = norm(name="pre_layrnorm")(hidden)  # the checkpoints' own spelling
+        hidden = Encoder(self.config, name="encoder")(hidden)
+        return norm(name="post_layernorm")(hidden[:, 0])
+
+
+class VisionTower(nn.Module):
+    """The vision model and, where the config has one, its projection."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        pooled = VisionModel(self.config, name="vision_model")(images)
+        size = self.config.projection_dim
+        if size is None:
+            return pooled
+        return nn.Dense(size, use_bias=False, name="visual_projection")(pooled)
+
+
+def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
+    """Random parameters of a vision tower, a nested dict with Hugging Face's names."""
+    shape = (1, config.image_size, config.image_size, config.num_channels)
+    return VisionTower(config).init(key, jnp.zeros(shape, jnp.float32))["params"]
+
+
+def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
+    """The tower as a pure function of its parameters and a batch of images.
+
+    Args:
+      config: sizes of the tower.
+
+    Returns:
+      ``apply(params, images)`` from [B, H, W, C] to [B, projection_dim], or to [B, d]
+      without a projection.
+
+    >>> config = VisionConfig(hidden_size=8, intermediate_size=16,
+    ...     num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2,
+    ...     projection_dim=5)
+    >>> params = init_vision(config, jax.random.key(0))
+    >>> images = jnp.ones((3, 4, 4, 3), jnp.float32)
+    >>> vision_apply(config)(params, images).shape
+    (3, 5)
+    """
+    tower = VisionTower(config)
+    return lambda params, images: tower.apply({"params": params}, images)
+
+
+def load_vision(
+    folder: str | Path, *, dtype: Any = jnp.float32
+) -> tuple[VisionConfig, dict[str, Any]]:
+    """Reads the vision tower of a Hugging Face CLIP folder.
+
+    Reads CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection checkpoints; the
+    text tower of a CLIPModel is left unread.
+
+    Args:
+      folder: folder with ``config.json`` and safetensors weights.
+      dtype: floating type of the parameters.
+
+    Returns:
+      The config and the parameters for `vision_apply`.
+
+    Raises:
+      ValueError: another kind of model, an unknown activation, or weights that do not
+        fit the config; the message names the folder.
+    """
+    raw = hub.read_config(folder)
+    tensors = hub.read_tensors(folder, keep=_of_vision_tower)
+    try:
+        if "visual_projection.weight" not in tensors:
+            raw = raw | {"projection_dim": None}
+        if not any(key.startswith("vision_model.") for key in tensors):
+            tensors = {f"vision_model.{key}": value for key, value in tensors.items()}
+        config = _config_from_hub(raw)
+        template = jax.eval_shape(partial(init_vision, config), jax.random.key(0))
+        return config, hub.to_flax(tensors, template, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def save_vision(folder: str | Path, config: VisionConfig, params: Any) -> None:
+    """Writes a vision tower as a folder that transformers and `load_vision` read."""
+    projected = config.projection_dim is not None
+    name = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
+    sizes = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
+    raw = {"architectures": [name], "model_type": "clip_vision_model"} | sizes
+    hub.write_folder(folder, raw, hub.from_flax(params))
+
+
+def _of_vision_tower(key: str) -> bool:
+    text = key.startswith(("text_model.", "text_projection.")) or key == "logit_scale"
+    return not text and not key.endswith(".position_ids")
+
+
+def _config_from_hub(raw: dict[str, Any]) -> VisionConfig:
+    kind = raw.get("model_type")
+    if kind == "clip":
+        raw = raw.get("vision_config", {}) | {"projection_dim": raw["projection_dim"]}
+    elif kind != "clip_vision_model":
+        raise ValueError(f"model_type {kind!r} is not clip or clip_vision_model")
+    fields = {field.name for field in dataclasses.fields(VisionConfig)}
+    return VisionConfig(**{k: v for k, v in raw.items() if k in fields})

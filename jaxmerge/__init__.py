@@ -1,85 +1,49 @@
 """jaxmerge: merge LoRA adapters as pure JAX functions that jit, vmap and compose.
 
 Start with `jaxmerge.types`: it defines the three levels, rules, mergers and posts.
+
+Public names come from `jaxmerge.api`, loaded at the first use of one, so that the
+command line can show its help without loading JAX.
 """
 
-from jaxmerge.dropout import dare, della, della_probabilities
-from jaxmerge.elect import (
-    elect,
-    keep_largest,
-    largest_of_agreeing,
-    magnitude_threshold,
-    mean_of_agreeing,
-    sign_of_count,
-    sign_of_sum,
-    sum_of_agreeing,
-    ties,
-    trim,
-)
-from jaxmerge.emr import EmrParts, emr, emr_parts, emr_rescalers
-from jaxmerge.factors import lora_lego, robust_merge
-from jaxmerge.gauge import balance, balanced
-from jaxmerge.linear import average, concat, mean, task_arithmetic, total
-from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
-from jaxmerge.pico import calibrate, pico
-from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
-from jaxmerge.spaces import (
-    core,
-    core_space,
-    full,
-    full_space,
-    in_space,
-    knots,
-    knots_space,
-    knots_unscaled,
-    knots_unscaled_space,
-)
-from jaxmerge.types import (
-    AdapterStack,
-    LowRank,
-    Merger,
-    Post,
-    Rule,
-    Space,
-    Update,
-    stack_adapters,
-)
-from jaxmerge.updates import (
-    dense,
-    isotropize,
-    norm,
-    scale,
-    svc,
-    task_norms,
-    then,
-    truncate,
-)
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmerge.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    # types
-    "AdapterStack", "LowRank", "Merger", "Post", "Rule", "Space", "Update",
-    "stack_adapters",
-    # rules: T matrices to one
-    "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
-    # rule to rule
-    "dare", "della", "trim",
-    # steps of rules
-    "EmrParts", "della_probabilities", "emr_parts", "emr_rescalers", "keep_largest",
-    "largest_of_agreeing", "magnitude_threshold", "mean_of_agreeing", "sign_of_count",
-    "sign_of_sum", "sum_of_agreeing",
-    # spaces: rule to merger
-    "core", "core_space", "full", "full_space", "in_space", "knots", "knots_space",
-    "knots_unscaled", "knots_unscaled_space",
-    # mergers: the T adapters of a module to an update
-    "average", "concat", "lora_lego", "robust_merge", "task_arithmetic", "tsv_m",
-    # merger to merger
-    "balanced", "pico", "then",
-    # stack to stack
-    "balance", "calibrate",
-    # posts: update to update, and what can be asked of an update
-    "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
-    # whole models
-    "map_modules", "module_mesh", "trim_whole_model",
-]  # fmt: skip
+_FUNCTIONS_NAMED_LIKE_THEIR_MODULE = {"elect", "emr", "pico"}
+
+
+class _Package(ModuleType):
+    """This package: its modules, and behind them the names of `jaxmerge.api`."""
+
+    def __getattr__(self, name: str) -> Any:
+        missing = AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
+        if name.startswith("_") and name != "__all__":
+            raise missing
+        module = f"{__name__}.{name}"
+        if name not in _FUNCTIONS_NAMED_LIKE_THEIR_MODULE and find_spec(module):
+            return importlib.import_module(module)
+        api = importlib.import_module(f"{__name__}.api")
+        if not hasattr(api, name):
+            raise missing
+        setattr(self, name, getattr(api, name))
+        return getattr(api, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # importing jaxmerge.pico would otherwise hide the function of that name
+        hides = name in _FUNCTIONS_NAMED_LIKE_THEIR_MODULE
+        if not (hides and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*vars(self), *self.__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,83 @@
+"""Everything that `jaxmerge` exports, grouped by level."""
+
+from jaxmerge.dropout import dare, della, della_probabilities
+from jaxmerge.elect import (
+    elect,
+    keep_largest,
+    largest_of_agreeing,
+    magnitude_threshold,
+    mean_of_agreeing,
+    sign_of_count,
+    sign_of_sum,
+    sum_of_agreeing,
+    ties,
+    trim,
+)
+from jaxmerge.emr import EmrParts, emr, emr_parts, emr_rescalers
+from jaxmerge.factors import lora_lego, robust_merge
+from jaxmerge.gauge import balance, balanced
+from jaxmerge.linear import average, concat, mean, task_arithmetic, total
+from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
+from jaxmerge.pico import calibrate, pico
+from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
+from jaxmerge.spaces import (
+    core,
+    core_space,
+    full,
+    full_space,
+    in_space,
+    knots,
+    knots_space,
+    knots_unscaled,
+    knots_unscaled_space,
+)
+from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.types import (
+    AdapterStack,
+    LowRank,
+    Merger,
+    Post,
+    Rule,
+    Space,
+    Update,
+    stack_adapters,
+)
+from jaxmerge.updates import (
+    dense,
+    isotropize,
+    norm,
+    scale,
+    svc,
+    task_norms,
+    then,
+    truncate,
+)
+
+__all__ = [
+    # types
+    "AdapterStack", "LowRank", "Merger", "Post", "Rule", "Space", "Update",
+    "stack_adapters",
+    # rules: T matrices to one
+    "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
+    # rule to rule
+    "dare", "della", "trim",
+    # steps of rules
+    "EmrParts", "della_probabilities", "emr_parts", "emr_rescalers", "keep_largest",
+    "largest_of_agreeing", "magnitude_threshold", "mean_of_agreeing", "sign_of_count",
+    "sign_of_sum", "sum_of_agreeing",
+    # spaces: rule to merger
+    "core", "core_space", "full", "full_space", "in_space", "knots", "knots_space",
+    "knots_unscaled", "knots_unscaled_space",
+    # mergers: the T adapters of a module to an update
+    "average", "concat", "lora_lego", "robust_merge", "task_arithmetic", "tsv_m",
+    # merger to merger
+    "balanced", "pico", "then",
+    # stack to stack
+    "balance", "calibrate",
+    # posts: update to update, and what can be asked of an update
+    "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
+    # whole models
+    "map_modules", "module_mesh", "trim_whole_model",
+    # pipelines as text
+    "Pipeline", "PipelineError", "parse",
+]  # fmt: skip

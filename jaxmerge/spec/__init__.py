@@ -1,0 +1,19 @@
+"""Pipelines as text: `parse` gives a `Pipeline` that merges a whole model.
+
+Importing this package does not import JAX; running a pipeline does.
+"""
+
+from jaxmerge.spec.grammar import PipelineError
+from jaxmerge.spec.pipeline import Pipeline, parse
+from jaxmerge.spec.presets import PRESETS, method_markdown, method_table
+from jaxmerge.spec.steps import STEPS
+
+__all__ = [
+    "PRESETS",
+    "STEPS",
+    "Pipeline",
+    "PipelineError",
+    "method_markdown",
+    "method_table",
+    "parse",
+]

@@ -84,7 +84,7 @@ def elect(
     [[ 2. -5.]]
     """
     elected = sign(matrices)
-    return combine(jnp.where(jnp.sign(matrices) == elected, matrices, 0))
+    return combine(jnp.where(jnp.sign(matrices) == elected[None], matrices, 0))
 
 
 def kept_count(density: ArrayLike, size: int) -> int | jax.Array:
@@ -98,7 +98,7 @@ def kept_count(density: ArrayLike, size: int) -> int | jax.Array:
     if isinstance(density, (int, float)):
         check_density(density)
         return int(density * size)
-    return jnp.floor(jnp.asarray(density) * size).astype(jnp.int32)
+    return jnp.floor(jnp.asarray(density) * size)
 
 
 def check_density(density: ArrayLike) -> None:
@@ -111,6 +111,7 @@ def check_density(density: ArrayLike) -> None:
         )
 
 
+@jax.jit
 def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     """The ``count``-th largest magnitude over all blocks of each task, exactly.
 
@@ -130,29 +131,32 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     [2.]
     """
     dtype = blocks[0].dtype
-    integer = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
+    pattern = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
+    counter = jax.dtypes.canonicalize_dtype(jnp.int64)
+    size = sum(block[0].size for block in blocks)
+    if size > jnp.iinfo(counter).max:
+        raise ValueError(
+            f"{size} entries cannot be counted in {counter}; set jax_enable_x64"
+        )
     patterns = [
-        lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(x)), integer) for x in blocks
+        lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(block)), pattern)
+        for block in blocks
     ]
-    tasks = blocks[0].shape[0]
-    count = jnp.asarray(count, jnp.int32)
+    count = jnp.asarray(count).astype(counter)
+
+    def entries_from(middle):
+        reached = [jax.vmap(jnp.greater_equal)(x, middle) for x in patterns]
+        return sum(jnp.sum(x, axis=range(1, x.ndim), dtype=counter) for x in reached)
 
     def halve(_, bounds):
         low, high = bounds  # at least count entries are >= low; fewer are >= high
         middle = low + (high - low) // 2
-        reached = sum(
-            jnp.sum(
-                x >= middle.reshape((tasks,) + (1,) * (x.ndim - 1)),
-                axis=range(1, x.ndim),
-            )
-            for x in patterns
-        )
-        enough = reached >= count
+        enough = entries_from(middle) >= count
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), integer)
-    low = jnp.zeros(tasks, integer)
-    high = jnp.full(tasks, infinity)
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), pattern)
+    low = jnp.zeros(blocks[0].shape[0], pattern)
+    high = jnp.full_like(low, infinity)
     low, _ = lax.fori_loop(0, jnp.finfo(dtype).bits, halve, (low, high))
     threshold = lax.bitcast_convert_type(low, dtype)
     return jnp.where(count > 0, threshold, jnp.inf)

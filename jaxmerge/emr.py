@@ -43,12 +43,14 @@ class EmrParts(NamedTuple):
 def emr_parts(matrices: jax.Array) -> EmrParts:
     """Unified update, masks and mean magnitudes of one module, from [T, p, q]."""
     unified = emr(matrices)
-    masks = matrices * unified > 0
+    masks = matrices * unified[None] > 0
     return EmrParts(
         unified=unified,
         masks=masks,
         magnitudes=jnp.mean(jnp.abs(matrices), axis=(1, 2)),
-        masked_magnitudes=jnp.mean(jnp.where(masks, jnp.abs(unified), 0), axis=(1, 2)),
+        masked_magnitudes=jnp.mean(
+            jnp.where(masks, jnp.abs(unified)[None], 0), axis=(1, 2)
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Mergers that work on the factors themselves: RobustMerge and LoRA-LEGO."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def robust_merge(
     floor = jnp.quantile(scales, 1 - density, axis=1, keepdims=True)
     scales = jnp.maximum(scales, floor)
     total = jnp.sum(scales, axis=0)
-    share = scales / jnp.where(total > 0, total, 1)
+    share = scales / jnp.where(total > 0, total, 1)[None, :]
     by = jnp.asarray(by, b.dtype)
     return LowRank(
         b=by * jnp.sum(kept_b * share[:, None, :], axis=0),
@@ -96,6 +97,7 @@ def semantic_units(stack: AdapterStack, *, align: bool = True) -> Units:
     return Units(b=b / turn[:, None], a=a * turn[:, None])
 
 
+@partial(jax.jit, static_argnames="iterations")
 def k_means(points: jax.Array, initial: jax.Array, *, iterations: int) -> jax.Array:
     """Lloyd's algorithm: the cluster of each point, [K, d] -> [K].
 

@@ -133,7 +133,8 @@ def iso_cts(
     common = d - specific * tasks
     u, s, vt = linalg.svd(jnp.sum(matrices, axis=0))
     u, s, vt = u[:, :common], s[:common], vt[:common]
-    residual = matrices - linalg.matmul(u, linalg.einsum("pk,tpq->tkq", u, matrices))
+    common_part = linalg.einsum("pk,tpq->tkq", u, matrices)
+    residual = matrices - linalg.einsum("pk,tkq->tpq", u, common_part)
     own_u, own_s, own_vt = linalg.svd(residual)
     left = jnp.concatenate([*own_u[:, :, :specific], u], axis=1)
     right = jnp.concatenate([*own_vt[:, :specific, :], vt], axis=0)
@@ -167,7 +168,7 @@ def cart(
     p, q = matrices.shape[1:]
     k = math.ceil(rank_fraction * min(p, q))
     centre = jnp.mean(matrices, axis=0)
-    u, s, vt = linalg.svd(matrices - centre)
+    u, s, vt = linalg.svd(matrices - centre[None])
     kept = linalg.einsum("tpk,tk,tkq->pq", u[:, :, :k], s[:, :k], vt[:, :k, :])
     return centre + jnp.asarray(by, matrices.dtype) * kept
 
@@ -181,4 +182,4 @@ def _directions_per_task(ranks, size):
 def _reduce_interference(left, values, right):
     u = linalg.polar(jnp.concatenate(left, axis=1))
     vt = linalg.polar(jnp.concatenate(right, axis=0))
-    return LowRank(b=u * jnp.concatenate(values), a=vt)
+    return LowRank(b=u * jnp.concatenate(values)[None, :], a=vt)

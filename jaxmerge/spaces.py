@@ -94,9 +94,8 @@ def project_knots_unscaled(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
       matrices [T, p, n], and the basis ``U S`` [m, p].
     """
     u, s = _knots_basis(stack)
-    kept = s[:, None] > 0
-    rows = _knots_rows(stack, u)
-    return jnp.where(kept, rows / jnp.where(kept, s[:, None], 1), 0), u * s
+    inverse = jnp.where(s > 0, 1 / jnp.where(s > 0, s, 1), 0)
+    return _knots_rows(stack, u * inverse[None, :]), u * s[None, :]
 
 
 full = Space(project_full, rebuild_full)
@@ -157,7 +156,7 @@ def _knots_basis(stack):
     blocks = []
     for t in stack.present:
         u, s, _ = linalg.svd(stack.a[t, : stack.ranks[t], :])
-        blocks.append(linalg.matmul(stack.b[t, :, : stack.ranks[t]], u * s))
+        blocks.append(linalg.matmul(stack.b[t, :, : stack.ranks[t]], u * s[None, :]))
     u, s, _ = linalg.svd(jnp.concatenate(blocks, axis=1))
     return u, s
 

@@ -100,7 +100,7 @@ def truncate(update: Update, *, rank: int, **extra: Any) -> LowRank:
     if rank < 1:
         raise ValueError(f"truncate: rank must be at least 1, got {rank}")
     u, s, vt = singular_value_decomposition(update)
-    return LowRank(b=u[:, :rank] * s[:rank], a=vt[:rank])
+    return LowRank(b=u[:, :rank] * s[None, :rank], a=vt[:rank])
 
 
 def isotropize(update: Update, **extra: Any) -> Update:
@@ -158,10 +158,10 @@ def svc(
     energy = linalg.einsum("tkr,trs,tks->tk", response_b, gram_a, response_b)
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
     audible = energy > linalg.rank_tolerance(s.dtype) ** 2 * total
-    response = jnp.where(audible, s * overlap / jnp.where(audible, energy, 1), 0)
-    floored = jnp.maximum(jnp.asarray(floor, s.dtype), response)
+    response = jnp.where(audible, overlap / jnp.where(audible, energy, 1), 0)
+    floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
-    result = LowRank(b=u * calibrated, a=vt)
+    result = LowRank(b=u * calibrated[None, :], a=vt)
     return result if isinstance(update, LowRank) else dense(result)
 
 

@@ -1,0 +1,159 @@
+"""What every merger does under jit, vmap, grad and map_modules."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from methods import METHODS, distance, random_stack, tolerance
+
+import jaxmerge as jm
+
+NAMES = sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_jit_equals_eager_and_traces_once(name, dtype):
+    merge = METHODS[name]
+    traced = jax.jit(chex.assert_max_traces(merge.__call__, n=1))
+    for seed in range(2):
+        stack = random_stack((3, 3, 3), 14, 11, dtype=dtype, seed=seed)
+        weights = jnp.array([1.0, 0.5, 2.0], dtype)
+        compiled = traced(stack, weights=weights)
+        assert distance(compiled, merge(stack, weights=weights)) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap_over_modules_equals_a_loop(name):
+    stacks = [random_stack((2, 2, 2), 9, 8, seed=seed) for seed in range(3)]
+    together = jax.vmap(METHODS[name].__call__)(
+        jax.tree.map(lambda *x: jnp.stack(x), *stacks)
+    )
+    for merged, stack in zip(together, stacks, strict=True):
+        assert distance(merged, METHODS[name](stack)) < tolerance(np.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["generic", "deficient", "duplicate", "zero"])
+def test_gradients_are_finite(name, kind):
+    stack = random_stack((3, 3, 3), 9, 8)
+    if kind == "deficient":
+        stack = stack.replace(a=stack.a.at[:, 2].set(stack.a[:, 1]))
+    elif kind == "duplicate":
+        stack = stack.replace(
+            a=stack.a[jnp.zeros(3, int)], b=stack.b[jnp.zeros(3, int)]
+        )
+    elif kind == "zero":
+        stack = stack.replace(b=stack.b.at[1].set(0))
+    target = np.random.default_rng(1).normal(size=(9, 8))
+
+    def loss(stack):
+        return jnp.sum(METHODS[name](stack) * target)
+
+    gradient = jax.grad(loss)(stack)
+    chex.assert_tree_all_finite(gradient)
+
+
+DIFFERENTIABLE = [
+    "concat", "average", "full/total", "core/total", "knots/total", "full/tsv",
+    "core/tsv", "tsv_m", "core/iso_c", "full/iso_c", "core/iso_cts", "full/cart",
+    "concat|svc", "pico(concat)", "pico(tsv_m)", "balanced(pico(concat))",
+    "concat|truncate", "tsv_m|isotropize", "core/ties", "knots/ties",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradient_equals_finite_differences(name):
+    stack = random_stack((3, 2, 3), 9, 10)
+    rng = np.random.default_rng(1)
+    target = rng.normal(size=(9, 10))
+    direction = random_stack((3, 2, 3), 9, 10, seed=5)
+
+    @jax.jit
+    def loss(step):
+        moved = jax.tree.map(lambda x, d: x + step * d, stack, direction)
+        return jnp.sum(METHODS[name](moved) * target)
+
+    step = 1e-5
+    expected = (loss(step) - loss(-step)) / (2 * step)
+    assert jax.grad(loss)(0.0) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_inputs_are_ignored_and_inputs_not_changed(name):
+    stack = random_stack((3, 3), 9, 8)
+    before = jax.tree.map(np.array, stack)
+    plain = METHODS[name](stack)
+    assert np.array_equal(METHODS[name](stack, statistics=None), plain)
+    assert np.array_equal(METHODS[name](stack), plain)
+    chex.assert_trees_all_equal(stack, before)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].random])
+def test_random_mergers_need_a_key_and_depend_on_it_alone(name):
+    stack = random_stack((4, 4, 4), 9, 8)
+    with pytest.raises(TypeError, match="key"):
+        METHODS[name].merger(stack)
+    same = [METHODS[name](stack, key=jax.random.key(3)) for _ in range(2)]
+    assert np.array_equal(*same)
+    other = [METHODS[name](stack, key=jax.random.key(k)) for k in range(4, 8)]
+    assert any(distance(x, same[0]) > 1e-3 for x in other)
+
+
+def test_a_sweep_is_one_compiled_call_that_decomposes_once():
+    stack = random_stack((3, 3, 3), 14, 11, dtype=np.float32)
+    scales, densities = (
+        jnp.linspace(0.1, 1, 32, dtype=jnp.float32),
+        jnp.linspace(0.1, 0.9, 32, dtype=jnp.float32),
+    )
+
+    @chex.assert_max_traces(n=1)
+    def merge(stack, by, density):
+        rule = partial(jm.ties, density=density)
+        return jm.dense(jm.scale(jm.core_space(rule)(stack), by=by))
+
+    sweep = jax.jit(jax.vmap(merge, in_axes=(None, 0, 0)))
+    merged = sweep(stack, scales, densities)
+    for index in (0, 13, 31):
+        by, density = float(scales[index]), float(densities[index])
+        one = jm.scale(jm.core_space(partial(jm.ties, density=density))(stack), by=by)
+        assert distance(merged[index], jm.dense(one)) < 1e-5
+    for equation in _equations(jax.make_jaxpr(sweep)(stack, scales, densities).jaxpr):
+        if equation.primitive.name in ("svd", "qr", "householder_product", "geqrf"):
+            assert 32 not in equation.invars[0].aval.shape
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+LOW_RANK = [
+    name for name in NAMES if not name.startswith("full") and "cart" not in name
+]
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
+def test_no_low_rank_path_holds_a_dense_matrix(name):
+    """Neither forward nor backward: no array of the program has m x n entries."""
+    m, n, ranks = 160, 144, (2, 2, 2)
+    stack = random_stack(ranks, m, n)
+    key = {"key": jax.random.key(0)} if METHODS[name].random else {}
+
+    def size(stack):
+        return jm.norm(METHODS[name].merger(stack, **key))
+
+    program = jax.make_jaxpr(jax.value_and_grad(size))(stack)
+    for equation in _equations(program.jaxpr):
+        for variable in equation.outvars:
+            shape = getattr(variable.aval, "shape", ())
+            assert not {m, n} <= set(shape), (equation.primitive.name, shape)
+            assert np.prod(shape, dtype=int) < m * n, (equation.primitive.name, shape)

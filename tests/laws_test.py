@@ -1,0 +1,252 @@
+"""Laws that every merger obeys, from one table (tests/methods.py)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from methods import METHODS, distance, random_stack, task_updates, tolerance
+
+import jaxmerge as jm
+
+NAMES = sorted(METHODS)
+EQUAL = (3, 3, 3)
+MIXED = (2, 5, 3, 4)
+INPUTS = {
+    "equal": (EQUAL, 14, 11),
+    "mixed": (MIXED, 18, 16),
+    "overfull": ((4, 4, 4, 4), 12, 9),
+    "absent": ((3, 0, 3), 14, 11),
+}
+
+
+def needs_equal_ranks(name, ranks):
+    return name == "robust_merge" and len({r for r in ranks if r}) > 1
+
+
+def with_gauge(stack, seed=1):
+    """Other factors of the same updates."""
+    rng = np.random.default_rng(seed)
+    b, a = np.array(stack.b), np.array(stack.a)
+    for t, r in enumerate(stack.ranks):
+        turn = rng.normal(size=(r, r)) + 3 * np.eye(r)
+        b[t, :, :r] = b[t, :, :r] @ turn
+        a[t, :r] = np.linalg.solve(turn, a[t, :r])
+    return stack.replace(b=jnp.asarray(b), a=jnp.asarray(a))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_adapter_comes_back(name):
+    stack = random_stack((4,), 12, 9)
+    merged = METHODS[name](stack)
+    same = distance(merged, task_updates(stack)[0]) < tolerance(np.float64)
+    assert same == METHODS[name].one
+
+
+@pytest.mark.parametrize("rule", ["total", "mean"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", INPUTS)
+def test_linear_rules_agree_in_all_spaces(rule, dtype, case):
+    stack = random_stack(*INPUTS[case], dtype=dtype)
+    weights = np.linspace(-1, 2, len(stack.ranks))
+    exact = np.einsum("t,tmn->mn", weights, task_updates(stack))
+    if rule == "mean":
+        exact = exact / len(stack.present)
+    factored = {"total": "concat", "mean": "average"}[rule]
+    for name in (f"full/{rule}", f"core/{rule}", f"knots/{rule}", factored):
+        merged = METHODS[name](stack, weights=weights)
+        assert merged.dtype == dtype
+        assert distance(merged, exact) < tolerance(dtype), name
+
+
+@pytest.mark.parametrize("rule", ["tsv", "iso_c", "iso_cts", "cart"])
+@pytest.mark.parametrize("case", ["equal", "mixed", "absent"])
+def test_spectral_rules_agree_in_full_and_core_space(rule, case):
+    stack = random_stack(*INPUTS[case])
+    if rule == "cart":  # its rank is a share of the size of the space
+        core = jm.core_space(
+            lambda x, **_: jm.cart(x, rank_fraction=3 / min(x.shape[1:]))
+        )
+        full = jm.full_space(
+            lambda x, **_: jm.cart(x, rank_fraction=3 / min(x.shape[1:]))
+        )
+        merged, exact = jm.dense(core(stack)), jm.dense(full(stack))
+    else:
+        merged, exact = METHODS[f"core/{rule}"](stack), METHODS[f"full/{rule}"](stack)
+    assert distance(merged, exact) < tolerance(np.float64)
+
+
+@pytest.mark.parametrize("case", INPUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factored_routes_equal_rules_in_core_space(case, dtype):
+    stack = random_stack(*INPUTS[case], dtype=dtype)
+    weights = np.linspace(0.5, 2, len(stack.ranks))
+    tsv = METHODS["core/tsv"](stack, weights=weights)
+    if case != "overfull":  # there truncation acts on different sizes of space
+        assert distance(METHODS["tsv_m"](stack, weights=weights), tsv) < tolerance(
+            dtype
+        )
+    iso = jm.dense(jm.then(jm.concat, jm.isotropize)(stack, weights=weights))
+    core = METHODS["core/iso_c"](stack, weights=weights)
+    assert distance(iso, core) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_tasks(name):
+    stack = random_stack(EQUAL, 14, 11)
+    order = np.array([2, 0, 1])
+    moved = stack.replace(a=stack.a[order], b=stack.b[order])
+    weights = np.array([0.5, 1.5, 1.0])
+    before = METHODS[name](stack, weights=weights)
+    after = METHODS[name](moved, weights=weights[order])
+    assert (distance(after, before) < 1e-9) == METHODS[name].order
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gauge(name):
+    stack = random_stack(EQUAL, 14, 11)
+    other = METHODS[name](with_gauge(stack))
+    assert (distance(other, METHODS[name](stack)) < 1e-8) == METHODS[name].gauge
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", INPUTS)
+def test_more_padding_changes_nothing(name, case):
+    ranks, m, n = INPUTS[case]
+    if needs_equal_ranks(name, ranks):
+        pytest.skip("adds factors: equal ranks only")
+    stack = random_stack(ranks, m, n)
+    padded = stack.replace(
+        a=jnp.pad(stack.a, ((0, 0), (0, 3), (0, 0))),
+        b=jnp.pad(stack.b, ((0, 0), (0, 0), (0, 3))),
+    )
+    if name == "robust_merge":  # padding is an entry of a factor to it
+        return
+    assert distance(METHODS[name](padded), METHODS[name](stack)) < 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absent_task_changes_nothing(name):
+    stack = random_stack((3, 3), 14, 11)
+    more = stack.replace(
+        a=jnp.concatenate([stack.a, stack.a[:1] * 0]),
+        b=jnp.concatenate([stack.b, stack.b[:1] * 0]),
+        ranks=(3, 3, 0),
+    )
+    assert distance(METHODS[name](more), METHODS[name](stack)) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_doubling_alpha_is_doubling_b(name):
+    """Both are the same fold into b, so the update doubles where merging is linear."""
+    stack = random_stack(EQUAL, 14, 11)
+    doubled = METHODS[name](stack.replace(b=2 * stack.b))
+    assert distance(doubled, 2 * METHODS[name](stack)) < 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", INPUTS)
+def test_rank_of_the_result(name, case):
+    ranks, m, n = INPUTS[case]
+    if needs_equal_ranks(name, ranks):
+        pytest.skip("adds factors: equal ranks only")
+    bound = {"sum": sum(ranks), "max": max(ranks), "full": min(m, n)}[
+        METHODS[name].rank
+    ]
+    merged = METHODS[name](random_stack(ranks, m, n))
+    assert np.linalg.matrix_rank(merged, tol=1e-8) <= min(bound, m, n)
+    assert np.linalg.norm(merged) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["zero", "duplicate", "deficient", "all_zero", "K>m"])
+def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
+    stack = random_stack(EQUAL, 14, 11, dtype=dtype)
+    if kind == "zero":
+        stack = stack.replace(b=stack.b.at[1].set(0))
+    elif kind == "all_zero":
+        stack = stack.replace(b=stack.b * 0)
+    elif kind == "duplicate":
+        stack = stack.replace(
+            a=stack.a[jnp.zeros(3, int)], b=stack.b[jnp.zeros(3, int)]
+        )
+    elif kind == "deficient":
+        stack = stack.replace(a=stack.a.at[:, 2].set(stack.a[:, 1]))
+    else:
+        stack = random_stack((4, 4, 4), 5, 7, dtype=dtype)
+    merged = METHODS[name](stack)
+    assert merged.dtype == dtype
+    assert np.all(np.isfinite(merged))
+    if kind == "all_zero":
+        assert np.all(np.asarray(merged) == 0)
+
+
+@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
+    stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
+    zero = stack.replace(b=stack.b.at[2].set(0))
+    two = stack.replace(a=stack.a[:2], b=stack.b[:2], ranks=(3, 3))
+    assert distance(METHODS[name](zero), METHODS[name](two)) < tolerance(dtype)
+
+
+def test_orthogonal_tasks():
+    """Disjoint row and column spaces: TSV-M is the sum, SVC knows the owner."""
+    eye = np.eye(8)
+    stack = jm.stack_adapters(
+        [
+            (eye[:, :2] * [3.0, 2.0], eye[:2]),
+            (eye[:, 2:5] * [5.0, 4.0, 1.0], eye[2:5]),
+        ],
+        dtype=np.float64,
+    )
+    total = METHODS["concat"](stack)
+    assert distance(METHODS["tsv_m"](stack), total) < 1e-12
+    for floor in (1.0, 0.5, 0.1):
+        calibrated = jm.dense(jm.svc(jm.concat(stack), stack=stack, floor=floor))
+        assert distance(calibrated, total * 2 / (1 + floor)) < 1e-12
+
+
+def test_pico_ignores_the_scale_of_its_merger():
+    stack = random_stack(EQUAL, 14, 11)
+    tripled = jm.pico(jm.then(jm.concat, lambda u, **_: jm.scale(u, by=3.0)))
+    assert distance(jm.dense(tripled(stack)), METHODS["pico(concat)"](stack)) < 1e-12
+    norms = np.linalg.norm(task_updates(stack), axis=(1, 2))
+    size = np.linalg.norm(METHODS["pico(concat)"](stack))
+    assert size == pytest.approx(norms.mean(), rel=1e-12)
+
+
+def test_truncation_is_optimal_and_loses_the_tail():
+    stack = random_stack(MIXED, 18, 16)
+    merged = METHODS["concat"](stack)
+    s = np.linalg.svd(merged, compute_uv=False)
+    for rank in (1, 5, 30):
+        cut = jm.truncate(jm.concat(stack), rank=rank)
+        lost = np.linalg.norm(merged - jm.dense(cut))
+        assert lost == pytest.approx(np.linalg.norm(s[rank:]), abs=1e-10)
+        assert cut.b.shape[1] == min(rank, 14)
+
+
+@pytest.mark.parametrize("thin", [jm.dare, jm.della])
+def test_random_dropping_is_unbiased(thin):
+    import jax
+
+    stack = random_stack(EQUAL, 14, 11)
+    rule = jm.full_space(thin(jm.total, density=0.5))
+    keys = jax.random.split(jax.random.key(0), 400)
+    draws = jax.vmap(lambda key: rule(stack, key=key))(keys)
+    exact = METHODS["concat"](stack)
+    assert distance(draws.mean(0), exact) < 0.08
+    assert distance(draws[0], exact) > 0.3
+
+
+def test_vera_is_lora_with_scaled_factors():
+    """Shared frozen A and B with per-task vectors, as any other adapters."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(4, 9)), rng.normal(size=(12, 4))
+    d, e = rng.normal(size=(3, 4)), rng.normal(size=(3, 12))
+    stack = jm.stack_adapters(
+        [(e[t][:, None] * b, d[t][:, None] * a) for t in range(3)], dtype=np.float64
+    )
+    exact = sum(np.diag(e[t]) @ b @ np.diag(d[t]) @ a for t in range(3))
+    for name in ("concat", "core/total", "knots/total"):
+        assert distance(METHODS[name](stack), exact) < 1e-12

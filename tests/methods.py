@@ -1,0 +1,141 @@
+"""One table of all mergers, with the laws that each of them obeys."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmerge as jm
+
+
+class Method(NamedTuple):
+    """A merger and what is promised about it.
+
+    one: a single adapter comes back unchanged.
+    gauge: depends on the updates alone, not on the factors.
+    order: the order of the tasks does not matter.
+    rank: a bound of the rank of the result, "sum", "max" or "full".
+    random: needs a key.
+    """
+
+    merger: jm.Merger
+    one: bool = True
+    gauge: bool = True
+    order: bool = True
+    rank: str = "sum"
+    random: bool = False
+
+    def __call__(self, stack, **extra):
+        if self.random:
+            extra.setdefault("key", jax.random.key(7))
+        return jm.dense(self.merger(stack, **extra))
+
+
+RULES: dict[str, tuple[Callable, dict]] = {
+    "total": (jm.total, {}),
+    "mean": (jm.mean, {}),
+    "elect": (jm.elect, {}),
+    "ties": (partial(jm.ties, density=0.3), {"one": False}),
+    "ties_of_count": (
+        partial(
+            jm.ties, density=0.3, sign=jm.sign_of_count, combine=jm.sum_of_agreeing
+        ),
+        {"one": False},
+    ),
+    "dare": (jm.dare(jm.total, density=0.5), {"one": False, "random": True}),
+    "dare_ties": (
+        jm.dare(jm.trim(jm.elect, density=0.5), density=0.5),
+        {"one": False, "random": True},
+    ),
+    "della": (
+        jm.della(jm.elect, density=0.5, epsilon=0.2),
+        {"one": False, "random": True},
+    ),
+    "tsv": (jm.tsv, {}),
+    "iso_c": (jm.iso_c, {"one": False}),
+    "iso_cts": (jm.iso_cts, {"one": False}),
+    "cart": (partial(jm.cart, rank_fraction=0.3, by=0.5), {}),
+    "emr": (jm.emr, {}),
+}
+SPACES = {
+    "full": jm.full_space,
+    "core": jm.core_space,
+    "knots": jm.knots_space,
+    "knots_unscaled": jm.knots_unscaled_space,
+}
+SPECTRAL = ("total", "mean", "tsv", "iso_c", "iso_cts", "cart")
+
+
+def _in_space(space: str, rule: str) -> Method:
+    facts = dict(RULES[rule][1])
+    entrywise = rule not in SPECTRAL
+    facts.setdefault("order", not facts.get("random", False))
+    # the coordinates of core space follow the factors, those of KnOTS do not
+    facts.setdefault("gauge", not (entrywise and space == "core"))
+    if rule == "ties_of_count" and space != "full":
+        facts.update(gauge=False, order=False)  # a tie goes to +, whatever the basis
+    if space == "knots_unscaled" and rule in ("iso_c", "iso_cts", "tsv"):
+        facts["one"] = False
+    facts["rank"] = "full" if entrywise and space == "full" else "sum"
+    return Method(SPACES[space](RULES[rule][0]), **facts)
+
+
+METHODS: dict[str, Method] = {
+    f"{space}/{rule}": _in_space(space, rule) for space in SPACES for rule in RULES
+} | {
+    "concat": Method(jm.concat),
+    "average": Method(jm.average),
+    "tsv_m": Method(jm.tsv_m),
+    "tsv_m|isotropize": Method(jm.then(jm.tsv_m, jm.isotropize), one=False),
+    "concat|svc": Method(jm.then(jm.concat, jm.svc)),
+    "full/ties|svc": Method(
+        jm.then(jm.full_space(RULES["ties"][0]), jm.svc), one=False, rank="full"
+    ),
+    "concat|truncate": Method(jm.then(jm.concat, partial(jm.truncate, rank=4))),
+    "pico(concat)": Method(jm.pico(jm.concat), gauge=False),
+    "pico(core/ties)": Method(
+        jm.pico(jm.core_space(RULES["ties"][0])), one=False, gauge=False
+    ),
+    "pico(tsv_m)": Method(jm.pico(jm.tsv_m), gauge=False),
+    "balanced(pico(concat))": Method(jm.balanced(jm.pico(jm.concat))),
+    "balanced(core/ties)": Method(
+        jm.balanced(jm.core_space(RULES["ties"][0])), one=False
+    ),
+    "robust_merge": Method(jm.robust_merge, one=False, gauge=False, rank="max"),
+    "lora_lego": Method(
+        jm.lora_lego, gauge=False, order=False, random=True, rank="max"
+    ),
+}
+
+
+def random_stack(
+    ranks, m, n, *, seed=0, dtype=np.float64, scale=1.0
+) -> jm.AdapterStack:
+    """Gaussian adapters; rank 0 makes a task that lacks the module."""
+    rng = np.random.default_rng(seed)
+    return jm.stack_adapters(
+        [
+            (scale * rng.normal(size=(m, r)), rng.normal(size=(r, n))) if r else None
+            for r in ranks
+        ],
+        dtype=dtype,
+    )
+
+
+def task_updates(stack: jm.AdapterStack) -> jax.Array:
+    """The T updates of a module, [T, m, n], zeros where a task lacks it."""
+    return jnp.einsum("tmr,trn->tmn", stack.b, stack.a)
+
+
+def distance(x, y) -> float:
+    """Relative Frobenius distance."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return float(np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-30))
+
+
+def tolerance(dtype) -> float:
+    """The one tolerance of the laws, by precision."""
+    return 2e-4 if np.dtype(dtype) == np.float32 else 1e-9

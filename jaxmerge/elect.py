@@ -55,8 +55,13 @@ def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
 
 
 def largest_of_agreeing(matrices: jax.Array) -> jax.Array:
-    """The entry of largest magnitude among the tasks."""
-    return jnp.max(matrices, axis=0) + jnp.min(matrices, axis=0)
+    """The entry of largest magnitude among the tasks.
+
+    >>> print(largest_of_agreeing(jnp.array([[[1.0, -1.0]], [[3.0, -2.0]]])))
+    [[ 3. -2.]]
+    """
+    largest, smallest = jnp.max(matrices, axis=0), jnp.min(matrices, axis=0)
+    return jnp.where(largest >= -smallest, largest, smallest)
 
 
 def elect(

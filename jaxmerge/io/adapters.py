@@ -24,7 +24,7 @@ class Source:
       base_model: ``base_model_name_or_path``, None if the config has none.
       revision: revision of the base model.
       task_type: PEFT's task type.
-      dtype: dtype of its factors ("float32" if they are mixed).
+      dtype: common dtype of its factors; "float32" if they differ or are wider.
       scales: module -> factor that was folded into b.
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
@@ -42,7 +42,7 @@ class Source:
     zero_modules: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Adapters:
     """T adapters of one base model, module by module.
 
@@ -68,6 +68,5 @@ class Adapters:
 
     @property
     def dtype(self) -> np.dtype:
-        """The inputs' common dtype; float32 if they differ or are wider."""
-        common = common_dtype(np.dtype(source.dtype) for source in self.sources)
-        return common if common.itemsize <= 4 else np.dtype(np.float32)
+        """The inputs' common dtype, in which a merge is saved by default."""
+        return common_dtype(np.dtype(source.dtype) for source in self.sources)

@@ -36,22 +36,18 @@ class Compressed:
             self.energy,
         )
 
-    def cast(self, dtype: np.dtype) -> tuple["Compressed", float]:
-        """The factors in another dtype, and the relative error of their product.
+    def error_of(self, rounded: "Compressed") -> float:
+        """Relative error ``||b' a' - b a|| / ||b a||`` of the factors after a cast.
 
-        The error is ``||b' a' - b a|| / ||b a||`` in Frobenius norm, from the Gram
-        matrices of ``(b' - b) a' + b (a' - a)``; no [m, n] array is formed.
+        From the Gram matrices of ``(b' - b) a' + b (a' - a)``, whose terms are small:
+        nothing cancels and no [m, n] array is formed.
         """
-        with np.errstate(over="ignore"):  # an overflow is found by the caller
-            b, a = self.b.astype(dtype), self.a.astype(dtype)
-        exact = [x.astype(np.float64) for x in (self.b, self.a)]
-        rounded = [x.astype(np.float64) for x in (b, a)]
-        lost = _norm(
-            np.hstack([rounded[0] - exact[0], exact[0]]),
-            np.vstack([rounded[1], rounded[1] - exact[1]]),
+        b, a, new_b, new_a = (
+            x.astype(np.float64) for x in (self.b, self.a, rounded.b, rounded.a)
         )
-        total = _norm(*exact)
-        return Compressed(b, a, self.energy), lost / total if total else 0.0
+        lost = _norm(np.hstack([new_b - b, b]), np.vstack([new_a, new_a - a]))
+        total = _norm(b, a)
+        return lost / total if total else 0.0
 
 
 def _norm(b: np.ndarray, a: np.ndarray) -> float:

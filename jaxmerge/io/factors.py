@@ -5,7 +5,7 @@ LoRA scale folded into b. `Layout` keeps what is needed to turn them back into t
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,9 @@ class Layout:
     Attributes:
       kind: "linear", "embedding", "conv1d", "conv2d" or "conv3d".
       kernel: spatial shape of a convolution; n is inputs x kernel, flattened.
-      fan_in_fan_out: the base keeps its weight as [n, m] (GPT-2's Conv1D).
+      fan_in_fan_out: the base keeps its weight as [n, m] (GPT-2's Conv1D). It does not
+        change b and a. PEFT has one flag for all layers and corrects it layer by layer
+        when it loads; None says that the adapters disagree.
 
     A linear or convolution weight changes by ``(b @ a)`` in its own shape, an embedding
     weight [vocabulary, dimension] by ``(b @ a).T``: there m is the dimension.
@@ -31,7 +33,7 @@ class Layout:
 
     kind: str = "linear"
     kernel: tuple[int, ...] = ()
-    fan_in_fan_out: bool = False
+    fan_in_fan_out: bool | None = False
 
     def to_tensors(self, b: np.ndarray, a: np.ndarray) -> dict[str, np.ndarray]:
         """PEFT's tensors of factors [m, r] and [r, n], by name below the module."""
@@ -47,6 +49,18 @@ class Layout:
         if self.kind == "embedding" or self.fan_in_fan_out:
             return update.T
         return update.reshape(update.shape[0], -1, *self.kernel)
+
+
+def merged_layout(layouts: Sequence[Layout]) -> Layout | None:
+    """The layout of a module that several adapters share; None if they differ.
+
+    A difference in ``fan_in_fan_out`` alone is not one of layers, see `Layout`.
+    """
+    kinds = {(layout.kind, layout.kernel) for layout in layouts}
+    flags = {layout.fan_in_fan_out for layout in layouts}
+    if len(kinds) > 1:
+        return None
+    return Layout(*kinds.pop(), flags.pop() if len(flags) == 1 else None)
 
 
 class Factors(NamedTuple):
@@ -84,9 +98,10 @@ class FactorSpec:
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
-    """The dtype that all share, or float32, in which the computation is done."""
+    """The dtype that all share; float32 if they differ or are wider."""
     found = set(dtypes)
-    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+    common = found.pop() if len(found) == 1 else np.dtype(np.float32)
+    return common if common.itemsize <= 4 else np.dtype(np.float32)
 
 
 def factor_spec(

@@ -130,7 +130,8 @@ def _head_name(name: str, key: str, path: Path, modules_to_save: Sequence[str]) 
     if module is not None:
         name = f"{module}.{rest.partition('.')[2]}"
     listed = any(f".{saved}." in f".{name}" for saved in modules_to_save)
-    if not listed and name.rpartition(".")[2] not in _HEAD_LEAVES:
+    variant = any(piece.startswith(("lora_", "vera_")) for piece in name.split("."))
+    if not listed and (variant or name.rpartition(".")[2] not in _HEAD_LEAVES):
         raise AdapterError(
             f"{path}: tensor {key!r} is neither a LoRA factor nor a saved module; "
             "older layouts are read with layout=..., see jaxmerge.io.layouts"

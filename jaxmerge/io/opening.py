@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from jaxmerge.io.config import AdapterConfig, parse_config
@@ -61,21 +62,17 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
     ('0-cars', '1-cars', 'dtd')
     """
     parts = [path.resolve().parts[1:] or ("adapter",) for path in paths]
-    names = [part[-1] for part in parts]
+    names = {part: part[-1] for part in parts}
     for depth in range(2, max(map(len, parts)) + 1):
-        clashes = {name for name, count in Counter(names).items() if count > 1}
-        if not clashes:
-            break
-        names = [
-            "-".join(part[-depth:]) if name in clashes else name
-            for name, part in zip(names, parts, strict=True)
-        ]
-    repeats: Counter[str] = Counter()
-    for place, name in enumerate(names):  # one folder given twice
-        repeats[name] += 1
-        if repeats[name] > 1:
-            names[place] = f"{name}-{repeats[name]}"
-    return tuple(names)
+        counts = Counter(names.values())
+        for part, name in names.items():
+            if counts[name] > 1:
+                names[part] = "-".join(part[-depth:])
+    unique: list[str] = []
+    for part in parts:  # one folder may be given twice
+        endings = ("" if n == 1 else f"-{n}" for n in count(1))
+        unique.append(next(n for e in endings if (n := names[part] + e) not in unique))
+    return tuple(unique)
 
 
 def _open_adapter(

@@ -25,6 +25,7 @@ class ReadOptions:
 
     def __post_init__(self):
         check_head_policy(self.heads)
+        object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
         if self.weights not in (None, "safetensors", "bin"):
             raise AdapterError(
                 f"weights={show(self.weights)}: expected 'safetensors' or 'bin'"

@@ -41,7 +41,9 @@ def output_config(
         "target_modules": _target_modules(ranks),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(like.layouts[m].fan_in_fan_out for m in ranks),
+        "fan_in_fan_out": any(
+            like.layouts[module].fan_in_fan_out in (True, None) for module in ranks
+        ),
         "inference_mode": True,
         "use_rslora": False,
     }

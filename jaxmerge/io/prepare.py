@@ -58,8 +58,10 @@ def adapter_output(
     cast, cast_error = {}, {}
     for module, found in factors.items():
         padded = found.padded(max(found.rank, 1) if ragged else widest)
-        cast[module], cast_error[module] = padded.cast(dtype)
-    cast_biases = {module: bias.astype(dtype) for module, bias in biases.items()}
+        b, a = (_cast(x, dtype, module) for x in (padded.b, padded.a))
+        cast[module] = Compressed(b, a, found.energy)
+        cast_error[module] = padded.error_of(cast[module])
+    cast_biases = {module: _cast(x, dtype, module) for module, x in biases.items()}
     tensors = {f"{PEFT_PREFIX}{name}": value for name, value in heads.items()}
     for module, found in cast.items():
         parts = like.layouts[module].to_tensors(found.b, found.a)
@@ -67,7 +69,6 @@ def adapter_output(
             parts["lora_B.bias"] = cast_biases[module]
         for leaf, value in parts.items():
             tensors[f"{PEFT_PREFIX}{module}.{leaf}"] = value
-    _check_overflow(tensors, dtype)
     config = output_config(
         {module: found.rank for module, found in cast.items()},
         like,
@@ -81,16 +82,20 @@ def delta_output(
     updates: Mapping[str, Update], like: Adapters, *, dtype: np.dtype
 ) -> Output:
     """Full-weight deltas: ``<module>.weight``, in the shape of the base weight."""
+    unclear = [m for m in updates if like.layouts[m].fan_in_fan_out is None]
+    if unclear:
+        raise AdapterError(
+            f"the configs disagree on fan_in_fan_out for {listing(unclear)}, so the "
+            "shape of the base weights is unclear; correct the wrong config"
+        )
     tensors, cast_error = {}, {}
     for module, update in updates.items():
         exact = np.asarray(dense_of(update))
-        with np.errstate(over="ignore"):
-            cast = exact.astype(dtype)
+        cast = _cast(exact, dtype, module)
         total = np.linalg.norm(exact.astype(np.float64))
         lost = np.linalg.norm(cast.astype(np.float64) - exact)
         cast_error[module] = float(lost / total) if total else 0.0
         tensors[f"{module}.weight"] = like.layouts[module].to_weight(cast)
-    _check_overflow(tensors, dtype)
     return Output({DELTA_FILE: tensors}, None, cast_error)
 
 
@@ -178,10 +183,12 @@ def checked_rank(
     return rank
 
 
-def _check_overflow(tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
-    for key, value in tensors.items():
-        if value.dtype == dtype and not np.isfinite(value).all():
-            raise AdapterError(
-                f"tensor {key!r} does not fit into {dtype.name}; "
-                "save with dtype='float32'"
-            )
+def _cast(values: np.ndarray, dtype: np.dtype, module: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise AdapterError(
+            f"module {module!r}: its values do not fit into {dtype.name}; "
+            "save with dtype='float32'"
+        )
+    return cast

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Factors, common_dtype, read_factors
+from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions
@@ -90,21 +90,23 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
                 "(untrained, or saved with the wrong weights); leave it out, "
                 "or pass allow_zero=True"
             )
-    layouts = {m: spec.layout for a in opened for m, spec in a.specs.items()}
-    stacks, biases = {}, {}
-    for module in sorted(layouts):
+    stacks, biases, layouts = {}, {}, {}
+    for module in sorted({module for adapter in opened for module in adapter.specs}):
         rows = [f.get(module) for f in factors]
         rows = [None if row is None or row.is_zero else row for row in rows]
         if all(row is None for row in rows):
             continue
         pairs = [None if row is None else (row.b, row.a) for row in rows]
         stacks[module] = stack_adapters(pairs, name=module)
+        layouts[module] = merged_layout(
+            [a.specs[module].layout for a in opened if module in a.specs]
+        )
         if any(row is not None and row.bias is not None for row in rows):
             biases[module] = _stack_biases(rows, stacks[module].b.shape[1])
     return Adapters(
         stacks=stacks,
         names=tuple(adapter.name for adapter in opened),
-        layouts={module: layouts[module] for module in stacks},
+        layouts=layouts,
         biases=biases,
         heads=tuple(_read_heads(adapter) for adapter in opened),
         sources=tuple(sources),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from jaxmerge.io.errors import listing
+from jaxmerge.io.factors import merged_layout
 from jaxmerge.io.keys import common_prefix_change
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
@@ -62,12 +63,12 @@ def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
                     f"{adapter.folder} one of {spec.shape}; they belong to different "
                     "base models and cannot be merged",
                 )
-            elif other.layout != spec.layout:
+            elif merged_layout([other.layout, spec.layout]) is None:
                 yield Conflict(
                     "layout",
-                    f"module {module!r}: {other.layout} in {first.folder}, "
-                    f"{spec.layout} in {adapter.folder}; correct fan_in_fan_out in the "
-                    "config that is wrong",
+                    f"module {module!r}: {other.layout.kind} {other.layout.kernel} "
+                    f"in {first.folder}, {spec.layout.kind} {spec.layout.kernel} in "
+                    f"{adapter.folder}; they belong to different base models",
                 )
 
 

@@ -568,6 +568,14 @@ def test_nan_and_infinity_name_the_tensor(tmp_path, value, dtype):
     assert io.plan_peft([folder]).rank == 4
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_overflow_of_float32_is_refused(tmp_path, dtype):
+    tensors = samples.linear(dtype=dtype)
+    tensors[B][0, 0] = 3e38 if dtype == np.float32 else 3e300
+    with pytest.raises(io.AdapterError, match=r"lora_B\.weight.*(overflow|infinite)"):
+        load_one(samples.write(tmp_path / "a", tensors, lora_alpha=100))
+
+
 @pytest.mark.parametrize(
     "change",
     [

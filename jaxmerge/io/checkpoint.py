@@ -25,6 +25,16 @@ from jaxmerge.types import AdapterStack, LowRank, Update
 
 _FORMAT = "jaxmerge-orbax-1"
 _LEAVES = "leaves"
+_DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 Modules = Mapping[str, AdapterStack] | Mapping[str, Update]
 
 
@@ -77,7 +87,7 @@ def load_orbax(path: str | os.PathLike) -> Adapters | dict[str, Any]:
         return _rebuild_modules(record["modules"], leaves)
     except AdapterError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+    except _DAMAGE as error:
         raise AdapterError(f"{folder}: not a complete checkpoint ({error})") from error
 
 
@@ -93,6 +103,9 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(folder.resolve() / _LEAVES, target)
         for number, leaf in restored.items():
+            # Orbax takes shape and dtype from its files, whatever the target says.
+            if (leaf.shape, leaf.dtype) != (target[number].shape, target[number].dtype):
+                raise AdapterError(f"{folder}: {RECORD_FILE} and the arrays differ")
             leaves[int(number)] = np.asarray(leaf)
     return leaves
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmerge.io.config import AdapterConfig
-from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
 
 
@@ -222,8 +222,21 @@ def _vera_shapes(
 
 def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     """Reads the factors of one module; AdapterError if they hold NaN or Inf."""
-    (m, n), rank = spec.shape, spec.rank
     values = {part: read_finite(tensors, key) for part, key in spec.parts.items()}
+    with np.errstate(over="ignore"):
+        factors = _fold(spec, values)
+    if not all(np.isfinite(x).all() for x in factors if x is not None):
+        keys = listing(spec.parts.values())
+        raise AdapterError(
+            f"{tensors.path}: {keys} times the scale {spec.scale:g} overflow float32; "
+            "the adapter's training diverged or the file is damaged"
+        )
+    return factors
+
+
+def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
+    """b, a and bias of one module from its tensors, whatever its variant."""
+    (m, n), rank = spec.shape, spec.rank
     scale = np.float32(spec.scale)
     if "lambda_d" in values:
         a = values["lambda_d"][:, None] * values["A"][:, :n]

@@ -94,7 +94,8 @@ def read_finite(tensors: TensorFile, key: str) -> np.ndarray:
             f"{tensors.path}: tensor {key!r} has dtype {values.dtype}, "
             "expected a floating type"
         )
-    values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise AdapterError(
             f"{tensors.path}: tensor {key!r} holds NaN or infinite values; "

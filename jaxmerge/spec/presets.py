@@ -160,11 +160,10 @@ def method_markdown() -> str:
     ]
     for row in method_table():
         paper = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
-        pipeline = row.pipeline.replace("|", "\\|")
-        lines.append(
-            f"| `{row.name}` | {row.method} | {row.space} | `{pipeline}` | {paper} "
-            f"| {row.source} |"
-        )
+        name, pipeline = f"`{row.name}`", f"`{row.pipeline}`"
+        cells = (name, row.method, row.space, pipeline, paper, row.source)
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -232,7 +232,7 @@ STEPS: dict[str, Step] = {
     "tsv_m": Step(
         "merger",
         "jaxmerge.singular:tsv_m",
-        "tsv|core from factors",
+        "task singular vectors made orthogonal, from factors",
         "2412.00081",
     ),
     "lora_lego": Step(

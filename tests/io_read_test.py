@@ -411,6 +411,21 @@ def test_rank_that_contradicts_the_config(tmp_path):
         load_one(folder)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"heads": "average"}, {"assume_alpha": "16"}, {"assume_alpha": 0},
+        {"assume_alpha": float("nan")}, {"weights": "pt"}, {"layout": "kohya"},
+        {"vera_inputs": "5"}, {"vera_inputs": {"fc": 0}},
+    ],
+)  # fmt: skip
+def test_options_that_make_no_sense(tmp_path, options):
+    folder = samples.write(tmp_path / "a")
+    for read in (io.load_peft, io.plan_peft):
+        with pytest.raises(io.AdapterError, match=next(iter(options))):
+            read([folder], **options)
+
+
 def test_two_weight_files(tmp_path):
     torch = pytest.importorskip("torch")
     folder = samples.write(tmp_path / "a")

@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from jaxmerge import io
+from jaxmerge.io.tensors import open_tensors
 
 GPT2 = ("legal", "medical", "sports", "tigrinya")
 NLI = ("mnli", "qnli", "snli", "rte", "sick", "scitail")
@@ -103,10 +104,10 @@ BAD = {
     "other/dept_cola": "PROMPT_TUNING_LORA",
     "other/dept_sst2": "PROMPT_TUNING_LORA",
     "other/dept_wic": "PROMPT_TUNING_LORA",
-    "other/sam_lora": "layout=",
-    "sd15/cloneofsimo_analog_svd_r4": "layout=",
-    "sd15/cloneofsimo_disney": "layout=",
-    "sd15/weapons_catundchat": "layout=",
+    "other/sam_lora": r"no adapter_config\.json.*several weight files",
+    "sd15/cloneofsimo_analog_svd_r4": "modules are numbered",
+    "sd15/cloneofsimo_disney": "modules are numbered",
+    "sd15/weapons_catundchat": r"no adapter_config\.json.*weights=",
 }
 
 
@@ -123,3 +124,41 @@ def test_adapters_of_different_models_are_told_apart(real):
     folders = [real / "minilm_sst2_r8", real / "gpt2_domains" / "legal"]
     with pytest.raises(io.AdapterError, match="allow_different_bases"):
         io.load_peft(folders, heads="keep")
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin"])
+def test_old_diffusers_layout(real, tmp_path, weights):
+    folder = real / "sd15" / "weapons_catundchat"
+    with pytest.raises(io.AdapterError, match=r"layout='diffusers'.*assume_alpha"):
+        io.load_peft([folder], weights=weights)
+    adapters = io.load_peft(
+        [folder], weights=weights, layout="diffusers", assume_alpha="rank"
+    )
+    assert len(adapters.stacks) == 128
+    assert {stack.ranks for stack in adapters.stacks.values()} == {(4,)}
+    attention = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+    tensors = open_tensors(folder / f"pytorch_lora_weights.{weights}")
+    for layer, module in (("to_k", "to_k"), ("to_out", "to_out.0")):
+        up, down = (
+            tensors.read(f"{attention}.processor.{layer}_lora.{part}.weight")
+            for part in ("up", "down")
+        )
+        np.testing.assert_allclose(
+            samples.update(adapters.stacks[f"{attention}.{module}"]),
+            samples.product(up, down),
+            atol=1e-7,
+        )
+    updates = {m: samples.concatenated(s) for m, s in adapters.stacks.items()}
+    io.save_peft(tmp_path / "out", updates, like=adapters)
+    again = io.load_peft([tmp_path / "out"])
+    assert again.stacks.keys() == adapters.stacks.keys()
+
+
+def test_sam_lora_is_refused_for_its_lost_biases(real, tmp_path):
+    for rank in (2, 16):
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        name = f"lora_rank{rank}.safetensors"
+        (folder / name).write_bytes((real / "other" / "sam_lora" / name).read_bytes())
+        with pytest.raises(io.AdapterError, match="biases"):
+            io.load_peft([folder], layout="diffusers", assume_alpha=1)

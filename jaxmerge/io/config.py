@@ -8,12 +8,13 @@ tensors mean. Such a key is an error unless its value is empty (None, False, [],
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.files import CONFIG_FILE
+from jaxmerge.io.options import checked_alpha
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
@@ -81,17 +82,17 @@ class AdapterConfig:
     path: Path
     raw: Mapping[str, Any]
     peft_type: str
-    rank: int | None
     alpha: float | Literal["rank"] | None
-    rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    init_rank: int
-    fan_in_fan_out: bool
-    base_model: str | None
-    revision: str | None
-    task_type: str | None
-    modules_to_save: tuple[str, ...]
+    rank: int | None = None
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    init_rank: int = 0
+    fan_in_fan_out: bool = False
+    base_model: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    modules_to_save: tuple[str, ...] = ()
 
     def scale(self, module: str, rank: int) -> float:
         """The factor with which PEFT multiplies ``B A`` of a module of this true rank.
@@ -156,8 +157,8 @@ def parse_config(
       AdapterError: another kind of adapter, a variant that is not ``scale * B A`` on
         the unchanged base, a wrong type, an unknown key, a missing alpha.
     """
-    field = _Fields(raw, path)
-    peft_type = field.text("peft_type")
+    read = _Fields(raw, path)
+    peft_type = read.text("peft_type")
     if peft_type not in PEFT_TYPES:
         raise AdapterError(
             f"{path}: peft_type {show(peft_type)} is not a low-rank update that can be "
@@ -166,44 +167,40 @@ def parse_config(
         )
     _refuse_variants(raw, path, ignore_config_keys)
     adalora = peft_type == "ADALORA"
-    alpha = None
-    if peft_type != "VERA":
-        alpha = field.number("lora_alpha")
-        alpha = assume_alpha if alpha is None else alpha
-        if alpha is None:
-            raise AdapterError(
-                f"{path}: no lora_alpha, so the scale is unknown; "
-                "pass assume_alpha=<number>, or assume_alpha='rank' for a scale of 1"
-            )
-        if alpha != "rank":
-            _checked_alpha(alpha, f"{path}: lora_alpha")
-            if adalora and alpha < 0:
-                raise AdapterError(f"{path}: AdaLoRA needs a positive lora_alpha")
-    alphas = field.table("alpha_pattern")
+    alpha = read.number("lora_alpha")
+    alpha = assume_alpha if alpha is None else alpha
+    if alpha is None and peft_type != "VERA":
+        raise AdapterError(
+            f"{path}: no lora_alpha, so the scale is unknown; "
+            "pass assume_alpha=<number>, or assume_alpha='rank' for a scale of 1"
+        )
+    if adalora and alpha != "rank" and alpha < 0:
+        raise AdapterError(f"{path}: AdaLoRA needs a positive lora_alpha")
+    alphas = read.table("alpha_pattern")
     if adalora and alphas:
         raise AdapterError(f"{path}: AdaLoRA does not use alpha_pattern; remove it")
-    ranks = field.table("rank_pattern")
+    ranks = read.table("rank_pattern")
     ranks = _kept_ranks(ranks, path) if adalora else _ranks(ranks, path)
     return AdapterConfig(
         path=path,
         raw=raw,
         peft_type=peft_type,
-        rank=None if adalora else field.rank("r"),
+        rank=None if adalora else read.rank("r"),
         alpha=alpha,
-        rslora=not adalora and field.flag("use_rslora"),
+        rslora=not adalora and read.flag("use_rslora"),
         rank_pattern=ranks,
         alpha_pattern={
-            _checked_pattern(name, path): _checked_alpha(
+            _checked_pattern(name, path): checked_alpha(
                 value, f"{path}: alpha_pattern[{name!r}]"
             )
             for name, value in alphas.items()
         },
-        init_rank=(field.rank("init_r") or _PEFT_INIT_RANK) if adalora else 0,
-        fan_in_fan_out=field.flag("fan_in_fan_out"),
-        base_model=field.text("base_model_name_or_path"),
-        revision=field.text("revision"),
-        task_type=field.text("task_type"),
-        modules_to_save=field.names("modules_to_save"),
+        init_rank=(read.rank("init_r") or _PEFT_INIT_RANK) if adalora else 0,
+        fan_in_fan_out=read.flag("fan_in_fan_out"),
+        base_model=read.text("base_model_name_or_path"),
+        revision=read.text("revision"),
+        task_type=read.text("task_type"),
+        modules_to_save=read.names("modules_to_save"),
     )
 
 
@@ -242,18 +239,6 @@ def _refuse_variants(
 
 def _is_empty(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
-
-
-def _checked_alpha(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise AdapterError(f"{where} must be a number, found {show(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or number == 0:
-        raise AdapterError(f"{where} must be finite and not zero, found {number}")
-    return number
 
 
 def _checked_pattern(name: str, path: Path) -> str:
@@ -312,7 +297,7 @@ class _Fields:
 
     def number(self, key: str) -> float | None:
         value = self._raw.get(key)
-        return None if value is None else _checked_alpha(value, f"{self._path}: {key}")
+        return None if value is None else checked_alpha(value, f"{self._path}: {key}")
 
     def rank(self, key: str) -> int | None:
         value = self._raw.get(key)

@@ -89,11 +89,6 @@ def sha256(path: Path) -> str:
 def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
     path = folder / CONFIG_FILE
-    if not os.path.lexists(path):
-        raise AdapterError(
-            f"{folder}: no {CONFIG_FILE}; without it the LoRA scale is unknown. "
-            "Files in an older layout are read with layout=..., see jaxmerge.io.layouts"
-        )
     if checked_file(path).stat().st_size > _LARGEST_CONFIG:
         raise AdapterError(f"{path}: too large to be an adapter config")
     try:

@@ -134,7 +134,7 @@ def _head_name(name: str, key: str, path: Path, modules_to_save: Sequence[str]) 
     if not listed and (variant or name.rpartition(".")[2] not in _HEAD_LEAVES):
         raise AdapterError(
             f"{path}: tensor {key!r} is neither a LoRA factor nor a saved module; "
-            "older layouts are read with layout=..., see jaxmerge.io.layouts"
+            "the file is in another layout, or of a variant that is not known here"
         )
     return name
 

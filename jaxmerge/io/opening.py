@@ -16,6 +16,7 @@ from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
 from jaxmerge.io.files import CONFIG_FILE, adapter_folder, read_config, weight_file
 from jaxmerge.io.keys import KeyTable, rename_modules, sort_keys
+from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
 
@@ -78,14 +79,7 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 def _open_adapter(
     name: str, folder: str | os.PathLike, path: Path, options: ReadOptions
 ) -> OpenAdapter:
-    config = parse_config(
-        read_config(path),
-        path / CONFIG_FILE,
-        assume_alpha=options.assume_alpha,
-        ignore_config_keys=options.ignore_config_keys,
-    )
-    tensors = open_tensors(weight_file(path, options.weights))
-    table = sort_keys(tensors.infos, tensors.path, config.modules_to_save)
+    config, tensors, table = _open_files(path, options)
     if not table.modules:
         raise AdapterError(
             f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should)"
@@ -97,11 +91,30 @@ def _open_adapter(
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
-        files=(config.path, tensors.path),
+        files=tuple(dict.fromkeys((config.path, tensors.path))),
         config=config,
         tensors=tensors,
         specs={renamed[module]: spec for module, spec in specs.items()},
         heads=table.heads,
+    )
+
+
+def _open_files(
+    path: Path, options: ReadOptions
+) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    if not os.path.lexists(path / CONFIG_FILE):
+        return open_without_config(path, options)
+    config = parse_config(
+        read_config(path),
+        path / CONFIG_FILE,
+        assume_alpha=options.assume_alpha,
+        ignore_config_keys=options.ignore_config_keys,
+    )
+    tensors = open_tensors(weight_file(path, options.weights))
+    return (
+        config,
+        tensors,
+        sort_keys(tensors.infos, tensors.path, config.modules_to_save),
     )
 
 

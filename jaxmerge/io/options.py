@@ -1,8 +1,9 @@
 """How adapters are read: the options that loading, planning and verifying share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxmerge.io.errors import AdapterError, show
 
@@ -22,14 +23,23 @@ class ReadOptions:
     weights: Literal["safetensors", "bin"] | None = None
     ignore_config_keys: Sequence[str] = ()
     vera_inputs: int | Mapping[str, int] | None = None
+    layout: Literal["diffusers"] | None = None
 
     def __post_init__(self):
-        check_head_policy(self.heads)
         object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
+        check_head_policy(self.heads)
+        if self.assume_alpha not in (None, "rank"):
+            checked_alpha(self.assume_alpha, "assume_alpha")
+        if self.layout not in (None, "diffusers"):
+            raise AdapterError(f"layout={show(self.layout)}: expected 'diffusers'")
         if self.weights not in (None, "safetensors", "bin"):
             raise AdapterError(
                 f"weights={show(self.weights)}: expected 'safetensors' or 'bin'"
             )
+        sizes = self.vera_inputs
+        for size in sizes.values() if isinstance(sizes, Mapping) else [sizes]:
+            if size is not None and (type(size) is not int or size < 1):
+                raise AdapterError(f"vera_inputs: {show(size)} is not an input size")
 
 
 def check_head_policy(policy: str) -> None:
@@ -38,3 +48,16 @@ def check_head_policy(policy: str) -> None:
         raise AdapterError(
             f"heads={show(policy)}: expected one of {', '.join(get_args(HeadPolicy))}"
         )
+
+
+def checked_alpha(value: Any, where: str) -> float:
+    """A LoRA alpha as a number; AdapterError unless it is finite and not zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AdapterError(f"{where} must be a number, found {show(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number == 0:
+        raise AdapterError(f"{where} must be finite and not zero, found {number}")
+    return number

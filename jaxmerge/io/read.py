@@ -30,6 +30,7 @@ def load_peft(
     weights: Literal["safetensors", "bin"] | None = None,
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
+    layout: Literal["diffusers"] | None = None,
 ) -> Adapters:
     """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
 
@@ -53,6 +54,8 @@ def load_peft(
         harmless.
       vera_inputs: input size of the modules of VeRA adapters, which their files do not
         hold: one number, or a table from name endings to numbers.
+      layout: "diffusers" reads folders without a config whose weights are in the layout
+        of old diffusers attention processors, see `jaxmerge.io.layouts`.
 
     Returns:
       `Adapters`.
@@ -70,6 +73,7 @@ def load_peft(
         weights=weights,
         ignore_config_keys=ignore_config_keys,
         vera_inputs=vera_inputs,
+        layout=layout,
     )
     opened = open_adapters(folders, options)
     found = conflicts(opened, options)

@@ -1,0 +1,119 @@
+"""LoRA files older than PEFT's folders: one layout is read, two are refused by name.
+
+*diffusers attention processors* (``pytorch_lora_weights.*``, diffusers 0.12 to 0.20):
+``<attention>.processor.to_k_lora.down.weight`` is A of the module ``<attention>.to_k``
+and ``up`` is its B; ``to_out_lora`` belongs to ``<attention>.to_out.0``. The update is
+``alpha / r * up @ down``. The files hold no alpha, so the caller gives it: the trainers
+of that time had none, which is ``assume_alpha="rank"``, a scale of 1.
+
+*cloneofsimo* (``unet:12:down``) numbers its modules in the order in which the trainer
+walked through its own model, so their names are not in the file.
+
+*Sam_LoRA* (``w_a_000``) gave its factors biases that were trained but never saved.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmerge.io.config import AdapterConfig
+from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.files import CONFIG_FILE, checked_file
+from jaxmerge.io.keys import KeyTable
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.tensors import TensorFile, open_tensors
+
+_SUFFIXES = {"safetensors": ".safetensors", "bin": ".bin"}
+_DIFFUSERS = re.compile(
+    r"(?P<parent>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\."
+    r"(?P<part>down|up)\.weight"
+)
+_REFUSED = (
+    (
+        re.compile(r"\w+:\d+:(up|down)"),
+        "its modules are numbered (cloneofsimo's layout) in the order of the trainer's "
+        "model, so their names are unknown; apply it to that model and save with PEFT",
+    ),
+    (
+        re.compile(r"w_[ab]_\d+"),
+        "a Sam_LoRA file lacks the biases that its factors were trained with, so it is "
+        "not the whole adapter; train it again with PEFT",
+    ),
+)
+
+
+def open_without_config(
+    folder: Path, options: ReadOptions
+) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    """Opens a folder that has no ``adapter_config.json``, if its layout is readable.
+
+    Args:
+      folder: holds one weight file, or one per format if ``options.weights`` chooses.
+      options: ``layout="diffusers"`` and ``assume_alpha`` confirm what the file cannot
+        say itself.
+
+    Raises:
+      AdapterError: what the file is, why it is not read, and what to do.
+    """
+    missing = f"{folder}: no {CONFIG_FILE}"
+    try:
+        tensors = open_tensors(_only_weight_file(folder, options.weights))
+    except AdapterError as error:
+        raise AdapterError(
+            f"{missing}, and no other readable adapter ({error})"
+        ) from error
+    for pattern, reason in _REFUSED:
+        if any(pattern.fullmatch(key) for key in tensors.infos):
+            raise AdapterError(f"{tensors.path}: {reason}")
+    if not any(_DIFFUSERS.fullmatch(key) for key in tensors.infos):
+        raise AdapterError(
+            f"{missing}, without which the scale and the kind of adapter are unknown; "
+            "copy it from where the weights came from"
+        )
+    if options.layout != "diffusers" or options.assume_alpha is None:
+        raise AdapterError(
+            f"{missing}; the keys are of old diffusers attention processors, which "
+            "hold no alpha: pass layout='diffusers' and assume_alpha=<number> "
+            "(assume_alpha='rank' for a scale of 1)"
+        )
+    return _config(tensors.path, options), tensors, _diffusers_keys(tensors)
+
+
+def _only_weight_file(folder: Path, choice: str | None) -> Path:
+    suffixes = [_SUFFIXES[choice]] if choice else list(_SUFFIXES.values())
+    names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1] in suffixes)
+    if not names:
+        raise AdapterError("the folder holds no weight file")
+    if len(names) > 1:
+        raise AdapterError(
+            f"the folder holds several weight files: {listing(names)}; give each a "
+            "folder of its own, or choose the format with weights="
+        )
+    return checked_file(folder / names[0])
+
+
+def _diffusers_keys(tensors: TensorFile) -> KeyTable:
+    table = KeyTable()
+    for key in tensors.infos:
+        match = _DIFFUSERS.fullmatch(key)
+        if match is None:
+            raise AdapterError(f"{tensors.path}: tensor {key!r} is not understood")
+        layer = "to_out.0" if match["layer"] == "to_out" else match["layer"]
+        parts = table.modules.setdefault(f"{match['parent']}.{layer}", {})
+        parts["A" if match["part"] == "down" else "B"] = key
+    return table
+
+
+def _config(path: Path, options: ReadOptions) -> AdapterConfig:
+    raw: Mapping[str, Any] = {
+        "layout": "diffusers",
+        "assumed_alpha": options.assume_alpha,
+    }
+    return AdapterConfig(
+        path=path,
+        raw=raw,
+        peft_type="LORA",
+        alpha=options.assume_alpha,
+    )

@@ -408,3 +408,29 @@ def test_single_adapter_survives_unchanged(net, tmp_path):
         np.testing.assert_allclose(
             forward(reloaded(net, out)), forward(model), rtol=1e-5, atol=1e-5
         )
+
+
+class Attention(torch.nn.Module):
+    """Torch's own attention, whose output projection PEFT nests in a base layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, tokens):
+        x = torch.nn.functional.one_hot(tokens % 8, 8).float()
+        return self.attention(x, x, x)[0]
+
+
+def test_multihead_attention(tmp_path):
+    torch.manual_seed(0)
+    plain = Attention().eval()
+    config = {"r": 2, "lora_alpha": 6, "target_modules": ["attention"]}
+    model = train(plain, tmp_path / "in", seed=1, **config)
+    adapters = io.load_peft([tmp_path / "in"])
+    assert sorted(adapters.stacks) == ["attention", "attention.base_layer.out_proj"]
+    updates = {m: samples.concatenated(s) for m, s in adapters.stacks.items()}
+    io.save_peft(tmp_path / "out", updates, like=adapters)
+    found = forward(reloaded(plain, tmp_path / "out"))
+    np.testing.assert_allclose(found, forward(model), rtol=1e-5, atol=1e-6)
+    assert np.abs(found - forward(plain)).max() > 1e-2

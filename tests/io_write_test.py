@@ -281,6 +281,33 @@ def test_overflow_and_unknown_dtypes_are_refused(tmp_path, adapters, updates):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_updates_are_truncated_in_float32(tmp_path, adapters, updates, dtype):
+    narrow = {
+        m: LowRank(b=jnp.asarray(u.b, dtype), a=jnp.asarray(u.a, dtype))
+        for m, u in updates.items()
+    }
+    io.save_peft(tmp_path / "out", narrow, like=adapters, rank=2)
+    for module, update in narrow.items():
+        np.testing.assert_allclose(
+            read_back(tmp_path / "out", module), best(exact(update), 2), atol=1e-4
+        )
+
+
+def test_one_task_alone_can_be_saved_again(tmp_path, adapters):
+    alone = adapters.task("in1")
+    assert alone.names == ("in1",)
+    assert alone.stacks["h.0.fc"].ranks == (2,)
+    own = {m: LowRank(b=s.b[0], a=s.a[0]) for m, s in alone.stacks.items()}
+    report = io.save_peft(tmp_path / "out", own, like=alone)
+    assert report.rank == 2
+    np.testing.assert_array_equal(
+        read_back(tmp_path / "out"), samples.update(adapters.stacks["h.0.fc"], 1)
+    )
+    with pytest.raises(KeyError, match="in0, in1"):
+        adapters.task("in7")
+
+
 def test_float64_updates_are_saved_as_the_inputs(tmp_path, adapters, updates):
     wide = {
         m: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), u)

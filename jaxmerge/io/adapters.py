@@ -1,7 +1,7 @@
 """What reading gives: adapters in memory, and all that writing them back needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -65,6 +65,34 @@ class Adapters:
     heads: tuple[dict[str, np.ndarray], ...]
     sources: tuple[Source, ...]
     options: ReadOptions = field(default_factory=ReadOptions)
+
+    def task(self, name: str) -> "Adapters":
+        """One of the adapters alone, with its own rank in every module.
+
+        Raises:
+          KeyError: there is no task of this name.
+        """
+        if name not in self.names:
+            raise KeyError(f"no task {name!r}; there are {', '.join(self.names)}")
+        t = self.names.index(name)
+        stacks = {
+            module: AdapterStack(
+                a=stack.a[t : t + 1, : stack.ranks[t]],
+                b=stack.b[t : t + 1, :, : stack.ranks[t]],
+                ranks=(stack.ranks[t],),
+            )
+            for module, stack in self.stacks.items()
+            if stack.ranks[t]
+        }
+        return replace(
+            self,
+            stacks=stacks,
+            names=(name,),
+            layouts={module: self.layouts[module] for module in stacks},
+            biases={m: b[t : t + 1] for m, b in self.biases.items() if m in stacks},
+            heads=(self.heads[t],),
+            sources=(self.sources[t],),
+        )
 
     @property
     def dtype(self) -> np.dtype:

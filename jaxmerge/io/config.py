@@ -1,9 +1,4 @@
-"""``adapter_config.json``: what is used, what is harmless, what is refused and why.
-
-PEFT's configs name every option, so a key that is unknown here may change what the
-tensors mean. Such a key is an error unless its value is empty (None, False, [], {},
-""); keys that PEFT defines are sorted into the tables below.
-"""
+"""``adapter_config.json``: the part that decides what the tensors mean."""
 
 import math
 import re
@@ -15,54 +10,10 @@ from typing import Any, Literal
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.options import checked_alpha
+from jaxmerge.io.variants import refuse_variants
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
-
-_USED = {
-    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
-    *("fan_in_fan_out", "bias", "lora_bias", "init_lora_weights", "modules_to_save"),
-    *("base_model_name_or_path", "revision", "task_type", "init_r"),
-}
-_HARMLESS = {  # where adapters go (the tensors say it), how they were trained, versions
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("auto_mapping", "peft_version", "inference_mode", "runtime_config"),
-    *("lora_dropout", "eva_config", "loftq_config", "corda_config", "lora_ga_config"),
-    *("velora_config", "qalora_group_size", "megatron_core", "merge_weights"),
-    *("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2"),
-    *("orth_reg_weight", "total_step"),
-    *("projection_prng_key", "save_projection", "vera_dropout", "d_initial"),
-    "init_weights",
-}
-_REFUSED = {
-    "use_dora": "DoRA rescales the base weight, so its update depends on the base; "
-    "merge it into the base and extract a plain LoRA",
-    "layer_replication": "it runs on a base with repeated layers; "
-    "only adapters of the unchanged base can be merged",
-    "megatron_config": "Megatron shards its factors; gather and save them first",
-    "use_qalora": "QA-LoRA pools its inputs in groups, so A does not act on the inputs",
-    "use_bdlora": "its factors are block diagonal; save it as a plain LoRA",
-    "kasa_config": "KaSA truncates the base weight; convert it to a plain LoRA",
-    "monteclora_config": "MonteCLoRA samples its factors; save their mean as LoRA",
-    "arrow_config": "Arrow routes between adapters at run time; merge the experts",
-    "alora_invocation_tokens": "aLoRA acts on some tokens only and cannot be merged",
-    "alora_invocation_string": "aLoRA acts on some tokens only and cannot be merged",
-    "target_parameters": "LoRA on fused parameters (3-D experts) is not supported; "
-    "unfuse the experts into linear layers first",
-    "trainable_token_indices": "it trains single embedding rows; "
-    "save the adapter without them or merge them into the base",
-    "ensure_weight_tying": "its factors act on two tied layers at once; "
-    "save it with ensure_weight_tying=False",
-    "enable_lora": "it is LoRA on parts of a fused layer; split the layer first",
-}
-_REFUSED_INITS = {
-    "pissa": "PiSSA",
-    "olora": "OLoRA",
-    "corda": "CorDA",
-    "loftq": "LoftQ",
-    "lora_ga": "LoRA-GA",
-}
-_HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -165,7 +116,7 @@ def parse_config(
             f"read here ({', '.join(PEFT_TYPES)}); convert it to LoRA or merge it into "
             "the base"
         )
-    _refuse_variants(raw, path, ignore_config_keys)
+    refuse_variants(raw, path, ignore_config_keys)
     adalora = peft_type == "ADALORA"
     alpha = read.number("lora_alpha")
     alpha = assume_alpha if alpha is None else alpha
@@ -202,43 +153,6 @@ def parse_config(
         task_type=read.text("task_type"),
         modules_to_save=read.names("modules_to_save"),
     )
-
-
-def _refuse_variants(
-    raw: Mapping[str, Any], path: Path, ignored: Sequence[str]
-) -> None:
-    for key, value in raw.items():
-        if _is_empty(value):
-            continue
-        if key in _REFUSED:
-            raise AdapterError(f"{path}: {key} is set: {_REFUSED[key]}")
-        if key not in _USED | _HARMLESS and key not in ignored:
-            raise AdapterError(
-                f"{path}: unknown option {key!r}, which may change what the tensors "
-                f"mean; if it does not, pass ignore_config_keys=[{key!r}]"
-            )
-    bias = raw.get("bias", "none")
-    if bias not in ("none", None, False):
-        raise AdapterError(
-            f"{path}: bias={show(bias)}: biases of the base were trained too and are "
-            "not part of a LoRA update; merge this adapter into the base, or retrain "
-            "with bias='none'"
-        )
-    init = raw.get("init_lora_weights", True)
-    if isinstance(init, bool) or init is None or init in _HARMLESS_INITS:
-        return
-    for prefix, name in _REFUSED_INITS.items():
-        if isinstance(init, str) and init.lower().startswith(prefix):
-            raise AdapterError(
-                f"{path}: init_lora_weights={show(init)}: {name} changed the base "
-                "weights too; save it as a plain LoRA first "
-                "(save_pretrained(path_initial_model_for_weight_conversion=...))"
-            )
-    raise AdapterError(f"{path}: unknown init_lora_weights={show(init)}")
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})
 
 
 def _checked_pattern(name: str, path: Path) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.typing import ArrayLike
@@ -100,7 +102,10 @@ def delta_output(
 
 
 def checked_updates(updates: Mapping[str, Update], like: Adapters) -> dict[str, Update]:
-    """The updates, if each is a finite update of a module of ``like``."""
+    """The updates, if each is a finite update of a module of ``like``.
+
+    Types narrower than float32 become float32, in which truncation computes.
+    """
     if not updates:
         raise AdapterError("there are no updates to save")
     strange = sorted(updates.keys() - like.stacks.keys())
@@ -117,7 +122,13 @@ def checked_updates(updates: Mapping[str, Update], like: Adapters) -> dict[str, 
             raise AdapterError(f"module {module!r}: factors {shapes} do not fit")
         if not all(np.isfinite(x).all() for x in (update if low_rank else [update])):
             raise AdapterError(f"module {module!r}: the update holds NaN or Inf")
-    return dict(updates)
+    return {m: jax.tree.map(_at_least_float32, u) for m, u in updates.items()}
+
+
+def _at_least_float32(values: ArrayLike) -> jax.Array:
+    values = jnp.asarray(values)
+    wide = values.dtype in (jnp.float32, jnp.float64)
+    return values if wide else values.astype(jnp.float32)
 
 
 def checked_dtype(dtype: Any) -> np.dtype:

@@ -1,7 +1,9 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
+from jaxmerge import io, linalg, models
+from jaxmerge.calibration import calibrate, pico
 from jaxmerge.dropout import dare, della, della_probabilities
-from jaxmerge.elect import (
+from jaxmerge.election import (
     elect,
     keep_largest,
     largest_of_agreeing,
@@ -13,12 +15,11 @@ from jaxmerge.elect import (
     ties,
     trim,
 )
-from jaxmerge.emr import EmrParts, emr, emr_parts, emr_rescalers
+from jaxmerge.emr_merging import EmrParts, emr, emr_parts, emr_rescalers
 from jaxmerge.factors import lora_lego, robust_merge
 from jaxmerge.gauge import balance, balanced
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
-from jaxmerge.pico import calibrate, pico
 from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.spaces import (
     core,
@@ -80,4 +81,6 @@ __all__ = [
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "parse",
+    # packages of their own
+    "io", "linalg", "models",
 ]  # fmt: skip

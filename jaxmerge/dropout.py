@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxmerge.elect import check_density
+from jaxmerge.election import check_density
 from jaxmerge.types import Rule
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.elect import keep_largest
+from jaxmerge.election import keep_largest
 from jaxmerge.linear import concatenate, present_factors, weigh
 from jaxmerge.types import AdapterStack, LowRank
 
@@ -88,8 +88,8 @@ def semantic_units(stack: AdapterStack, *, align: bool = True) -> Units:
     b = b.T
     if not align:
         return Units(b=b, a=a)
-    size_b = jnp.sqrt(jnp.sum(b * b, axis=1))
-    size_a = jnp.sqrt(jnp.sum(a * a, axis=1))
+    size_b = linalg.root(jnp.sum(b * b, axis=1))
+    size_a = linalg.root(jnp.sum(a * a, axis=1))
     alive = size_a * size_b > 0
     ratio = jnp.where(alive, size_b, 1) / jnp.where(alive, size_a, 1)
     peak = jnp.take_along_axis(a, jnp.argmax(jnp.abs(a), axis=1)[:, None], axis=1)
@@ -184,5 +184,5 @@ def lora_lego(
 
 
 def _unit_rows(x):
-    size = jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True))
+    size = linalg.root(jnp.sum(x * x, axis=1, keepdims=True))
     return x / jnp.where(size > 0, size, 1)

@@ -22,7 +22,7 @@ def balance(stack: AdapterStack) -> AdapterStack:
     """
     k = min(stack.b.shape[1], stack.a.shape[1], stack.a.shape[2])
     u, s, vt = linalg.svd_of_product(stack.b, stack.a)
-    root = jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1)), 0)
+    root = linalg.root(s)
     return stack.replace(
         b=jnp.zeros_like(stack.b).at[..., :k].set(u * root[:, None, :]),
         a=jnp.zeros_like(stack.a).at[:, :k, :].set(root[..., None] * vt),
@@ -33,7 +33,7 @@ def balanced(merger: Merger) -> Merger:
     """A merger that sees canonical factors (`balance`) of the same updates.
 
     >>> from jaxmerge.linear import concat
-    >>> from jaxmerge.pico import pico
+    >>> from jaxmerge.calibration import pico
     >>> merge = balanced(pico(concat))
     """
 

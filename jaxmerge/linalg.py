@@ -33,6 +33,12 @@ def transpose(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2)
 
 
+def root(x: jax.Array) -> jax.Array:
+    """Square root of max(x, 0), with derivative 0 instead of infinity at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
 def rank_tolerance(dtype) -> float:
     """Singular values up to this share of the largest one count as zero."""
     return 16.0 * float(jnp.finfo(dtype).eps)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxmerge.elect import above, kept_count, magnitude_threshold
+from jaxmerge.election import above, kept_count, magnitude_threshold
 from jaxmerge.linear import task_weights
 from jaxmerge.types import AdapterStack, Rule, Space, Update
 

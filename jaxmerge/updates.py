@@ -34,10 +34,10 @@ def norm(update: Update) -> jax.Array:
     2.0
     """
     if not isinstance(update, LowRank):
-        return _root(jnp.sum(update * update))
+        return linalg.root(jnp.sum(update * update))
     gram_b = linalg.matmul(update.b.T, update.b)
     gram_a = linalg.matmul(update.a, update.a.T)
-    return _root(jnp.sum(gram_b * gram_a))
+    return linalg.root(jnp.sum(gram_b * gram_a))
 
 
 def task_norms(stack: AdapterStack) -> jax.Array:
@@ -49,13 +49,7 @@ def task_norms(stack: AdapterStack) -> jax.Array:
     """
     gram_b = linalg.einsum("tmr,tms->trs", stack.b, stack.b)
     gram_a = linalg.einsum("trn,tsn->trs", stack.a, stack.a)
-    return _root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
-
-
-def _root(square: jax.Array) -> jax.Array:
-    """Square root whose derivative at 0 is 0 instead of infinite."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
 
 
 def scale(update: Update, *, by: ArrayLike, **extra: Any) -> Update:

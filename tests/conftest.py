@@ -4,8 +4,14 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # the tests compile thousands of tiny programs and run each of them once
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
 )
 
 import jax
@@ -18,6 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SHARED = Path(
     os.environ.get("JAXMERGE_SHARED", Path(__file__).resolve().parents[2] / "shared")
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Bounds the memory of a long run."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

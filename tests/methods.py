@@ -77,14 +77,21 @@ def _in_space(space: str, rule: str) -> Method:
     facts.setdefault("gauge", not (entrywise and space == "core"))
     if rule == "ties_of_count" and space != "full":
         facts.update(gauge=False, order=False)  # a tie goes to +, whatever the basis
-    if space == "knots_unscaled" and rule in ("iso_c", "iso_cts", "tsv"):
-        facts["one"] = False
+    if space == "knots_unscaled" and rule in ("iso_c", "iso_cts"):
+        facts["one"] = True  # without S the spectrum of one adapter is flat already
     facts["rank"] = "full" if entrywise and space == "full" else "sum"
     return Method(SPACES[space](RULES[rule][0]), **facts)
 
 
 METHODS: dict[str, Method] = {
-    f"{space}/{rule}": _in_space(space, rule) for space in SPACES for rule in RULES
+    f"{space}/{rule}": _in_space(space, rule)
+    for space, rules in {
+        "full": RULES,
+        "core": RULES,
+        "knots": [rule for rule in RULES if rule not in ("elect", "ties_of_count")],
+        "knots_unscaled": ["total", "ties", "iso_c"],
+    }.items()
+    for rule in rules
 } | {
     "concat": Method(jm.concat),
     "average": Method(jm.average),
@@ -102,7 +109,7 @@ METHODS: dict[str, Method] = {
     "pico(tsv_m)": Method(jm.pico(jm.tsv_m), gauge=False),
     "balanced(pico(concat))": Method(jm.balanced(jm.pico(jm.concat))),
     "balanced(core/ties)": Method(
-        jm.balanced(jm.core_space(RULES["ties"][0])), one=False
+        jm.balanced(jm.core_space(RULES["ties"][0]))  # the core of one is diagonal
     ),
     "robust_merge": Method(jm.robust_merge, one=False, gauge=False, rank="max"),
     "lora_lego": Method(

@@ -90,9 +90,9 @@ POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
 WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
 COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
 FLAG = Accepts("True or False", bool)
-SIGN = _one_of("jaxmerge.elect", "sign_of_sum", "sign_of_count")
+SIGN = _one_of("jaxmerge.election", "sign_of_sum", "sign_of_count")
 COMBINE = _one_of(
-    "jaxmerge.elect", "mean_of_agreeing", "sum_of_agreeing", "largest_of_agreeing"
+    "jaxmerge.election", "mean_of_agreeing", "sum_of_agreeing", "largest_of_agreeing"
 )
 _ELECTION = {
     "sign": Argument(SIGN, "sign_of_sum"),
@@ -118,21 +118,21 @@ STEPS: dict[str, Step] = {
     "mean": Step("rule", "jaxmerge.linear:mean", "mean of the tasks", linear=True),
     "elect": Step(
         "rule",
-        "jaxmerge.elect:elect",
+        "jaxmerge.election:elect",
         "elects a sign for each entry, combines the values that have it",
         "2306.01708",
         _ELECTION,
     ),
     "ties": Step(
         "rule",
-        "jaxmerge.elect:ties",
+        "jaxmerge.election:ties",
         "elect|trim(density=..) in one step, module by module",
         "2306.01708",
         _DENSITY | _ELECTION,
     ),
     "emr": Step(
         "rule",
-        "jaxmerge.emr:emr",
+        "jaxmerge.emr_merging:emr",
         "largest magnitude of the elected sign (EMR's unified update)",
         "2405.17461",
     ),
@@ -161,7 +161,7 @@ STEPS: dict[str, Step] = {
     ),
     "trim": Step(
         "rule transform",
-        "jaxmerge.elect:trim",
+        "jaxmerge.election:trim",
         "keeps the largest entries of each task, module by module",
         "2306.01708",
         _DENSITY,
@@ -257,10 +257,10 @@ STEPS: dict[str, Step] = {
     ),
     "pico": Step(
         "merger transform",
-        "jaxmerge.pico:pico",
+        "jaxmerge.calibration:pico",
         "shrinks crowded output directions before, restores the norm after",
         "2604.16826",
-        prepare="jaxmerge.pico:calibrate",
+        prepare="jaxmerge.calibration:calibrate",
     ),
     "balanced": Step(
         "merger transform",

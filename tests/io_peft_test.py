@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmerge import io
+from jaxmerge.io.config import matching_pattern
 from jaxmerge.types import LowRank
 from jaxmerge.updates import dense, truncate
 
@@ -16,6 +17,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peft = pytest.importorskip("peft")
+    from peft.utils.other import get_pattern_key
     from transformers.pytorch_utils import Conv1D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of torch and PEFT
@@ -114,6 +116,19 @@ def forward(model):
 
 def reloaded(net, folder):
     return peft.PeftModel.from_pretrained(copy.deepcopy(net), folder).eval()
+
+
+@pytest.mark.parametrize("module", ["a.b.fc", "fc", "b.xfc", "q[0].fc", "layers.11.q"])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["fc"], ["b.fc", "fc"], ["^fc"], ["^a.*"], ["x", "y"], ["q[0].fc"], [""],
+        [r"layers\.1.*", "q"], ["b|q", "fc"], [".*"], [], ["layers.1.q", "1.q"],
+    ],
+)  # fmt: skip
+def test_patterns_match_as_in_peft(module, patterns):
+    expected = get_pattern_key(patterns, module)
+    assert matching_pattern(patterns, module) == expected
 
 
 INPUTS = {

@@ -163,7 +163,9 @@ def test_adalora_divides_by_the_initial_rank(tmp_path):
     tensors = adalora()
     kept = {"h.0.fc.lora_E": [True] * 3 + [False] * 9}
     folder = samples.write(tmp_path / "a", tensors, **ADALORA, rank_pattern=kept)
-    stack = load_one(folder).stacks["h.0.fc"]
+    adapters = load_one(folder)
+    stack, scale = adapters.stacks["h.0.fc"], adapters.sources[0].scales["h.0.fc"]
+    assert scale == pytest.approx(8 / (12 + 1e-5), rel=1e-12)
     a, b, e = (x.astype(np.float64) for x in tensors.values())
     assert stack.ranks == (3,)
     close(samples.update(stack), 8 / (12 + 1e-5) * b @ (e * a))

@@ -76,9 +76,10 @@ class AdapterConfig:
 
 
 def matching_pattern(patterns: Sequence[str] | Mapping[str, Any], module: str) -> str:
-    """The first pattern that PEFT applies to a module, or "" if there is none.
+    """The first pattern that PEFT applies to a module, or its name if there is none.
 
-    A pattern is a regular expression for the end of the name, at a dot.
+    A pattern is a regular expression for the end of the name, at a dot. An entry that
+    does not match as an expression still counts if it is the name, letter by letter.
 
     >>> matching_pattern(["k_proj", r"layers\\.1\\..*"], "layers.1.q_proj")
     'layers\\\\.1\\\\..*'
@@ -86,7 +87,7 @@ def matching_pattern(patterns: Sequence[str] | Mapping[str, Any], module: str) -
     for pattern in patterns:
         if re.match(rf"(.*\.)?({pattern})$", module):
             return pattern
-    return ""
+    return module
 
 
 def parse_config(

@@ -1,0 +1,152 @@
+"""Decompositions: exactness, null directions, derivatives; and the exact threshold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from methods import distance, tolerance
+
+import jaxmerge as jm
+from jaxmerge import linalg
+
+SHAPES = [(7, 4), (4, 7), (5, 5), (1, 6), (6, 1)]
+
+
+def gaussian(*shape, seed=0, dtype=np.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_svd_rebuilds_and_is_sorted(shape, dtype):
+    x = gaussian(*shape, dtype=dtype)
+    u, s, vt = linalg.svd(x)
+    assert u.dtype == s.dtype == vt.dtype == dtype
+    assert distance((u * s[None]) @ vt, x) < tolerance(dtype)
+    np.testing.assert_allclose(s, np.linalg.svd(x, compute_uv=False), rtol=1e-5)
+    assert np.all(np.diff(s) <= 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_null_directions_are_zero(dtype):
+    x = gaussian(9, 2, dtype=dtype) @ gaussian(2, 6, seed=1, dtype=dtype)
+    for u, s, vt in [linalg.svd(x), linalg.svd_of_product(x, jnp.eye(6, dtype=dtype))]:
+        assert np.count_nonzero(s) == 2
+        assert np.all(np.asarray(u)[:, 2:] == 0)
+        assert np.all(np.asarray(vt)[2:] == 0)
+        assert distance(linalg.polar(x), u @ vt) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("shape", [(9, 3, 7), (3, 9, 2), (2, 5, 9), (4, 4, 4)])
+def test_svd_of_product_is_the_svd_of_the_product(shape):
+    m, k, n = shape
+    b, a = gaussian(m, k), gaussian(k, n, seed=1)
+    u, s, vt = linalg.svd_of_product(b, a)
+    assert s.shape == (min(m, k, n),)
+    assert distance((u * s[None]) @ vt, b @ a) < 1e-12
+    np.testing.assert_allclose(s, np.linalg.svd(b @ a, compute_uv=False)[: len(s)])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivatives_of_svd(shape):
+    x, dx = gaussian(*shape), gaussian(*shape, seed=1)
+
+    def values_and_projectors(x):
+        u, s, vt = linalg.svd(x)
+        return s, u[:, :1] @ vt[:1], jnp.sum((u[:, :2] @ u[:, :2].T) ** 3)
+
+    step = 1e-6
+    _, tangent = jax.jvp(values_and_projectors, (x,), (dx,))
+    ahead, behind = (
+        values_and_projectors(x + step * dx),
+        values_and_projectors(x - step * dx),
+    )
+    for got, high, low in zip(tangent, ahead, behind, strict=True):
+        np.testing.assert_allclose(got, (high - low) / (2 * step), atol=1e-7)
+
+
+def test_derivative_of_polar_at_repeated_singular_values():
+    x = jnp.asarray(np.linalg.qr(np.asarray(gaussian(6, 3)))[0]) * 2.0
+    dx, target, step = gaussian(6, 3, seed=1), gaussian(6, 3, seed=2), 1e-6
+    expected = (linalg.polar(x + step * dx) - linalg.polar(x - step * dx)) / (2 * step)
+    _, tangent = jax.jvp(linalg.polar, (x,), (dx,))
+    assert distance(tangent, expected) < 1e-7
+    gradient = jax.grad(lambda x: jnp.sum(linalg.polar(x) * target))(x)
+    assert jnp.sum(gradient * dx) == pytest.approx(float(jnp.sum(expected * target)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(
+        st.floats(
+            allow_nan=False, allow_infinity=False, allow_subnormal=False, width=32
+        ),
+        min_size=6,
+        max_size=6,
+    ),
+    count=st.integers(0, 6),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_threshold_is_the_exact_order_statistic(values, count, dtype):
+    x = np.array(values, dtype)
+    blocks = [jnp.asarray(x[None, :2]), jnp.asarray(x[None, 2:].reshape(1, 2, 2))]
+    threshold = float(jm.magnitude_threshold(blocks, count)[0])
+    expected = np.inf if count == 0 else float(np.sort(np.abs(x))[6 - count])
+    assert threshold == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+def test_trimming_keeps_the_floor_of_the_share(size, density):
+    x = gaussian(2, 1, size)
+    kept = jm.keep_largest(x, density)
+    traced = jax.jit(jm.keep_largest)(x, jnp.asarray(density))
+    assert np.array_equal(kept, traced)
+    assert np.all(np.count_nonzero(kept, axis=(1, 2)) == int(density * size))
+    ties = jm.keep_largest(jnp.ones((1, 1, 4)), 0.25)
+    assert np.count_nonzero(ties) == 4
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
+def test_densities_outside_the_range_are_refused(density):
+    for build in (jm.trim, jm.dare):
+        with pytest.raises(ValueError, match="density"):
+            build(jm.elect, density=density)
+    with pytest.raises(ValueError, match="epsilon"):
+        jm.della(jm.elect, density=0.5, epsilon=0.6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "no task"),
+        ([None, None], "no task"),
+        ([(np.ones((4, 2)), np.ones((3, 5)))], "task 0"),
+        ([(np.ones(4), np.ones((1, 5)))], "task 0"),
+        ([(np.ones((4, 0)), np.ones((0, 5)))], "rank 0"),
+        (
+            [(np.ones((4, 1)), np.ones((1, 5))), (np.ones((4, 1)), np.ones((1, 6)))],
+            r"\(4, 5\), \(4, 6\)",
+        ),
+    ],
+)
+def test_stack_adapters_refuses_what_does_not_fit(pairs, message):
+    with pytest.raises(ValueError, match=f"layer.q: .*{message}"):
+        jm.stack_adapters(pairs, name="layer.q")
+
+
+def test_weights_must_fit_the_tasks():
+    stack = jm.stack_adapters([(np.ones((4, 1)), np.ones((1, 5)))] * 2)
+    for merger in (jm.concat, jm.tsv_m, jm.core_space(jm.total), jm.robust_merge):
+        with pytest.raises(ValueError, match="each of the 2 tasks"):
+            merger(stack, weights=[1.0, 2.0, 3.0])
+
+
+def test_robust_merge_refuses_mixed_ranks():
+    stack = jm.stack_adapters(
+        [(np.ones((4, 1)), np.ones((1, 5))), (np.ones((4, 2)), np.ones((2, 5)))]
+    )
+    with pytest.raises(ValueError, match="ranks must be equal"):
+        jm.robust_merge(stack)

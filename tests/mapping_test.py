@@ -1,0 +1,147 @@
+"""From one module to a model: grouping, keys, chunks, devices, whole-model trimming."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from methods import distance, random_stack
+
+import jaxmerge as jm
+from jaxmerge.mapping import module_keys
+
+RANDOM = jm.core_space(jm.dare(jm.elect, density=0.5))
+MERGER = jm.core_space(partial(jm.ties, density=0.3))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Modules of two shapes, one of which a task does not adapt."""
+    shapes = {"q": (3, 2), "k": (3, 2), "v": (3, 2), "up": (3, 4), "down": (0, 4)}
+    sizes = {"up": (20, 9), "down": (20, 9)}
+    return {
+        name: random_stack(ranks, *sizes.get(name, (12, 10)), seed=seed)
+        for seed, (name, ranks) in enumerate(shapes.items())
+    }
+
+
+def dense_all(updates):
+    return {name: np.asarray(jm.dense(update)) for name, update in updates.items()}
+
+
+def same(left, right, tolerance=1e-12):
+    left, right = dense_all(left), dense_all(right)
+    assert left.keys() == right.keys()
+    return all(distance(left[name], right[name]) < tolerance for name in left)
+
+
+def test_equals_a_loop_and_keeps_the_order(model):
+    merged = jm.map_modules(MERGER, model)
+    assert list(merged) == list(model)
+    assert same(merged, {name: MERGER(stack) for name, stack in model.items()})
+
+
+def test_one_program_for_each_shape(model):
+    traces = []
+
+    def merger(stack):
+        traces.append(stack.ranks)
+        return jm.concat(stack)
+
+    for _ in range(2):
+        jm.map_modules(merger, model)
+    assert sorted(traces) == [(0, 4), (3, 2), (3, 4)]
+
+
+def test_draws_depend_on_key_and_name_alone(model):
+    key = jax.random.key(0)
+    merged = jm.map_modules(RANDOM, model, key=key)
+    backwards = jm.map_modules(RANDOM, dict(reversed(model.items())), key=key)
+    alone = jm.map_modules(RANDOM, {"k": model["k"]}, key=key)
+    assert same({name: backwards[name] for name in model}, merged)
+    assert same(alone, {"k": merged["k"]})
+    one_name = jm.map_modules(RANDOM, {"k": model["k"], "x": model["k"]}, key=key)
+    assert not same({"k": one_name["x"]}, {"k": one_name["k"]}, 1e-3)
+    assert not same(jm.map_modules(RANDOM, model, key=jax.random.key(1)), merged, 1e-3)
+
+
+@pytest.mark.parametrize("devices", [None, 2, 8])
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_chunks_and_devices_change_nothing(model, chunk, devices):
+    mesh = devices and jm.module_mesh(jax.devices()[:devices])
+    options = {"chunk": chunk, "mesh": mesh}
+    key, weights = jax.random.key(0), jnp.array([1.0, 0.5])
+    merged = jm.map_modules(RANDOM, model, key=key, weights=weights, **options)
+    assert same(merged, jm.map_modules(RANDOM, model, key=key, weights=weights))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_no_data_moves_between_devices(model, chunk):
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxmerge.mapping import _run_sharded
+
+    mesh = jm.module_mesh()
+    names = [f"m{i}" for i in range(16)]
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 16), (model["q"],))
+    keys = module_keys(jax.random.key(0), names)
+    spread = jax.device_put(
+        (stacked, keys), NamedSharding(mesh, PartitionSpec("modules"))
+    )
+    program = _run_sharded.lower(RANDOM, chunk, mesh, *spread, {}).compile().as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in program
+
+
+def test_extra_inputs_trace_and_missing_values_are_named(model):
+    sweep = jax.jit(
+        jax.vmap(
+            lambda weights: jm.map_modules(jm.concat, model, weights=weights)["q"].b
+        )
+    )
+    weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    assert distance(sweep(weights)[1], jm.concat(model["q"], weights=weights[1]).b) == 0
+    with pytest.raises(ValueError, match="'down'"):
+        jm.map_modules(jnp.add, model, {"q": 1.0})
+
+
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+@pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
+def test_whole_model_trimming_has_one_threshold_for_each_task(model, space, density):
+    space = getattr(jm, space)
+    merged = jm.trim_whole_model(space, jm.elect, model, density=density)
+    projected = {name: space.project(stack) for name, stack in model.items()}
+    size = sum(matrices[0].size for matrices, _ in projected.values())
+    expected = {name: list(projected[name][0]) for name in model}
+    for task in range(2):
+        rows = {
+            name: stack.present.index(task)
+            for name, stack in model.items()
+            if task in stack.present
+        }
+        vector = np.concatenate(
+            [np.abs(projected[name][0][row]).ravel() for name, row in rows.items()]
+        )
+        kept = min(int(density * size), vector.size)
+        threshold = np.sort(vector)[vector.size - kept]
+        for name, row in rows.items():
+            matrix = projected[name][0][row]
+            expected[name][row] = jnp.where(jnp.abs(matrix) >= threshold, matrix, 0)
+    for name, rows in expected.items():
+        update = space.rebuild(jm.elect(jnp.stack(rows)), projected[name][1])
+        assert distance(jm.dense(merged[name]), jm.dense(update)) < 1e-12
+
+
+def test_whole_model_trimming_on_devices_and_under_jit(model):
+    plain = jm.trim_whole_model(jm.knots, jm.elect, model, density=0.3)
+    mesh = jm.module_mesh()
+    assert same(
+        jm.trim_whole_model(jm.knots, jm.elect, model, density=0.3, mesh=mesh), plain
+    )
+    traced = jax.jit(
+        lambda density: jm.trim_whole_model(jm.knots, jm.elect, model, density=density)
+    )
+    assert same(traced(0.3), plain)
+    per_module = jm.map_modules(jm.knots_space(partial(jm.ties, density=0.3)), model)
+    assert not same(per_module, plain, 0.05)

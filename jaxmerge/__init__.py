@@ -6,6 +6,7 @@ command line can show its help without loading JAX.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
+    if find_spec(f"jaxmerge.{name}"):  # one module asks for another while it loads
+        return import_module(f"jaxmerge.{name}")
     globals()[name] = value = getattr(import_module("jaxmerge.api"), name)
     return value
 

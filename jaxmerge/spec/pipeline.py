@@ -75,6 +75,12 @@ class Pipeline:
         return all(call.step.linear for call in self.calls)
 
     @property
+    def dense(self) -> bool:
+        """Whether merged updates are dense: made in full space, and not truncated."""
+        names = {call.name for call in self.calls}
+        return "full" in names and "truncate" not in names
+
+    @property
     def scale(self) -> float:
         """The product of all ``scale(..)`` steps."""
         return math.prod(_scale(call) for call in self.calls if call.name == "scale")

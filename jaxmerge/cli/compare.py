@@ -1,0 +1,156 @@
+"""What differs between two folders that should hold the same merge."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmerge import io
+from jaxmerge.io.files import SAFETENSORS_FILE, sha256
+from jaxmerge.io.tensors import open_tensors
+
+
+class Difference(NamedTuple):
+    """One file, tensor or module that is not the same in both folders.
+
+    Attributes:
+      size: Frobenius norm of the difference relative to what is expected; None where
+        there is nothing to measure.
+    """
+
+    where: str
+    says: str
+    size: float | None = None
+
+
+def differences(found: Path, expected: Path, files: Iterable[str]) -> list[Difference]:
+    """All differences, in the order of the files.
+
+    Factors that differ are compared by their products: two machines may choose other
+    signs for the same singular vectors.
+    """
+    result: list[Difference] = []
+    for name in files:
+        ours, theirs = found / name, expected / name
+        if not ours.is_file() or not theirs.is_file():
+            says = "is missing" if theirs.is_file() else "is not part of the result"
+            result.append(Difference(name, says))
+        elif sha256(ours) == sha256(theirs):
+            continue
+        elif name.endswith(".json"):
+            result += _json_differences(name, ours, theirs)
+        elif name == SAFETENSORS_FILE:
+            result += _adapter_differences(found, expected)
+        else:
+            result += _tensor_differences(name, ours, theirs, _any)
+    return result
+
+
+def _json_differences(name: str, ours: Path, theirs: Path) -> list[Difference]:
+    try:
+        found = json.loads(ours.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [Difference(name, f"is not JSON ({error})")]
+    expected = json.loads(theirs.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        return [Difference(name, "is not a JSON object")]
+    return [
+        Difference(
+            f"{name}: {key}",
+            f"is {_shown(found, key)}, expected {_shown(expected, key)}",
+        )
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key])[:80] if key in values else "absent"
+
+
+def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
+    """Differences of two PEFT adapters by module, then of all other tensors."""
+    options = {"heads": "keep", "allow_zero": True}
+    try:
+        ours = io.load_peft([found], **options)
+    except io.AdapterError as error:
+        return [Difference(SAFETENSORS_FILE, f"cannot be read: {error}")]
+    theirs = io.load_peft([expected], **options)
+    result = []
+    for module in sorted(ours.stacks.keys() | theirs.stacks.keys()):
+        sides = (ours.stacks.get(module), theirs.stacks.get(module))
+        if None in sides:
+            says = "is zero or missing" if sides[0] is None else "is not in the result"
+            result.append(Difference(f"module {module}", says))
+            continue
+        if sides[0].b.shape[1] != sides[1].b.shape[1] or (
+            sides[0].a.shape[2] != sides[1].a.shape[2]
+        ):
+            result.append(Difference(f"module {module}", "has another shape"))
+            continue
+        size = _relative_difference(*sides)
+        if size > 0:
+            result.append(Difference(f"module {module}", "differs", size))
+
+    def is_other(key: str) -> bool:
+        return (
+            ".lora_A." not in key
+            and ".lora_B.weight" not in key
+            and (".lora_embedding_" not in key)
+        )
+
+    return result + _tensor_differences(
+        SAFETENSORS_FILE,
+        found / SAFETENSORS_FILE,
+        expected / SAFETENSORS_FILE,
+        is_other,
+    )
+
+
+def _any(key: str) -> bool:
+    return True
+
+
+def _relative_difference(ours: Any, theirs: Any) -> float:
+    """``||b a - b' a'|| / ||b' a'||`` from Gram matrices in float64."""
+    b, a = (np.asarray(x[0], np.float64) for x in (ours.b, ours.a))
+    b2, a2 = (np.asarray(x[0], np.float64) for x in (theirs.b, theirs.a))
+    if np.array_equal(b, b2) and np.array_equal(a, a2):
+        return 0.0
+    difference = _norm(np.hstack([b, -b2]), np.vstack([a, a2]))
+    return difference / (_norm(b2, a2) or 1.0)
+
+
+def _norm(b: np.ndarray, a: np.ndarray) -> float:
+    return float(np.sqrt(max(np.sum((b.T @ b) * (a @ a.T)), 0.0)))
+
+
+def _tensor_differences(
+    name: str, ours: Path, theirs: Path, chosen: Any
+) -> list[Difference]:
+    try:
+        found = open_tensors(ours)
+    except io.AdapterError as error:
+        return [Difference(name, f"cannot be read: {error}")]
+    expected, result = open_tensors(theirs), []
+    for key in sorted(filter(chosen, {*found.infos, *expected.infos})):
+        where = f"{name}: {key}"
+        if key not in found.infos or key not in expected.infos:
+            says = "is missing" if key in expected.infos else "is not in the result"
+            result.append(Difference(where, says))
+        elif found.infos[key] != expected.infos[key]:
+            says = f"is {_kind(found.infos[key])}, not {_kind(expected.infos[key])}"
+            result.append(Difference(where, says))
+        else:
+            x, y = (f.read(key).astype(np.float64) for f in (found, expected))
+            if not np.array_equal(x, y):
+                scale = float(np.linalg.norm(y)) or 1.0
+                size = float(np.linalg.norm(x - y)) / scale
+                result.append(Difference(where, "differs", size))
+    return result
+
+
+def _kind(info: Any) -> str:
+    return f"{np.dtype(info.dtype).name} {list(info.shape)}"

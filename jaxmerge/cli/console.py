@@ -1,0 +1,113 @@
+"""What commands print: results on stdout, progress on stderr."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_WIDTH_OF_FILES = 200  # columns, where stdout is not a terminal
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where and how much a command prints.
+
+    Attributes:
+      as_json: one JSON document instead of text.
+      quiet: nothing but errors (and the JSON document).
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def result(self, document: Any, text: Callable[[], Iterable[Any]]) -> None:
+        """Prints what the command found, once.
+
+        Args:
+          document: as JSON values.
+          text: gives lines and rich tables, for people.
+        """
+        if self.as_json:
+            print(json.dumps(_finite(document), indent=2, allow_nan=False))
+        elif not self.quiet:
+            from rich.console import Console as RichConsole
+
+            width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+            console = RichConsole(width=width, highlight=False)
+            for part in text():
+                console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar on stderr; gives what advances it.
+
+        Silent with --quiet, with --json, or where stderr is not a terminal.
+        """
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        silent = self.as_json or self.quiet or not sys.stderr.isatty()
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            console=RichConsole(stderr=True),
+            transient=True,
+            disable=silent,
+        ) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda steps=1: bar.advance(task, steps)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """A plain table; columns whose title ends with ``>`` are aligned to the right."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        made.add_column(column.rstrip(">"), justify="right" if right else "left")
+    for row in rows:
+        made.add_row(*map(str, row))
+    return made
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(3 * 2**20)
+    '3.0 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def span(values: Iterable[float]) -> str:
+    """Smallest and largest of some numbers.
+
+    >>> span([4, 8, 8]), span([2.0]), span([])
+    ('4..8', '2', '-')
+    """
+    found = sorted(values)
+    if not found:
+        return "-"
+    low, high = f"{found[0]:.4g}", f"{found[-1]:.4g}"
+    return low if low == high else f"{low}..{high}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

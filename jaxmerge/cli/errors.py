@@ -1,0 +1,87 @@
+"""How commands end: exit codes, and errors as one or two lines on stderr."""
+
+import os
+import re
+import sys
+import traceback
+from typing import Any
+
+import typer
+import typer.core
+
+OK, FAILED, BAD_INPUT, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
+
+_FLAGS = {  # Python options whose flag is not their own name with dashes
+    "ignore_config_keys": "--ignore-config-key",
+    "vera_inputs": "--vera-input",
+    "weights": "--weight-file",
+}
+_OPTIONS = (
+    *("heads", "assume_alpha", "strip_prefix", "add_prefix", "allow_different_bases"),
+    *("allow_zero", "weights", "ignore_config_keys", "vera_inputs", "layout"),
+    *("rank", "energy", "ragged", "dense", "dtype"),
+)
+_ASSIGNMENT = re.compile(
+    rf"\b({'|'.join(_OPTIONS)})=(True\b|\[?'[^']*'\]?|<[^>]*>|[-+.\w]+)?"
+)
+
+
+class Commands(typer.core.TyperGroup):
+    """The group of all commands, with one place where every one of them ends."""
+
+    def main(self, args: Any = None, **options: Any) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        shows_traceback = bool(os.environ.get("JAXMERGE_TRACEBACK"))
+        if "--traceback" in args:
+            args.remove("--traceback")
+            shows_traceback = True
+        options["standalone_mode"] = False
+        try:
+            code = super().main(args=args, **options)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Exception as error:
+            if shows_traceback:
+                traceback.print_exc()
+            code, message = _explain(error)
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(code or OK)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and message of what ended a command."""
+    from jaxmerge.spec import PipelineError
+
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED, "interrupted"
+    if hasattr(error, "format_message"):  # what typer says about the command line
+        return BAD_INPUT, f"{error.format_message()} (see --help)"
+    if isinstance(error, PipelineError) or _is_adapter_error(error):
+        return BAD_INPUT, as_flags(str(error))
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return INTERNAL, "not enough memory; --chunk 1 works on one module at a time"
+    first = (str(error).splitlines() or [""])[0][:300]
+    return INTERNAL, (
+        f"internal failure, {type(error).__name__}: {first}\n"
+        "run it again with --traceback (or JAXMERGE_TRACEBACK=1) and report it"
+    )
+
+
+def _is_adapter_error(error: Exception) -> bool:
+    module = sys.modules.get("jaxmerge.io.errors")  # not loaded: none was raised
+    return module is not None and isinstance(error, module.AdapterError)
+
+
+def as_flags(message: str) -> str:
+    """A message of the library with its options spelled as flags.
+
+    >>> as_flags("pass assume_alpha=<number>, or allow_different_bases=True")
+    'pass --assume-alpha <number>, or --allow-different-bases'
+    """
+
+    def flag(match: re.Match) -> str:
+        name, value = match[1], (match[2] or "").strip("[]'")
+        spelled = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+        return spelled if value in ("", "True") else f"{spelled} {value}"
+
+    return _ASSIGNMENT.sub(flag, message).replace("pass force", "pass --force")

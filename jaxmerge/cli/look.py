@@ -1,0 +1,149 @@
+"""``jaxmerge plan`` and ``jaxmerge inspect``: what adapters are, before any merge."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxmerge.cli.console import Console, size, span, table
+from jaxmerge.cli.errors import BAD_INPUT, as_flags
+from jaxmerge.cli.options import Folders, Json, Quiet, with_read_options
+from jaxmerge.cli.runtime import start_jax
+
+if TYPE_CHECKING:
+    from jaxmerge.cli.recipe import Recipe
+    from jaxmerge.io import Plan
+
+
+@with_read_options
+def plan(
+    *,
+    folders: Folders,
+    read: dict[str, Any],
+    read_tensors: Annotated[
+        bool,
+        typer.Option("--read-tensors", help="Also find zero and non-finite tensors."),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a merge would meet.
+
+    Reads headers alone. Exit code 2 if the merge would be refused.
+    """
+    console = Console(as_json=as_json, quiet=quiet)
+    show_plan(console, folders, read, read_tensors=read_tensors)
+
+
+def show_plan(
+    console: Console,
+    folders: list[Path],
+    read: dict[str, Any],
+    *,
+    read_tensors: bool = False,
+    recipe: "Recipe | None" = None,
+    out: Path | None = None,
+) -> None:
+    """Prints a plan, and for a dry run what would be made of it."""
+    from jaxmerge.io.plan import plan_peft
+
+    found = plan_peft(folders, read_tensors=read_tensors, **read)
+    document = found.to_json()
+    if recipe is not None:
+        document |= {"recipe": recipe.to_record(), "out": str(out), "dry_run": True}
+
+    def lines():
+        if recipe is not None:
+            yield f"dry run: {out} is not written"
+            yield f"  pipeline  {recipe.pipeline.text}"
+        yield _adapter_table(found)
+        yield ""
+        yield _coverage_table(found)
+        yield ""
+        served = found.max_lora_rank
+        yield (
+            f"output rank {found.rank} if nothing is truncated "
+            f"(vLLM: {f'--max-lora-rank {served}' if served else 'takes no such rank'})"
+        )
+        memory = found.memory
+        yield (
+            f"memory {size(memory.factors)} for factors, {size(memory.largest_dense)} "
+            f"for the largest module in full space, output {size(memory.output)} "
+            f"as {found.dtype}"
+        )
+        yield from (f"note: {as_flags(note)}" for note in found.notes)
+        yield from (f"conflict: {as_flags(c.message)}" for c in found.conflicts)
+
+    console.result(document, lines)
+    if found.conflicts:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _adapter_table(found: "Plan") -> Any:
+    columns = ("adapter", "base model", "kind", "modules>", "ranks>", "scales>")
+    return table(
+        (*columns, "dtype", "heads>"),
+        [
+            (
+                a.name,
+                a.base_model or "-",
+                a.peft_type,
+                a.modules,
+                span(a.ranks),
+                span(a.scales),
+                a.dtype,
+                len(a.heads) or "-",
+            )
+            for a in found.adapters
+        ],
+    )
+
+
+def _coverage_table(found: "Plan") -> Any:
+    """Of the modules of each kind, how many every task adapts, and at which rank."""
+    groups = defaultdict(list)
+    for name, module in found.modules.items():
+        groups[name.rpartition(".")[2], module.kind, module.shape].append(module)
+    rows = []
+    for (leaf, kind, shape), modules in groups.items():
+        cells = []
+        for task in range(len(found.adapters)):
+            ranks = [m.ranks[task] for m in modules if m.ranks[task]]
+            count = f"{len(ranks)}/{len(modules)}"
+            cells.append(f"{count} r={span(ranks)}" if ranks else "absent")
+        total = span(m.total_rank for m in modules)
+        rows.append((f"{leaf} {shape[0]}x{shape[1]}", kind, *cells, total))
+    names = [adapter.name for adapter in found.adapters]
+    return table(("modules", "kind", *names, "total rank>"), rows)
+
+
+@with_read_options
+def inspect(
+    *,
+    path: Annotated[
+        Path, typer.Argument(help="PEFT folder or orbax checkpoint of jaxmerge.")
+    ],
+    read: dict[str, Any],
+    modules: Annotated[
+        bool, typer.Option("--modules", help="One line for each module.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Show modules, ranks, norms and spectra."""
+    start_jax()
+    from jaxmerge.cli.spectra import summarize
+    from jaxmerge.cli.stored import load_stored
+
+    console = Console(as_json=as_json, quiet=quiet)
+    tasks = summarize(load_stored(path, read))
+
+    def lines():
+        for task in tasks:
+            yield f"{task.name}: {len(task.modules)} modules, norm {task.norm:.4g}"
+            if task.base_model or task.dtype:
+                yield f"  of {task.base_model or 'an unnamed base'}, {task.dtype}"
+            yield task.table(each=modules)
+
+    console.result({"path": str(path), "tasks": [t.to_json() for t in tasks]}, lines)

@@ -1,0 +1,201 @@
+"""``jaxmerge merge``: adapter folders in, one adapter folder out."""
+
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxmerge.cli.console import Console, size
+from jaxmerge.cli.options import (
+    Folders,
+    Force,
+    Json,
+    Out,
+    Quiet,
+    numbers,
+    with_read_options,
+)
+from jaxmerge.cli.runtime import start_jax
+
+if TYPE_CHECKING:
+    from jaxmerge.cli.recipe import Recipe
+    from jaxmerge.io import SaveReport
+
+
+class Dense(StrEnum):
+    error = "error"
+    truncate = "truncate"
+    full = "full"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@with_read_options
+def merge(
+    *,
+    folders: Folders,
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Steps such as 'elect|trim(density=0.2)|core|scale(0.3)', or a name "
+            "that `jaxmerge methods` lists.",
+        ),
+    ],
+    out: Out,
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,...", help="One for each adapter.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For steps that draw.")] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Truncate to a rank (auto: the inputs')."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Truncate, but keep this share of every squared norm."),
+    ] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="A rank for each module (PEFT only).")
+    ] = False,
+    dense: Annotated[
+        Dense,
+        typer.Option(help="Dense results: refuse, truncate, or write weight deltas."),
+    ] = Dense.error,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the output; the inputs' unless given.")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Modules of one shape at a time.")
+    ] = None,
+    read: dict[str, Any],
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read headers, say what would be done.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Merge adapters into one PEFT adapter.
+
+    Neither the base model nor torch is needed. The folder appears complete or not at
+    all; an existing one is replaced with --force only.
+    """
+    from jaxmerge.cli.recipe import Recipe
+    from jaxmerge.spec import parse
+
+    console = Console(as_json=as_json, quiet=quiet)
+    given = numbers(weights, "--weights")
+    recipe = Recipe(parse(pipeline), None if given is None else tuple(given), seed)
+    recipe.check(len(folders))
+    save = {
+        "rank": _rank(rank),
+        "energy": energy,
+        "ragged": ragged,
+        "dense": dense.value,
+        "dtype": dtype and dtype.value,
+        "force": force,
+    }
+    _check_before_work(recipe, out, save)
+    if dry_run:
+        from jaxmerge.cli.look import show_plan
+
+        show_plan(console, folders, read, recipe=recipe, out=out)
+        return
+    start_jax()
+    from jaxmerge import io
+
+    clock = time.perf_counter()
+    with console.progress("reading", 1) as advance:
+        adapters = io.load_peft(folders, **read)
+        advance(1)
+    with console.progress("merging modules", len(adapters.stacks)) as advance:
+        updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)
+    with console.progress("writing and reading back", 1) as advance:
+        report = io.save_peft(
+            out, updates, like=adapters, biases=biases, card=recipe.to_record(), **save
+        )
+        advance(1)
+    seconds = round(time.perf_counter() - clock, 3)
+    bytes_written = sum(
+        (out / name).stat().st_size for name in report.files if name.endswith("tensors")
+    )
+    document = {
+        "recipe": recipe.to_record(),
+        "adapters": list(adapters.names),
+        "seconds": seconds,
+        "bytes": bytes_written,
+        **report.to_json(),
+    }
+
+    def lines():
+        yield f"{out}: {len(adapters.names)} adapters merged, {len(updates)} modules"
+        yield f"  pipeline  {recipe.pipeline.text}"
+        if len(recipe.pipeline.calls) > 1:
+            yield f"  in order  {', '.join(recipe.pipeline.order)}"
+        yield from _report_lines(report)
+        yield f"  size      {size(bytes_written)}, written in {seconds:.1f} s"
+
+    console.result(document, lines)
+
+
+def _report_lines(report: "SaveReport"):
+    if report.rank:
+        needed = report.max_lora_rank
+        serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"
+        yield f"  rank      {report.rank} (vLLM: {serving})"
+    else:
+        yield "  rank      none: weight deltas, to be added to the base weights"
+    yield f"  dtype     {report.dtype}, cast error {_worst(report.cast_error, max)}"
+    if any(share < 1 for share in report.energy.values()):
+        mean = sum(report.energy.values()) / len(report.energy)
+        yield f"  energy    {mean:.4f} kept on average, {_worst(report.energy, min)}"
+    else:
+        yield "  energy    all of it"
+    if report.omitted:
+        yield f"  omitted   {len(report.omitted)} modules"
+
+
+def _worst(values: dict[str, float], pick: Any) -> str:
+    module = pick(values, key=values.__getitem__)
+    word = "at most" if pick is max else "at least"
+    return f"{word} {values[module]:.3g} ({module})"
+
+
+def _rank(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(
+            f"expected a positive number or 'auto', got {text!r}", param_hint="--rank"
+        )
+    return int(text)
+
+
+def _check_before_work(recipe: "Recipe", out: Path, save: dict[str, Any]) -> None:
+    """Refuses what would only be refused when the result is written."""
+    if os.path.lexists(out) and not save["force"]:
+        raise typer.BadParameter(
+            f"{out} exists already; choose another name, or --force to replace it",
+            param_hint="--out",
+        )
+    truncated = save["rank"] is not None or save["energy"] is not None
+    if recipe.pipeline.dense and save["dense"] == "error":
+        raise typer.BadParameter(
+            "in full space the result is dense; give --dense truncate with --rank or "
+            "--energy, --dense full for weight deltas, or choose core or knots space",
+            param_hint="--pipeline",
+        )
+    if recipe.pipeline.dense and save["dense"] == "truncate" and not truncated:
+        raise typer.BadParameter(
+            "truncate needs --rank N, --rank auto or --energy SHARE",
+            param_hint="--dense",
+        )

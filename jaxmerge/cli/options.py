@@ -1,0 +1,158 @@
+"""Options that several commands share."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace the folder if it is an adapter.")
+]
+
+
+class Heads(StrEnum):
+    """What becomes of saved modules besides LoRA."""
+
+    error = "error"
+    first = "first"
+    mean = "mean"
+    keep = "keep"
+
+
+class WeightFile(StrEnum):
+    safetensors = "safetensors"
+    bin = "bin"
+
+
+class Layout(StrEnum):
+    diffusers = "diffusers"
+
+
+def _read_options(
+    heads: Annotated[
+        Heads,
+        typer.Option(help="Saved modules besides LoRA, such as classifiers."),
+    ] = Heads.error,
+    assume_alpha: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|rank",
+            help="lora_alpha where a config has none; 'rank' means a scale of 1.",
+        ),
+    ] = None,
+    strip_prefix: Annotated[
+        str, typer.Option(help="Taken off the names of modules.")
+    ] = "",
+    add_prefix: Annotated[
+        str, typer.Option(help="Put in front of the names of modules.")
+    ] = "",
+    allow_different_bases: Annotated[
+        bool,
+        typer.Option(
+            "--allow-different-bases", help="Accept configs that name different bases."
+        ),
+    ] = False,
+    allow_zero: Annotated[
+        bool, typer.Option("--allow-zero", help="Accept adapters that do nothing.")
+    ] = False,
+    weight_file: Annotated[
+        WeightFile | None, typer.Option(help="Which file, where a folder has both.")
+    ] = None,
+    ignore_config_key: Annotated[
+        list[str] | None,
+        typer.Option(help="A config key that you know to be harmless. Repeatable."),
+    ] = None,
+    vera_input: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIZE|NAME=SIZE",
+            help="Input size of VeRA modules, for all or by name ending. Repeatable.",
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="Layout of files without a config.")
+    ] = None,
+) -> dict[str, Any]:
+    """The options of `jaxmerge.io.load_peft` from their flags."""
+    return {
+        "heads": heads.value,
+        "assume_alpha": _alpha(assume_alpha),
+        "strip_prefix": strip_prefix,
+        "add_prefix": add_prefix,
+        "allow_different_bases": allow_different_bases,
+        "allow_zero": allow_zero,
+        "weights": weight_file and weight_file.value,
+        "ignore_config_keys": tuple(ignore_config_key or ()),
+        "vera_inputs": _vera_inputs(vera_input or []),
+        "layout": layout and layout.value,
+    }
+
+
+def with_read_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter ``read`` is filled from the flags of reading."""
+    flags = inspect.signature(_read_options).parameters
+    signature = inspect.signature(command)
+    own = [p for p in signature.parameters.values() if p.name != "read"]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        read = _read_options(**{name: given.pop(name) for name in flags})
+        command(read=read, **given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(kind=keyword) for p in (*own, *flags.values())]
+    run.__signature__ = signature.replace(parameters=parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Numbers separated by commas."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected numbers separated by commas, got {text!r}", param_hint=option
+        ) from None
+
+
+def _alpha(text: str | None) -> float | str | None:
+    if text in (None, "rank"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a number or 'rank', got {text!r}", param_hint="--assume-alpha"
+        ) from None
+
+
+def _vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
+    sizes = {}
+    for entry in entries:
+        name, _, count = entry.rpartition("=")
+        if not count.isdecimal():
+            raise typer.BadParameter(
+                f"expected a size or name=size, got {entry!r}",
+                param_hint="--vera-input",
+            )
+        sizes[name] = int(count)
+    if "" not in sizes:
+        return sizes or None
+    if len(sizes) > 1:
+        raise typer.BadParameter(
+            "give one size for all modules, or sizes by name", param_hint="--vera-input"
+        )
+    return sizes[""]

@@ -1,0 +1,169 @@
+"""Norms and spectra of adapters and of merged updates, module by module."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.cli.console import span, table
+from jaxmerge.io import Adapters
+from jaxmerge.linalg import svd_of_product
+from jaxmerge.mapping import map_modules
+from jaxmerge.types import AdapterStack, LowRank
+from jaxmerge.updates import singular_value_decomposition
+
+
+@dataclass(frozen=True)
+class ModuleSummary:
+    """One module of one adapter.
+
+    Attributes:
+      shape: (m, n).
+      rank: as stored; None for a dense update.
+      scale: what was folded into b; None if it is unknown.
+      norm: Frobenius norm.
+      top: largest singular value.
+      effective_rank: exp of the entropy of the singular values divided by their sum.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    rank: int | None
+    scale: float | None
+    norm: float
+    top: float
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """One adapter, or one set of merged updates."""
+
+    name: str
+    base_model: str | None
+    dtype: str
+    modules: dict[str, ModuleSummary]
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm over all modules."""
+        return float(np.sqrt(sum(m.norm**2 for m in self.modules.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "norm": self.norm}
+
+    def table(self, *, each: bool) -> Any:
+        """Modules of one kind and shape in one line, or each in its own."""
+        groups = defaultdict(list)
+        for name, module in self.modules.items():
+            groups[name if each else name.rpartition(".")[2], module.shape].append(
+                module
+            )
+        columns = ("modules", "kind", "count>", "rank>", "scale>", "norm>")
+        return table(
+            (*columns, "largest singular value>", "effective rank>"),
+            [
+                (
+                    f"{name} {shape[0]}x{shape[1]}",
+                    group[0].kind,
+                    len(group),
+                    span(m.rank for m in group if m.rank is not None),
+                    span(m.scale for m in group if m.scale is not None),
+                    span(m.norm for m in group),
+                    span(m.top for m in group),
+                    span(m.effective_rank for m in group),
+                )
+                for (name, shape), group in groups.items()
+            ],
+        )
+
+
+def summarize(value: Adapters | Mapping[str, Any]) -> list[TaskSummary]:
+    """One summary for each adapter; one for a table of merged updates."""
+    if isinstance(value, Adapters):
+        return [_adapter(value, task) for task in range(len(value.names))]
+    stacks = {m: v for m, v in value.items() if isinstance(v, AdapterStack)}
+    updates = {m: v for m, v in value.items() if m not in stacks}
+    spectra = map_modules(_spectra_of_stack, stacks)
+    tasks = max((len(stack.ranks) for stack in stacks.values()), default=0)
+    found = [
+        TaskSummary(
+            f"task {task}",
+            None,
+            "",
+            {
+                module: _module(spectra[module][task], _shape(stack), stack.ranks[task])
+                for module, stack in stacks.items()
+                if stack.ranks[task]
+            },
+        )
+        for task in range(tasks)
+    ]
+    if updates:
+        spectra = map_modules(_spectrum_of_update, updates)
+        modules = {
+            module: _module(
+                spectra[module],
+                (update.b.shape[0], update.a.shape[1])
+                if isinstance(update, LowRank)
+                else update.shape,
+                update.b.shape[1] if isinstance(update, LowRank) else None,
+            )
+            for module, update in updates.items()
+        }
+        found.append(TaskSummary("merged updates", None, "", modules))
+    return found
+
+
+def _adapter(adapters: Adapters, task: int) -> TaskSummary:
+    source = adapters.sources[task]
+    spectra = map_modules(_spectra_of_stack, adapters.stacks)
+    modules = {}
+    for module, stack in adapters.stacks.items():
+        if stack.ranks[task]:
+            modules[module] = _module(
+                spectra[module][task],
+                _shape(stack),
+                stack.ranks[task],
+                kind=adapters.layouts[module].kind,
+                scale=source.scales.get(module),
+            )
+    return TaskSummary(adapters.names[task], source.base_model, source.dtype, modules)
+
+
+def _shape(stack: AdapterStack) -> tuple[int, int]:
+    return stack.b.shape[1], stack.a.shape[2]
+
+
+def _spectra_of_stack(stack: AdapterStack) -> jax.Array:
+    return svd_of_product(stack.b, stack.a)[1]
+
+
+def _spectrum_of_update(update: LowRank | jax.Array) -> jax.Array:
+    return singular_value_decomposition(jax.tree.map(jnp.asarray, update))[1]
+
+
+def _module(
+    values: jax.Array,
+    shape: tuple[int, int],
+    rank: int | None,
+    *,
+    kind: str = "",
+    scale: float | None = None,
+) -> ModuleSummary:
+    s = np.asarray(values, np.float64)
+    share = s[s > 0] / s.sum() if s.any() else np.ones(0)
+    entropy = -np.sum(share * np.log(share))
+    return ModuleSummary(
+        kind=kind,
+        shape=tuple(shape),
+        rank=rank,
+        scale=scale,
+        norm=float(np.linalg.norm(s)),
+        top=float(s.max(initial=0.0)),
+        effective_rank=float(np.exp(entropy)) if share.size else 0.0,
+    )

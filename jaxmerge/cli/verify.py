@@ -1,0 +1,217 @@
+"""``jaxmerge verify``: computes a merged folder again from its own record."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxmerge.cli.console import Console
+from jaxmerge.cli.errors import FAILED
+from jaxmerge.cli.options import Json, Quiet
+from jaxmerge.cli.runtime import start_jax
+
+if TYPE_CHECKING:
+    from jaxmerge.cli.compare import Difference
+
+_SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
+_SHOWN = 20  # differences
+
+
+def verify(
+    *,
+    folder: Annotated[Path, typer.Argument(help="Folder written by jaxmerge merge.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Where the inputs are now, in their order, if they moved."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Relative difference of a module that counts as rounding; by default "
+            "1e-4, and more for half precision.",
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compute a merged folder again and compare.
+
+    Inputs and outputs are also checked against the SHA-256 in its record.
+    Exit code 1 if anything differs by more than rounding.
+    """
+    console = Console(as_json=as_json, quiet=quiet)
+    record = read_record(folder)
+    paths = _input_paths(folder, record, inputs)
+    if tolerance is None:
+        tolerance = _rounding(record["output"]["dtype"])
+    found = list(_changed_inputs(record, paths))
+    changed = bool(found)
+    found += _changed_outputs(record, folder)
+    if not changed:
+        start_jax()
+        with console.progress("computing again", 1) as advance:
+            found += _differences_from_record(record, folder, paths)
+            advance(1)
+    serious = [d for d in found if d.size is None or not d.size <= tolerance]
+    largest = max((d.size for d in found if d.size is not None), default=0.0)
+    document = {
+        "path": str(folder),
+        "ok": not serious,
+        "identical": not found,
+        "recomputed": not changed,
+        "largest_difference": largest,
+        "tolerance": tolerance,
+        "differences": [d._asdict() for d in found],
+        "recipe": record["recipe"],
+        "versions": {"then": record["versions"], "now": _versions(record)},
+    }
+    console.result(
+        document, lambda: _lines(document, serious, inputs=len(record["inputs"]))
+    )
+    if serious:
+        raise typer.Exit(FAILED)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a merge; AdapterError if the folder has none that can be used."""
+    from jaxmerge.io import AdapterError
+    from jaxmerge.io.files import adapter_folder, checked_file
+    from jaxmerge.io.staging import RECORD_FILE
+
+    path = adapter_folder(folder) / RECORD_FILE
+    if not path.exists():
+        raise AdapterError(
+            f"{folder}: has no {RECORD_FILE}; only folders written by jaxmerge merge "
+            "can be verified"
+        )
+    try:
+        record = json.loads(checked_file(path).read_text(encoding="utf-8"))
+        usable = (
+            record["format"] == 1
+            and isinstance(record["recipe"]["pipeline"], str)
+            and all(entry["path"] and entry["sha256"] for entry in record["inputs"])
+            and all(name in record["output"] for name in (*_SETTINGS, "sha256"))
+            and isinstance(record["read_options"], dict)
+            and isinstance(record["versions"], dict)
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
+    if not usable or record["output"]["heads"] == "table":
+        raise AdapterError(
+            f"{path}: not made by jaxmerge merge from a pipeline, so it cannot be "
+            "computed again"
+        )
+    return record
+
+
+def _input_paths(
+    folder: Path, record: Mapping[str, Any], given: list[Path] | None
+) -> list[Path]:
+    from jaxmerge.io import AdapterError
+
+    recorded = [Path(entry["path"]) for entry in record["inputs"]]
+    paths = given or recorded
+    if len(paths) != len(recorded):
+        raise typer.BadParameter(
+            f"{folder} was made of {len(recorded)} adapters, {len(paths)} are given",
+            param_hint="INPUTS",
+        )
+    for path in paths:
+        if not path.is_dir():
+            raise AdapterError(
+                f"{path}: the input is not there; say where the inputs are now: "
+                f"jaxmerge verify {folder} {' '.join(entry.name for entry in recorded)}"
+            )
+    return paths
+
+
+def _changed_inputs(
+    record: Mapping[str, Any], paths: list[Path]
+) -> "Iterable[Difference]":
+    for entry, path in zip(record["inputs"], paths, strict=True):
+        yield from _changed_files(path, entry["sha256"], "the input has changed")
+
+
+def _changed_outputs(record: Mapping[str, Any], folder: Path) -> "Iterable[Difference]":
+    says = "is not the file that was written"
+    return _changed_files(folder, record["output"]["sha256"], says)
+
+
+def _changed_files(
+    folder: Path, digests: Mapping[str, str], says: str
+) -> "Iterable[Difference]":
+    from jaxmerge.cli.compare import Difference
+    from jaxmerge.io.files import sha256
+
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            yield Difference(str(path), "is missing")
+        elif sha256(path) != digest:
+            yield Difference(str(path), f"{says} (SHA-256 differs from the record)")
+
+
+def _differences_from_record(
+    record: Mapping[str, Any], folder: Path, paths: list[Path]
+) -> "list[Difference]":
+    """Merges again as the record says and compares the two folders."""
+    from jaxmerge import io
+    from jaxmerge.cli.compare import differences
+    from jaxmerge.cli.recipe import Recipe
+
+    recipe = Recipe.from_record(record["recipe"])
+    adapters = io.load_peft(paths, **record["read_options"])
+    names = tuple(entry["name"] for entry in record["inputs"])
+    adapters = dataclasses.replace(adapters, names=names)
+    updates, biases = recipe.run(adapters)
+    settings = {name: record["output"][name] for name in _SETTINGS}
+    with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
+        again = Path(scratch) / "again"
+        io.save_peft(again, updates, like=adapters, biases=biases, **settings)
+        return differences(folder, again, record["output"]["sha256"])
+
+
+def _rounding(dtype: str) -> float:
+    import ml_dtypes
+
+    from jaxmerge.io.prepare import checked_dtype
+
+    return max(1e-4, 4 * float(ml_dtypes.finfo(checked_dtype(dtype)).eps))
+
+
+def _versions(record: Mapping[str, Any]) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in record["versions"]}
+
+
+def _lines(document: Mapping[str, Any], serious: list, *, inputs: int):
+    path = document["path"]
+    if document["identical"]:
+        yield f"{path}: verified, computed again from {inputs} inputs bit by bit"
+    elif document["ok"]:
+        yield (
+            f"{path}: verified up to rounding, relative difference at most "
+            f"{document['largest_difference']:.3g}"
+        )
+    else:
+        yield f"{path}: NOT verified, {len(serious)} differences"
+    for difference in serious[:_SHOWN]:
+        size = f" by {difference.size:.3g}" if difference.size is not None else ""
+        yield f"  {difference.where} {difference.says}{size}"
+    if len(serious) > _SHOWN:
+        yield f"  and {len(serious) - _SHOWN} more (--json shows all)"
+    if not document["recomputed"]:
+        yield "  not computed again, because the inputs are not those of the record"
+    then, now = document["versions"]["then"], document["versions"]["now"]
+    if then != now and not document["identical"]:
+        yield f"  made with {_listed(then)}; this is {_listed(now)}"
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())

@@ -78,7 +78,7 @@ def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         u = matmul(q, u)
     else:
         u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-    return _without_null_directions(u, s, vt)
+    return keep_directions(u, s, vt, nonzero_directions(s))
 
 
 @svd.defjvp
@@ -116,7 +116,7 @@ def svd_of_product(
     u, s, vt = jnp.linalg.svd(matmul(small_b, transpose(small_a)), full_matrices=False)
     u = u if left is None else matmul(left, u)
     vt = vt if right is None else matmul(vt, transpose(right))
-    return _without_null_directions(u, s, vt)
+    return keep_directions(u, s, vt, nonzero_directions(s))
 
 
 @svd_of_product.defjvp
@@ -166,8 +166,10 @@ def _polar_jvp(primals, tangents):
     return matmul(u, vt), tangent
 
 
-def _without_null_directions(u, s, vt):
-    keep = nonzero_directions(s)
+def keep_directions(
+    u: jax.Array, s: jax.Array, vt: jax.Array, keep: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sets the directions [..., k] that are not kept to zero, values and vectors."""
     return (
         jnp.where(keep[..., None, :], u, 0),
         jnp.where(keep, s, 0),

@@ -121,7 +121,8 @@ def iso_cts(
 
     Deviations: d is the number of directions that the adapters span, where the
     official code counts min(p, q) and fills up with null vectors; the mean is over the
-    singular values that are not rounding noise.
+    singular values that are not rounding noise, and a task without a residual adds no
+    direction.
     """
     if not 0 < common_fraction <= 1:
         raise ValueError(
@@ -136,6 +137,9 @@ def iso_cts(
     common_part = linalg.einsum("pk,tpq->tkq", u, matrices)
     residual = matrices - linalg.einsum("pk,tkq->tpq", u, common_part)
     own_u, own_s, own_vt = linalg.svd(residual)
+    sizes = jnp.sqrt(jnp.sum(matrices * matrices, axis=(1, 2)))[:, None]
+    audible = own_s > linalg.rank_tolerance(own_s.dtype) * sizes
+    own_u, own_s, own_vt = linalg.keep_directions(own_u, own_s, own_vt, audible)
     left = jnp.concatenate([*own_u[:, :, :specific], u], axis=1)
     right = jnp.concatenate([*own_vt[:, :specific, :], vt], axis=0)
     values = jnp.concatenate([own_s[:, :specific].reshape(-1), s])

@@ -1,0 +1,1 @@
+"""Experiments: each folder has a main job, its inputs and its results."""

@@ -1,0 +1,28 @@
+"""One line of ``results.jsonl``."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Result:
+    """One merged model on the test images.
+
+    Attributes:
+      method: its name in the table.
+      pipeline: the whole pipeline, scale included; "" for the base alone.
+      seed: of its random steps; None where there are none.
+      validation: mean normalised accuracy by which scale and density were chosen.
+      accuracy: task -> share of correct test images.
+      normalised: task -> accuracy divided by that of the task's own adapter.
+      mean_normalised: mean over tasks.
+      seconds: merging all modules once, without compilation.
+    """
+
+    method: str
+    pipeline: str
+    seed: int | None
+    validation: float
+    accuracy: dict[str, float]
+    normalised: dict[str, float]
+    mean_normalised: float
+    seconds: float

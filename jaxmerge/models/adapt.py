@@ -136,7 +136,8 @@ def add_to_params(
         kernel, delta = jnp.asarray(flat[paths[0]]), layer.to_kernel(updates[name])
         if kernel.shape != delta.shape:
             raise ValueError(f"{name}: kernel {kernel.shape}, update {delta.shape}")
-        wide = jnp.promote_types(kernel.dtype, delta.dtype)
+        dtypes = (kernel.dtype, delta.dtype)
+        wide = jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32
         flat[paths[0]] = (kernel.astype(wide) + delta.astype(wide)).astype(kernel.dtype)
     return unflatten_dict(flat, sep=".")
 

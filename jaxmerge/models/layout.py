@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.types import LowRank, Update
+from jaxmerge.updates import dense
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 
@@ -74,9 +75,9 @@ class Layer(NamedTuple):
     def to_kernel(self, update: Update) -> jax.Array:
         """An update [m, n] as a dense array with the axes of the kernel."""
         self._check(update)
-        matrix = update.b @ update.a if isinstance(update, LowRank) else update
         split = self.features + self.contracted
-        return jnp.einsum(f"{split}->{self.kernel}", matrix.reshape(self.shape(split)))
+        matrix = dense(update).reshape(self.shape(split))
+        return jnp.einsum(f"{split}->{self.kernel}", matrix)
 
     def _check(self, update: Update) -> None:
         if isinstance(update, LowRank):

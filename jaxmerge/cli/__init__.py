@@ -5,13 +5,9 @@ from typing import Annotated
 import typer
 
 from jaxmerge import __version__
-from jaxmerge.cli.convert import convert
+from jaxmerge.cli import convert, demo, look, merge, methods, verify
 from jaxmerge.cli.errors import Commands
-from jaxmerge.cli.look import inspect, plan
-from jaxmerge.cli.merge import merge
-from jaxmerge.cli.methods import methods
 from jaxmerge.cli.runtime import limit_threads
-from jaxmerge.cli.verify import verify
 
 app = typer.Typer(
     cls=Commands,
@@ -29,7 +25,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def jaxmerge(
+def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True)
     ] = False,
@@ -40,8 +36,13 @@ def jaxmerge(
     """Merge LoRA adapters exactly: PEFT folders in, one PEFT folder out."""
 
 
-for command in (merge, plan, inspect, convert, verify, methods):
-    app.command(no_args_is_help=command is not methods)(command)
+for command in (
+    *(merge.merge, look.plan, look.inspect),
+    *(convert.convert, verify.verify),
+):
+    app.command(no_args_is_help=True)(command)
+for command in (methods.methods, demo.demo):
+    app.command()(command)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
+from jaxmerge.cli.errors import CommandError
 from jaxmerge.cli.options import Folders, Force, Json, Out, Quiet, with_read_options
 from jaxmerge.cli.runtime import start_jax
 
@@ -42,9 +43,7 @@ def convert(
     console = Console(as_json=as_json, quiet=quiet)
     if any(is_orbax(folder) for folder in folders):
         if len(folders) > 1:
-            raise typer.BadParameter(
-                "give one checkpoint at a time", param_hint="ADAPTER..."
-            )
+            raise CommandError("give one checkpoint at a time")
         adapters = _one_adapter(load_stored(folders[0], read), folders[0], task)
         kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, force=force)
     else:
@@ -84,14 +83,12 @@ def _one_adapter(
             "them with jaxmerge.io.save_peft(..., like=adapters)"
         )
     if task is None and len(value.names) > 1:
-        raise typer.BadParameter(
-            f"the checkpoint holds {', '.join(value.names)}; choose one",
-            param_hint="--task",
+        raise CommandError(
+            f"{path}: holds {', '.join(value.names)}; choose one with --task"
         )
     if task is not None and task not in value.names:
-        raise typer.BadParameter(
-            f"no adapter {task!r} in it; there are {', '.join(value.names)}",
-            param_hint="--task",
+        raise CommandError(
+            f"{path}: no adapter {task!r}; there are {', '.join(value.names)}"
         )
     return value.task(task or value.names[0])
 

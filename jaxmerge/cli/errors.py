@@ -26,6 +26,10 @@ _ASSIGNMENT = re.compile(
 )
 
 
+class CommandError(Exception):
+    """Something that the caller of a command has to change."""
+
+
 class Commands(typer.core.TyperGroup):
     """The group of all commands, with one place where every one of them ends."""
 
@@ -56,7 +60,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if hasattr(error, "format_message"):  # what typer says about the command line
         return BAD_INPUT, f"{error.format_message()} (see --help)"
-    if isinstance(error, PipelineError) or _is_adapter_error(error):
+    if isinstance(error, CommandError | PipelineError) or _is_adapter_error(error):
         return BAD_INPUT, as_flags(str(error))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return INTERNAL, "not enough memory; --chunk 1 works on one module at a time"

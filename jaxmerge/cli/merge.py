@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console, size
+from jaxmerge.cli.errors import CommandError
 from jaxmerge.cli.options import (
     Folders,
     Force,
@@ -183,19 +184,16 @@ def _rank(text: str | None) -> int | str | None:
 def _check_before_work(recipe: "Recipe", out: Path, save: dict[str, Any]) -> None:
     """Refuses what would only be refused when the result is written."""
     if os.path.lexists(out) and not save["force"]:
-        raise typer.BadParameter(
-            f"{out} exists already; choose another name, or --force to replace it",
-            param_hint="--out",
+        raise CommandError(
+            f"{out} exists already; choose another --out, or --force to replace it"
         )
     truncated = save["rank"] is not None or save["energy"] is not None
     if recipe.pipeline.dense and save["dense"] == "error":
-        raise typer.BadParameter(
+        raise CommandError(
             "in full space the result is dense; give --dense truncate with --rank or "
-            "--energy, --dense full for weight deltas, or choose core or knots space",
-            param_hint="--pipeline",
+            "--energy, --dense full for weight deltas, or choose core or knots space"
         )
     if recipe.pipeline.dense and save["dense"] == "truncate" and not truncated:
-        raise typer.BadParameter(
-            "truncate needs --rank N, --rank auto or --energy SHARE",
-            param_hint="--dense",
+        raise CommandError(
+            "--dense truncate needs --rank N, --rank auto or --energy SHARE"
         )

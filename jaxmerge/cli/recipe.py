@@ -78,6 +78,10 @@ class Recipe:
 
         Returns:
           module -> update, and module -> merged LoRA bias.
+
+        Raises:
+          PipelineError: the pipeline does not suit the adapters, or a merged update
+            is not finite.
         """
         import jax
 
@@ -89,6 +93,7 @@ class Recipe:
             updates = self.pipeline.run(stacks, chunk=at_a_time, **options)
             merged |= jax.block_until_ready(updates)
             advance(len(stacks))
+        _check_finite(merged)
         biases = self.pipeline.merge_biases(
             adapters.biases, adapters.stacks, weights=self.weights
         )
@@ -116,3 +121,23 @@ class Recipe:
         )
         fitting = max(1, _DENSE_BYTES // largest)
         return None if fitting >= len(stacks) else fitting
+
+
+def _check_finite(updates: "Mapping[str, Update]") -> None:
+    """Names the modules whose update holds NaN or Inf, which nothing can serve."""
+    import jax
+    import numpy as np
+
+    broken = [
+        module
+        for module, update in updates.items()
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(update))
+    ]
+    if broken:
+        from jaxmerge.io.errors import listing
+
+        raise PipelineError(
+            f"the merge is NaN or infinite in {len(broken)} modules "
+            f"({listing(broken)}); the numbers of the pipeline or the weights are too "
+            "large for float32"
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import FAILED
+from jaxmerge.cli.errors import FAILED, CommandError
 from jaxmerge.cli.options import Json, Quiet
 from jaxmerge.cli.runtime import start_jax
 
@@ -117,9 +117,8 @@ def _input_paths(
     recorded = [Path(entry["path"]) for entry in record["inputs"]]
     paths = given or recorded
     if len(paths) != len(recorded):
-        raise typer.BadParameter(
-            f"{folder} was made of {len(recorded)} adapters, {len(paths)} are given",
-            param_hint="INPUTS",
+        raise CommandError(
+            f"{folder}: made of {len(recorded)} adapters, {len(paths)} are given"
         )
     for path in paths:
         if not path.is_dir():

@@ -1,0 +1,113 @@
+"""The command as its own process: what it imports, prints and leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+from cli_samples import close, three, updates_of, weighted_sum
+
+from jaxmerge.cli.runtime import cache_folder, start_jax
+
+# Counts what JAX's persistent compilation cache did, and tells it on stderr.
+COUNTING = """
+import sys
+import jax.monitoring
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+from jaxmerge.cli import main
+try:
+    main()
+finally:
+    for kind in ("cache_hits", "cache_misses"):
+        print(kind, sum(e.endswith(kind) for e in events), file=sys.stderr)
+"""
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "peft", "transformers"):
+    sys.modules[name] = None  # importing it raises ImportError
+from jaxmerge.cli import main
+main()
+"""
+
+
+def python(code, *arguments, check=True, **environment):
+    values = {**os.environ, "JAXMERGE_CACHE": "", "XLA_FLAGS": "", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={name: value for name, value in values.items() if value is not None},
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=300,
+    )
+
+
+def test_help_and_methods_load_neither_jax_nor_torch():
+    code = (
+        "import sys\nfrom jaxmerge.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(*{'jax', 'numpy', 'orbax', 'torch'} & sys.modules.keys())"
+    )
+    assert python(code, "--help").stdout.splitlines()[-1] == ""
+    assert python(code, "methods").stdout.splitlines()[-1] in ("", "numpy")
+
+
+def test_a_merge_needs_neither_torch_nor_peft_nor_a_base(tmp_path):
+    folders = three(tmp_path / "in")
+    ask = ("merge", *folders, "-p", "concat", "-o", tmp_path / "out")
+    done = python(WITHOUT_TORCH, *ask)
+    assert done.stderr == ""  # no progress where stderr is not a terminal
+    assert "3 adapters merged" in done.stdout
+    close(updates_of(tmp_path / "out"), weighted_sum(folders, [1, 1, 1]))
+
+
+def test_exit_codes_and_streams_of_the_real_command(tmp_path):
+    folders = three(tmp_path / "in")
+    code = "from jaxmerge.cli import main; main()"
+    bad = python(code, "merge", *folders, "-p", "elec|core", "-o", "x", check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.count("\n") == 1
+    assert "did you mean 'elect'?" in bad.stderr
+    module = "import runpy; runpy.run_module('jaxmerge')"
+    done = python(module, "plan", folders[0], "--json")
+    assert json.loads(done.stdout)["rank"] == 4
+    assert done.stderr == ""
+
+
+def test_a_second_run_compiles_nothing(tmp_path):
+    folders = three(tmp_path / "in")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAXMERGE_CACHE": None}
+
+    def merge(name):
+        pipeline = "elect|trim(density=0.5)|core|scale(0.3)"
+        ask = ("merge", *folders, "-p", pipeline, "-o", tmp_path / name)
+        done = python(COUNTING, *ask, **environment)
+        return {k: int(v) for k, v in map(str.split, done.stderr.splitlines())}
+
+    first, second = merge("first"), merge("second")
+    assert first["cache_misses"] > 0
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] >= first["cache_misses"]
+    assert (tmp_path / "cache" / "jaxmerge" / "programs").is_dir()
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "first" / name).read_bytes() == (
+        tmp_path / "second" / name
+    ).read_bytes()
+
+
+def test_where_programs_are_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("JAXMERGE_CACHE", "")
+    assert cache_folder() is None
+    monkeypatch.setenv("JAXMERGE_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("JAXMERGE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path.home() / ".cache" / "jaxmerge" / "programs"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXMERGE_CACHE", str(tmp_path / "file" / "below"))
+    start_jax()  # a cache that cannot be written is no reason to stop
+    assert "is not writable" in capsys.readouterr().err
+    assert jax.config.jax_compilation_cache_dir is None

@@ -372,6 +372,31 @@ def test_heads_reach_the_model(net, tmp_path, policy):
     )
 
 
+def test_embedding_matrix_saved_beside_its_lora(net, tmp_path):
+    """PEFT saves targeted or resized embeddings in full; they travel as heads."""
+    train(net, tmp_path / "in", seed=1, r=2, target_modules=["embed", "fc"])
+    path = tmp_path / "in" / "adapter_model.safetensors"
+    tensors = safetensors_torch.load_file(path)
+    matrix = torch.full((11, 6), 0.5)
+    tensors["base_model.model.embed.base_layer.weight"] = matrix
+    safetensors_torch.save_file(tensors, path)
+    adapters = io.load_peft([tmp_path / "in"], heads="first")
+    assert list(adapters.heads[0]) == ["embed.base_layer.weight"]
+    updates = {m: samples.concatenated(s) for m, s in adapters.stacks.items()}
+    io.save_peft(tmp_path / "out", updates, like=adapters)
+    config = (tmp_path / "out" / "adapter_config.json").read_text()
+    assert "modules_to_save" not in config
+    changed = copy.deepcopy(net)
+    with torch.no_grad():
+        changed.embed.weight.copy_(matrix)
+    np.testing.assert_allclose(
+        forward(reloaded(net, tmp_path / "out")),
+        forward(patched(changed, adapters, updates)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
 LINEAR = ["fc", "block.fc", "turned"]
 
 

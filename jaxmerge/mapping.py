@@ -48,8 +48,10 @@ def map_modules(
       rest: further trees by the same names.
       key: key of the whole run; each module gets ``fold_in(key, crc32(name))``, which
         depends neither on the order nor on the other modules.
-      chunk: modules of one shape that are worked on at a time; all unless given.
-        Bounds the memory.
+      chunk: modules of one shape that are worked on at a time; bounds the memory. By
+        default all of them, on a CPU one: decompositions run one after the other there
+        anyway, and on machines with few cores XLA can wait forever for several
+        concurrent ones.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
         (`module_mesh`); no data moves between devices. Results come back gathered.
       extra: passed to ``fn``, the same for all modules; arrays may be traced.
@@ -76,6 +78,8 @@ def map_modules(
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         groups.setdefault((structure, shapes), []).append(name)
 
+    if chunk is None and jax.default_backend() == "cpu":
+        chunk = 1
     results = {}
     for names in groups.values():
         keys = None if key is None else module_keys(key, names)
@@ -105,7 +109,7 @@ def _run(fn, chunk, stacked, keys, extra):
 
     if chunk is None:
         return jax.vmap(one)((stacked, keys))
-    return jax.lax.map(one, (stacked, keys), batch_size=chunk)
+    return jax.lax.map(one, (stacked, keys), batch_size=None if chunk == 1 else chunk)
 
 
 def _run_on_mesh(fn, chunk, mesh, stacked, keys, extra):

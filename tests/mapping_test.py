@@ -1,5 +1,8 @@
 """From one module to a model: grouping, keys, chunks, devices, whole-model trimming."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -67,7 +70,7 @@ def test_draws_depend_on_key_and_name_alone(model):
 
 
 @pytest.mark.parametrize("devices", [None, 2, 8])
-@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("chunk", [None, 2, 99])
 def test_chunks_and_devices_change_nothing(model, chunk, devices):
     mesh = devices and jm.module_mesh(jax.devices()[:devices])
     options = {"chunk": chunk, "mesh": mesh}
@@ -145,3 +148,20 @@ def test_whole_model_trimming_on_devices_and_under_jit(model):
     assert same(traced(0.3), plain)
     per_module = jm.map_modules(jm.knots_space(partial(jm.ties, density=0.3)), model)
     assert not same(per_module, plain, 0.05)
+
+
+def test_large_modules_on_few_cores_do_not_wait_forever():
+    """Concurrent decompositions have stalled XLA's thread pool on two cores."""
+    code = (
+        "import jax, numpy as np, jaxmerge as jm\n"
+        "rng = np.random.default_rng(0)\n"
+        "b, a = rng.normal(size=(8, 768, 16)), rng.normal(size=(8, 16, 768))\n"
+        "stack = jm.stack_adapters(list(zip(b, a)))\n"
+        "stacks = {str(i): stack for i in range(8)}\n"
+        "for merger in (jm.tsv_m, jm.core_space(jm.iso_c)) * 2:\n"
+        "    jax.block_until_ready(jm.map_modules(merger, stacks))\n"
+    )
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, env=environment
+    )

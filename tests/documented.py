@@ -1,0 +1,18 @@
+"""Code of the documentation, so that tests run what readers see."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def code_of(page: str) -> SimpleNamespace:
+    """Runs the Python blocks of a page of docs/ in order; gives what they define."""
+    path = DOCS / page
+    text = path.read_text()
+    namespace: dict = {"__name__": path.stem}
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        above = text[: block.start(1)].count("\n")
+        exec(compile("\n" * above + block[1], str(path), "exec"), namespace)
+    return SimpleNamespace(**namespace)

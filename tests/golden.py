@@ -1,0 +1,287 @@
+"""Reader of the golden set: inputs and outputs of the official codes, as data.
+
+`oracle` turns a test into one that runs over entries of the set. Each entry is one
+test id, and a test fails if it leaves an array of its entry unread, so that nothing is
+skipped silently. `oracle_coverage_test` asserts that every entry has a test.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import SHARED
+
+import jaxmerge as jm
+
+FOLDER = SHARED / "golden"
+MISSING = f"golden set not found at {FOLDER}; set JAXMERGE_SHARED"
+SINGLE_PRECISION = ("a_small", "d_hetero", "h_real")  # run in float32 as well
+TESTED: dict[str, str] = {}  # id of an entry -> the test that claims it
+
+SPACES = {  # where an official code works in another space than full space
+    "core.knots": jm.knots_unscaled,
+    "core.core": jm.core,
+}
+
+# hundreds of small programs are compiled, each to run a few times
+compiled = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    },
+)
+
+
+class Case:
+    """Inputs of one case: T adapters for each module."""
+
+    def __init__(self, name: str, facts: dict):
+        self.name = name
+        self.tasks: int = facts["T"]
+        self.modules = list(facts["modules"])
+        self.alphas: list[float] = facts["lora_alpha"]
+        self.ranks: list[int] = facts["ranks"]
+        self.entries: dict[str, Entry] = {}
+        self._file = facts["file"]
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        with np.load(FOLDER / self._file, allow_pickle=False) as archive:
+            return dict(archive)
+
+    @functools.cache  # noqa: B019 - ten cases, kept for the whole run
+    def stacks(self, dtype=np.float64, scaled=False) -> dict[str, jm.AdapterStack]:
+        """Adapters by module; ``scaled`` folds lora_alpha / r into b."""
+        stacks = {}
+        for module in self.modules:
+            pairs = []
+            for t, (alpha, rank) in enumerate(
+                zip(self.alphas, self.ranks, strict=True)
+            ):
+                b = self.arrays[f"in/B/{module}/{t}"].astype(np.float64)
+                a = self.arrays[f"in/A/{module}/{t}"]
+                pairs.append((b * (alpha / rank) if scaled else b, a))
+            stacks[module] = jm.stack_adapters(pairs, dtype=dtype, name=module)
+        return stacks
+
+    @functools.cache  # noqa: B019
+    def coordinates(self, space: jm.Space, dtype=np.float64, scaled=False):
+        """Module -> the coordinates [T, p, q] in a space, and its basis."""
+        stacks = self.stacks(dtype, scaled)
+        return {name: project(space, stack) for name, stack in stacks.items()}
+
+
+class Entry:
+    """One output of an official code; its hyper-parameters are read with ``[]``."""
+
+    def __init__(self, case: Case, name: str, facts: dict):
+        self.case, self.name, self.facts = case, name, facts
+        self.id = f"{case.name}:{name}"
+        self.family: str = facts["family"]
+        self.modules = case.modules
+        self.space: jm.Space = SPACES.get(self.family, jm.full)
+        self.status: str = facts.get("dW_status", "raises")
+        self.raises: str | None = facts.get("official_code_raises")
+        updates, others = facts.get("dW", {}), facts.get("aux", {})
+        self._keys = {f"dW/{module}": key for module, key in updates.items()}
+        self._keys |= {name: array["key"] for name, array in others.items()}
+        self.unread = set(self._keys)
+
+    def __getitem__(self, hyper_parameter: str):
+        return self.facts["hparams"][hyper_parameter]
+
+    def get(self, hyper_parameter: str, default=None):
+        return self.facts["hparams"].get(hyper_parameter, default)
+
+    @property
+    def dtypes(self) -> tuple:
+        """Precisions in which to evaluate this entry."""
+        single = self.case.name in SINGLE_PRECISION
+        return (np.float64, np.float32) if single else (np.float64,)
+
+    def has(self, name: str) -> bool:
+        return name in self._keys
+
+    @property
+    def has_dw(self) -> bool:
+        return any(name.startswith("dW/") for name in self._keys)
+
+    @property
+    def quantities(self) -> set[str]:
+        """Names of the arrays beside dW, without the modules."""
+        return {name.split("/")[0] for name in self._keys} - {"dW"}
+
+    def tolerance(self, dtype=np.float64) -> float:
+        """Relative Frobenius tolerance that the set suggests for dW."""
+        single = np.dtype(dtype) == np.float32
+        return self.facts["suggested_rel_fro_tol" + ("_f32" if single else "")]
+
+    def tolerance_of(self, name: str, dtype=np.float64) -> float:
+        """The same rule for another array: ten times the noise of the official one.
+
+        Infinite where the array is arbitrary, not only ill-conditioned.
+        """
+        facts = self.facts["aux"][name]
+        noise = max(facts.get("unstable", {"f64": facts.get("f64_rel", 0)}).values())
+        least = 2e-5 if np.dtype(dtype) == np.float32 else 5e-6
+        return max(least, 10 * noise) if noise < 0.01 else np.inf
+
+    def read(self, name: str) -> np.ndarray:
+        """One array of the entry, ``quantity`` or ``quantity/module``, to compare."""
+        self.unread.discard(name)
+        return self.peek(name)
+
+    def peek(self, name: str) -> np.ndarray:
+        """One array of the entry, to compute with."""
+        return self.case.arrays[self._keys[name]]
+
+    def by_module(self, quantity: str) -> dict[str, np.ndarray]:
+        return {module: self.read(f"{quantity}/{module}") for module in self.modules}
+
+    def stacks(self, dtype=np.float64, scaled=False) -> dict[str, jm.AdapterStack]:
+        return self.case.stacks(dtype, scaled)
+
+    def coordinates(self, space: jm.Space, dtype=np.float64, scaled=False):
+        return self.case.coordinates(space, dtype, scaled)
+
+    def merge(
+        self, merger: jm.Merger, dtype=np.float64, *, scaled=False, by=1.0, **extra
+    ) -> dict[str, np.ndarray]:
+        """``by`` times the update of a merger in every module; extra is traced.
+
+        Build mergers once: each new one is compiled again.
+        """
+        return {
+            name: np.asarray(_merge(merger, stack, float(by), extra))
+            for name, stack in self.stacks(dtype, scaled).items()
+        }
+
+    def merge_in(
+        self,
+        space: jm.Space,
+        rule: Callable[..., jax.Array],
+        dtype=np.float64,
+        *,
+        scaled=False,
+        by=1.0,
+        each: Callable[[tuple[int, ...]], dict[str, Any]] | None = None,
+        post: jm.Post | None = None,
+        **extra,
+    ) -> dict[str, np.ndarray]:
+        """The same for a rule in a space, whose bases are computed once.
+
+        ``each`` gives inputs that depend on the shape [T, p, q] of the coordinates,
+        ``post`` changes the update before it is scaled.
+        """
+        ranks = tuple(self.case.ranks)
+        updates = {}
+        for name, (matrices, basis) in self.coordinates(space, dtype, scaled).items():
+            inputs = extra | (each(matrices.shape) if each else {})
+            steps = (space, rule, ranks, post)
+            merged = _merge_in(*steps, matrices, basis, float(by), inputs)
+            updates[name] = np.asarray(merged)
+        return updates
+
+    def check(self, updates: dict, dtype=np.float64, tolerance=None) -> None:
+        """Asserts that our updates are the official ones, and of the right type."""
+        assert list(updates) == self.modules
+        for module, official in self.by_module("dW").items():
+            assert updates[module].dtype == dtype
+            what = f"{self.id} dW/{module} in {np.dtype(dtype)}"
+            wanted = tolerance or self.tolerance(dtype)
+            assert_close(updates[module], official, wanted, what)
+
+
+def official_shape(entry: Entry, matrices: jax.Array) -> tuple[int, int]:
+    """(p, q) of the space of an official code, where KnOTS has no null directions."""
+    _, p, q = matrices.shape
+    if entry.space is jm.knots_unscaled:
+        p = int(np.sum(np.any(np.asarray(matrices) != 0, axis=(0, 2))))
+    return p, q
+
+
+@functools.partial(compiled, static_argnums=0)
+def project(space: jm.Space, stack: jm.AdapterStack):
+    """Coordinates of the adapters of one module, and the basis."""
+    return space.project(stack)
+
+
+@functools.partial(compiled, static_argnums=0)
+def _merge(merger, stack, by, extra):
+    return jm.dense(jm.scale(merger(stack, **extra), by=by))
+
+
+@functools.partial(compiled, static_argnums=(0, 1, 2, 3))
+def _merge_in(space, rule, ranks, post, matrices, basis, by, extra):
+    update = space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
+    update = update if post is None else post(update)
+    return jm.dense(jm.scale(update, by=by))
+
+
+def distance(ours, official) -> float:
+    """Relative Frobenius distance; absolute where the official array is zero."""
+    ours, official = np.asarray(ours, np.float64), np.asarray(official, np.float64)
+    assert ours.shape == official.shape, (ours.shape, official.shape)
+    return float(np.linalg.norm(ours - official) / (np.linalg.norm(official) or 1))
+
+
+def assert_close(ours, official, tolerance: float, what: str = "") -> None:
+    found = distance(ours, official)
+    assert found <= tolerance, f"{what}: {found:.2e} from official, not {tolerance:.2e}"
+
+
+@functools.cache
+def manifest() -> dict:
+    return json.loads((FOLDER / "manifest.json").read_text())
+
+
+@functools.cache
+def every_entry() -> tuple[Entry, ...]:
+    """All entries of the set, in its order; none where the set is missing."""
+    if not (FOLDER / "manifest.json").is_file():
+        return ()
+    everything = []
+    for name, facts in manifest()["cases"].items():
+        case = Case(name, facts)
+        for title, entry in facts["entries"].items():
+            case.entries[title] = Entry(case, title, entry)
+        everything += case.entries.values()
+    return tuple(everything)
+
+
+def oracle(*patterns: str, where: Callable[[Entry], bool] | None = None):
+    """Runs a test over the entries whose names match a pattern, one id for each.
+
+    ``where`` chooses among them.
+    """
+
+    def decorate(test):
+        chosen = [
+            entry
+            for entry in every_entry()
+            if any(fnmatchcase(entry.name, p) for p in patterns)
+            and (where is None or where(entry))
+        ]
+        for entry in chosen:
+            claimed = TESTED.setdefault(entry.id, test.__qualname__)
+            assert claimed == test.__qualname__, f"{entry.id} is tested by {claimed}"
+        assert chosen or not every_entry(), f"no entry matches {patterns}"
+        missing = pytest.param(None, marks=pytest.mark.skip(MISSING), id="no set")
+        ids = [pytest.param(entry, id=entry.id) for entry in chosen] or [missing]
+
+        @pytest.mark.parametrize("entry", ids)
+        @functools.wraps(test)
+        def run(entry):
+            test(entry)
+            assert not entry.unread, f"not compared: {sorted(entry.unread)}"
+
+        return run
+
+    return decorate

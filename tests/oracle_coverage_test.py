@@ -1,0 +1,56 @@
+"""Every entry of the golden set is tested, or named here with the reason."""
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import golden
+import pytest
+
+OUTSIDE = {
+    "tara.FreeMerge": "filters in the frequency domain: not a method of this library",
+    "tara.weight": "coefficients learned through a model",
+    "tara.tara-a": "coefficients learned through a model",
+    "tara.tara-b": "coefficients learned through a model",
+    "tara.init": "first values of learned coefficients",
+    "tara.reg_loss": "a regulariser of learned coefficients",
+    "stch.loss": "an objective of learned coefficients",
+    "stch.default": "an objective of learned coefficients",
+    "adamerging.entropy": "an objective of learned coefficients",
+    "phi.grad": "gradients of learned coefficients",
+    "phi.adamw": "training of coefficients",
+    "osrm.A": "an initialisation before training, not a merge",
+    "osrm.B": "an initialisation before training, not a merge",
+    "osrm.features": "statistics for an initialisation",
+}
+
+
+@pytest.fixture(scope="module")
+def entries():
+    if not golden.every_entry():
+        pytest.skip(golden.MISSING)
+    for path in Path(__file__).parent.glob("oracle_*_test.py"):
+        import_module(path.stem)
+    return golden.every_entry()
+
+
+def test_every_entry_is_tested_or_outside(entries):
+    tested = {entry.id for entry in entries if entry.id in golden.TESTED}
+    outside = {entry.id for entry in entries if entry.family in OUTSIDE}
+    assert len({entry.id for entry in entries}) == len(entries)
+    assert tested | outside == {entry.id for entry in entries}
+    assert not tested & outside
+    assert set(golden.TESTED) == tested
+
+
+def test_the_table_of_what_is_outside_is_exact(entries):
+    tested = {entry.family for entry in entries if entry.id in golden.TESTED}
+    assert {entry.family for entry in entries} - tested == set(OUTSIDE)
+
+
+def test_counts_of_the_manifest(entries):
+    """The reader loses nothing: as many entries of each status as the set says."""
+    names = {"raises": "error"}
+    found = Counter(names.get(entry.status, entry.status) for entry in entries)
+    assert found == golden.manifest()["counts"]
+    assert {entry.family for entry in entries} <= set(golden.manifest()["families"])

@@ -99,13 +99,18 @@ class TorchFile:
         tensor = self.infos[key]
         try:
             flat = self._load(tensor.storage)
+            # The stride of an axis that holds no second entry may be any number.
+            empty = 0 in tensor.shape
+            strides = [
+                0 if empty or length == 1 else step * flat.itemsize
+                for length, step in zip(tensor.shape, tensor.stride, strict=True)
+            ]
+            view = np.lib.stride_tricks.as_strided(
+                flat[tensor.offset :], tensor.shape, strides, writeable=False
+            )
+            return np.array(view, order="C")
         except _FOREIGN_ERRORS as error:
             raise AdapterError(f"{self.path}: tensor {key!r}: {error}") from error
-        strides = [step * flat.itemsize for step in tensor.stride]
-        view = np.lib.stride_tricks.as_strided(
-            flat[tensor.offset :], tensor.shape, strides, writeable=False
-        )
-        return np.array(view, order="C")
 
 
 def _rebuild_tensor(storage: _Storage, offset: int, shape, stride, *_: Any) -> _Tensor:

@@ -2,6 +2,7 @@
 
 from jaxmerge import io, linalg, models
 from jaxmerge.calibration import calibrate, pico
+from jaxmerge.directions import adamerging, tara_a, tara_b
 from jaxmerge.dropout import dare, della, della_probabilities
 from jaxmerge.election import (
     elect,
@@ -20,6 +21,12 @@ from jaxmerge.factors import lora_lego, robust_merge
 from jaxmerge.gauge import balance, balanced
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
+from jaxmerge.objectives import (
+    effective_rank,
+    entropy,
+    linear_scalarisation,
+    smooth_tchebycheff,
+)
 from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.spaces import (
     core,
@@ -35,6 +42,7 @@ from jaxmerge.spaces import (
 from jaxmerge.spec import Pipeline, PipelineError, parse
 from jaxmerge.types import (
     AdapterStack,
+    Learned,
     LowRank,
     Merger,
     Post,
@@ -56,7 +64,7 @@ from jaxmerge.updates import (
 
 __all__ = [
     # types
-    "AdapterStack", "LowRank", "Merger", "Post", "Rule", "Space", "Update",
+    "AdapterStack", "Learned", "LowRank", "Merger", "Post", "Rule", "Space", "Update",
     "stack_adapters",
     # rules: T matrices to one
     "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
@@ -77,6 +85,9 @@ __all__ = [
     "balance", "calibrate",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
+    # learned coefficients, and objectives without labels
+    "adamerging", "tara_a", "tara_b",
+    "effective_rank", "entropy", "linear_scalarisation", "smooth_tchebycheff",
     # whole models
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text

@@ -88,6 +88,18 @@ class Space(NamedTuple):
     rebuild: Callable[[jax.Array, Any], Update]
 
 
+class Learned(NamedTuple):
+    """A merger with coefficients phi that are fitted through a model.
+
+    ``prepare`` runs once for each module and holds every decomposition; ``init`` gives
+    the first phi; ``apply`` merges, differentiable in phi.
+    """
+
+    prepare: Callable[[AdapterStack], Any]
+    init: Callable[[Any], jax.Array]
+    apply: Callable[[jax.Array, Any], Update]
+
+
 def stack_adapters(
     pairs: Sequence[tuple[ArrayLike, ArrayLike] | None],
     *,

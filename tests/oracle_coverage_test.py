@@ -9,16 +9,6 @@ import pytest
 
 OUTSIDE = {
     "tara.FreeMerge": "filters in the frequency domain: not a method of this library",
-    "tara.weight": "coefficients learned through a model",
-    "tara.tara-a": "coefficients learned through a model",
-    "tara.tara-b": "coefficients learned through a model",
-    "tara.init": "first values of learned coefficients",
-    "tara.reg_loss": "a regulariser of learned coefficients",
-    "stch.loss": "an objective of learned coefficients",
-    "stch.default": "an objective of learned coefficients",
-    "adamerging.entropy": "an objective of learned coefficients",
-    "phi.grad": "gradients of learned coefficients",
-    "phi.adamw": "training of coefficients",
     "osrm.A": "an initialisation before training, not a merge",
     "osrm.B": "an initialisation before training, not a merge",
     "osrm.features": "statistics for an initialisation",

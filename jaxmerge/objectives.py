@@ -1,0 +1,92 @@
+"""Objectives without labels: entropy of predictions, and how to weigh the tasks."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def entropy(
+    logits: jax.Array, *, logit_scale: ArrayLike = 1.0, epsilon: float = 1e-10
+) -> jax.Array:
+    """Mean entropy of the predictions of a batch, in nats.
+
+    ``mean(-sum_c p_c log(p_c + epsilon))`` with ``p = softmax(logit_scale * logits)``.
+
+    Args:
+      logits: [..., classes].
+      logit_scale: inverse temperature. Cosine similarities of CLIP need the model's
+        own; without it every entropy is near ``log(classes)``.
+      epsilon: inside the logarithm: 1e-10 in TARA's code, 1e-8 in AdaMerging's.
+
+    >>> print(entropy(jnp.zeros((3, 2))).round(4))
+    0.6931
+    """
+    p = jax.nn.softmax(logits * jnp.asarray(logit_scale, logits.dtype), axis=-1)
+    return jnp.mean(-jnp.sum(p * jnp.log(p + epsilon), axis=-1))
+
+
+def smooth_tchebycheff(
+    values: jax.Array,
+    *,
+    preference: jax.Array | None = None,
+    anchors: jax.Array | None = None,
+    alpha: ArrayLike = 1.0,
+    absolute: bool = False,
+) -> jax.Array:
+    """Smooth Tchebycheff scalarisation of several losses (TARA, arXiv 2603.26299).
+
+    ``alpha * log sum_t exp(rho_t (f_t - z_t) / alpha)``: nearly a weighted sum for a
+    large alpha, the worst task for a small one. The gradient weighs task t with
+    ``rho_t * softmax_t(rho (f - z) / alpha)``.
+
+    Args:
+      values: losses f, [T].
+      preference: rho, [T]; 1/T for each task unless given.
+      anchors: z, [T], the loss that is ideal for each task; 0 unless given.
+      alpha: smoothing, above 0.
+      absolute: take ``|f_t - z_t|`` as the paper writes. The official code does not,
+        so that it goes on to lower a loss that is below its anchor; it is the default.
+
+    Deviation: computed with the maximum subtracted, so a small alpha does not overflow.
+
+    >>> losses = jnp.array([1.0, 3.0])
+    >>> print(smooth_tchebycheff(losses, alpha=0.01).round(4))
+    1.5
+    """
+    tasks = values.shape[0]
+    gaps = values if anchors is None else values - anchors
+    gaps = jnp.abs(gaps) if absolute else gaps
+    weighted = gaps / tasks if preference is None else gaps * preference
+    alpha = jnp.asarray(alpha, values.dtype)
+    return alpha * jax.nn.logsumexp(weighted / alpha)
+
+
+def linear_scalarisation(
+    values: jax.Array,
+    *,
+    preference: jax.Array | None = None,
+    anchors: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted sum of losses, ``sum_t rho_t (f_t - z_t)``; the arguments as above.
+
+    >>> print(linear_scalarisation(jnp.array([1.0, 3.0])))
+    2.0
+    """
+    gaps = values if anchors is None else values - anchors
+    return jnp.mean(gaps) if preference is None else jnp.sum(gaps * preference)
+
+
+def effective_rank(singular_values: jax.Array) -> jax.Array:
+    """Exponential of the entropy of the normalised singular values.
+
+    ``exp(-sum_k p_k log p_k)`` with ``p = s / sum(s)`` and ``0 log 0 = 0``: k for k
+    equal values, 1 for one, 0 where all are zero.
+
+    >>> print(effective_rank(jnp.array([2.0, 2.0, 0.0])).round(4))
+    2.0
+    """
+    total = jnp.sum(singular_values)
+    p = singular_values / jnp.where(total > 0, total, 1)
+    positive = p > 0
+    spread = -jnp.sum(jnp.where(positive, p * jnp.log(jnp.where(positive, p, 1)), 0))
+    return jnp.where(total > 0, jnp.exp(spread), 0)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.cli.console import span, table
@@ -85,58 +84,64 @@ class TaskSummary:
 def summarize(value: Adapters | Mapping[str, Any]) -> list[TaskSummary]:
     """One summary for each adapter; one for a table of merged updates."""
     if isinstance(value, Adapters):
-        return [_adapter(value, task) for task in range(len(value.names))]
+        spectra = map_modules(_spectra_of_stack, value.stacks)
+        kinds = {module: layout.kind for module, layout in value.layouts.items()}
+        return [
+            TaskSummary(
+                name,
+                source.base_model,
+                source.dtype,
+                _of_task(value.stacks, spectra, task, kinds, source.scales),
+            )
+            for task, (name, source) in enumerate(
+                zip(value.names, value.sources, strict=True)
+            )
+        ]
     stacks = {m: v for m, v in value.items() if isinstance(v, AdapterStack)}
     updates = {m: v for m, v in value.items() if m not in stacks}
     spectra = map_modules(_spectra_of_stack, stacks)
     tasks = max((len(stack.ranks) for stack in stacks.values()), default=0)
     found = [
-        TaskSummary(
-            f"task {task}",
-            None,
-            "",
-            {
-                module: _module(spectra[module][task], _shape(stack), stack.ranks[task])
-                for module, stack in stacks.items()
-                if stack.ranks[task]
-            },
-        )
+        TaskSummary(f"task {task}", None, "", _of_task(stacks, spectra, task, {}, {}))
         for task in range(tasks)
     ]
     if updates:
-        spectra = map_modules(_spectrum_of_update, updates)
-        modules = {
-            module: _module(
-                spectra[module],
-                (update.b.shape[0], update.a.shape[1])
-                if isinstance(update, LowRank)
-                else update.shape,
-                update.b.shape[1] if isinstance(update, LowRank) else None,
-            )
-            for module, update in updates.items()
-        }
-        found.append(TaskSummary("merged updates", None, "", modules))
+        found.append(TaskSummary("merged updates", None, "", _of_updates(updates)))
     return found
 
 
-def _adapter(adapters: Adapters, task: int) -> TaskSummary:
-    source = adapters.sources[task]
-    spectra = map_modules(_spectra_of_stack, adapters.stacks)
-    modules = {}
-    for module, stack in adapters.stacks.items():
-        if stack.ranks[task]:
-            modules[module] = _module(
-                spectra[module][task],
-                _shape(stack),
-                stack.ranks[task],
-                kind=adapters.layouts[module].kind,
-                scale=source.scales.get(module),
-            )
-    return TaskSummary(adapters.names[task], source.base_model, source.dtype, modules)
+def _of_task(
+    stacks: Mapping[str, AdapterStack],
+    spectra: Mapping[str, jax.Array],
+    task: int,
+    kinds: Mapping[str, str],
+    scales: Mapping[str, float],
+) -> dict[str, ModuleSummary]:
+    return {
+        module: _module(
+            spectra[module][task],
+            (stack.b.shape[1], stack.a.shape[2]),
+            stack.ranks[task],
+            kind=kinds.get(module, ""),
+            scale=scales.get(module),
+        )
+        for module, stack in stacks.items()
+        if stack.ranks[task]
+    }
 
 
-def _shape(stack: AdapterStack) -> tuple[int, int]:
-    return stack.b.shape[1], stack.a.shape[2]
+def _of_updates(
+    updates: Mapping[str, LowRank | jax.Array],
+) -> dict[str, ModuleSummary]:
+    spectra = map_modules(_spectrum_of_update, updates)
+    found = {}
+    for module, update in updates.items():
+        if isinstance(update, LowRank):
+            (m, rank), n = update.b.shape, update.a.shape[1]
+        else:
+            (m, n), rank = update.shape, None
+        found[module] = _module(spectra[module], (m, n), rank)
+    return found
 
 
 def _spectra_of_stack(stack: AdapterStack) -> jax.Array:
@@ -144,7 +149,7 @@ def _spectra_of_stack(stack: AdapterStack) -> jax.Array:
 
 
 def _spectrum_of_update(update: LowRank | jax.Array) -> jax.Array:
-    return singular_value_decomposition(jax.tree.map(jnp.asarray, update))[1]
+    return singular_value_decomposition(update)[1]
 
 
 def _module(
@@ -156,14 +161,13 @@ def _module(
     scale: float | None = None,
 ) -> ModuleSummary:
     s = np.asarray(values, np.float64)
-    share = s[s > 0] / s.sum() if s.any() else np.ones(0)
-    entropy = -np.sum(share * np.log(share))
+    share = s[s > 0] / s.sum() if s.any() else np.ones(1)
     return ModuleSummary(
         kind=kind,
-        shape=tuple(shape),
+        shape=shape,
         rank=rank,
         scale=scale,
         norm=float(np.linalg.norm(s)),
         top=float(s.max(initial=0.0)),
-        effective_rank=float(np.exp(entropy)) if share.size else 0.0,
+        effective_rank=float(np.exp(-np.sum(share * np.log(share)))),
     )

@@ -1,0 +1,271 @@
+"""The text of pipelines: what is read, what is refused and how, and the names."""
+
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmerge as jm
+from jaxmerge.spec import PRESETS, STEPS, PipelineError, method_markdown, parse
+from jaxmerge.spec.steps import REQUIRED, names_of, resolve
+
+SUPPLIED = {"key", "weights", "stack", "ranks"}  # by the pipeline, not by the text
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("concat", "concat"),
+        ("task_arithmetic|scale(1)", "concat|scale(1.0)"),
+        (
+            " elect |\n trim( density = .2 )|core|scale(by=3e-1)",
+            "elect|trim(density=0.2)|core|scale(0.3)",
+        ),
+        (
+            "elect(combine=sum_of_agreeing, sign=sign_of_count)|full",
+            "elect(sign=sign_of_count, combine=sum_of_agreeing)|full",
+        ),
+        ("elect(sign=sign_of_sum)|full", "elect|full"),
+        ("concat|scale(-0.5)|scale(2)", "concat|scale(-0.5)|scale(2.0)"),
+        (
+            "total|della(density=0.5, epsilon=0.05)|full",
+            "total|della(density=0.5)|full",
+        ),
+        ("concat|pico()|truncate(rank=4)", "concat|pico|truncate(rank=4)"),
+        ("lora_lego(align=False)", "lora_lego(align=False)"),
+        ("knots_ties", "elect|trim_whole_model(density=0.2)|knots|scale(0.6)"),
+        ("ties", PRESETS["ties"].pipeline),
+        ("ties(density=0.2)|core", "ties(density=0.2)|core"),
+    ],
+)
+def test_normal_text(text, normal):
+    assert parse(text).text == str(parse(text)) == normal
+    assert parse(normal) == parse(text)
+
+
+REFUSED = [
+    # names
+    ("elect|core|scal(0.3)", "unknown step 'scal'; did you mean 'scale'?"),
+    ("TIES", "did you mean 'ties'?"),
+    ("dare-ties", "did you mean 'dare_ties'?"),
+    ("xyzzy", "unknown step 'xyzzy'; see jaxmerge methods"),
+    ("a.b|full", "'a.b' is not a step"),
+    ("concat|(pico|scale(0.3))", "is not a step"),
+    ("elect & core", "is not a step"),
+    ("lambda: 0", "is not a step"),
+    ("knots_ties|scale(0.5)", "complete method"),
+    ("knots_ties|scale(0.5)", PRESETS["knots_ties"].pipeline),
+    ("knots_ties()", "complete method"),
+    # order
+    ("elect", "ends with 'elect' (a rule); expected a rule transform (trim"),
+    ("elect|trim(density=0.2)", "ends with 'trim' (a rule transform); expected"),
+    ("trim(density=0.2)|elect|core", "did you mean 'elect|trim(density=0.2)|core'?"),
+    ("concat|scale(0.3)|pico", "did you mean 'concat|pico|scale(0.3)'?"),
+    ("scale(0.3)", "'scale' (a post) cannot come first; expected a rule (total"),
+    ("core|scale(0.3)", "'core' (a space) cannot come first"),
+    ("concat|core", "'core' (a space) cannot follow 'concat'; expected a merger"),
+    ("elect|core|core", "'core' (a space) cannot follow 'core'"),
+    ("elect|mean|core", "'mean' (a rule) cannot follow 'elect'"),
+    (
+        "elect|trim_whole_model(density=0.2)|dare(density=0.5)|full",
+        "right before the space",
+    ),
+    # arguments
+    ("elect|trim(0.2)|core", "trim takes its arguments by name: write trim(density="),
+    ("elect|trim|core", "trim needs density"),
+    ("elect|trim(density=2)|core", "trim(density=..): expected a number in (0, 1]"),
+    ("elect|trim(density=0)|core", "expected a number in (0, 1], got 0"),
+    ("elect|trim(density=-0.1)|core", "got -0.1"),
+    ("concat|scale", "scale needs by: write scale(..)"),
+    ("concat|scale(0.1, 0.2)", "by name"),
+    ("concat|scale(by=1, by=2)", "by is given twice"),
+    ("concat|scale(1, by=2)", "by is given twice"),
+    ("concat|scale(1e999)", "expected a finite number"),
+    ("concat|scale(True)", "expected a finite number, got True"),
+    ("concat|scale('1')", "expected a finite number, got '1'"),
+    ("concat|scale(1j)", "expected a finite number, got 1j"),
+    ("concat|scale([1])", "expected a finite number, got [1]"),
+    ("concat|scale(0.1 + 0.2)", "expected a finite number, got 0.1 + 0.2"),
+    ("concat|scale(__import__('os'))", "expected a finite number"),
+    ("concat|scale(*[1])", "expected a finite number"),
+    ("concat|scale(**{})", "no argument '**'"),
+    ("concat|truncate(rank=0.5)", "expected a whole number of at least 1, got 0.5"),
+    ("concat|truncate(rank=0)", "expected a whole number of at least 1, got 0"),
+    ("concat|svc(flor=1)", "svc has no argument 'flor'; did you mean 'floor'?"),
+    ("concat|svc(floor=0)", "expected a number above 0"),
+    ("concat|isotropize(mean=1)", "write isotropize without arguments"),
+    ("lora_lego(align=1)", "expected True or False, got 1"),
+    ("elect(sign=sign_of_cont)|full", "did you mean 'sign_of_count'?"),
+    ("elect(sign='sign_of_count')|full", "expected sign_of_sum or sign_of_count"),
+    ("total|della(density=0.9, epsilon=0.3)|full", "outside (0, 1]"),
+    # not even steps
+    ("", "cannot be read"),
+    ("concat|", "cannot be read"),
+    ("concat|scale(0.3", "cannot be read"),
+    ("concat; total", "cannot be read"),
+    ("concat\0", "cannot be read"),
+    ("concat # |scale(0.3)", "no comments"),
+    ("concat" + "|scale(1)" * 500, "at most 2000 characters"),
+    ("(" * 900 + "concat" + ")" * 900, "cannot be read"),
+    (3, "expected text, got int"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED)
+def test_refusals_say_what_is_expected(text, message):
+    with pytest.raises(PipelineError) as caught:
+        parse(text)
+    said = str(caught.value)
+    assert message in said
+    assert said.startswith("pipeline ")
+    assert "\n" not in said
+    assert len(said) < 600
+
+
+def argument_values(accepts):
+    if accepts.choices:
+        return st.sampled_from(list(accepts.choices))
+    if accepts.convert is bool:
+        return st.booleans()
+    if accepts.convert is int:
+        return st.integers(1, 99)
+    low, high = (-1e6, 1e6) if accepts.within(-1.0) else (1e-4, 0.49)
+    return st.one_of(
+        st.floats(low, high, allow_nan=False).filter(accepts.within),
+        st.integers(int(low), int(high)).filter(accepts.within)
+        if low < 0
+        else st.just(0.25),
+    )
+
+
+@st.composite
+def calls(draw, kind):
+    name = draw(st.sampled_from([n for n in names_of(kind) if n != "trim_whole_model"]))
+    step, written = STEPS[name], []
+    for keyword, argument in step.arguments.items():
+        if argument.default is REQUIRED or draw(st.booleans()):
+            value = draw(argument_values(argument.accepts))
+            if name == "della":
+                value = {"density": 0.5, "epsilon": 0.25}[keyword]
+            named = keyword != step.positional or draw(st.booleans())
+            space = draw(st.sampled_from(["", " ", "\n "]))
+            written.append(f"{keyword}{space}={space}{value}" if named else f"{value}")
+    written = draw(st.permutations(written))
+    return f"{name}({', '.join(written)})" if written or draw(st.booleans()) else name
+
+
+@st.composite
+def pipelines(draw):
+    def some(kind, most=2):
+        return draw(st.lists(calls(kind), max_size=most))
+
+    if draw(st.booleans()):
+        steps = [draw(calls("merger"))]
+    else:
+        steps = [draw(calls("rule")), *some("rule transform")]
+        if draw(st.booleans()):
+            steps.append("trim_whole_model(density=0.5)")
+        steps.append(draw(st.sampled_from(names_of("space"))))
+    steps += [*some("merger transform"), *some("post", 3)]
+    bar = draw(st.sampled_from(["|", " | ", "\n| "]))
+    return bar.join(steps)
+
+
+@given(pipelines())
+def test_the_normal_text_is_a_fixed_point(text):
+    pipeline = parse(text)
+    again = parse(pipeline.text)
+    assert again == pipeline
+    assert again.text == pipeline.text
+    assert len(pipeline.order) == len(pipeline.calls)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.text(st.sampled_from("|()=,.#'*[]{}:0123 e_-"), max_size=40),
+        st.lists(
+            st.sampled_from([*STEPS, *PRESETS, "|", "(", ")", "=", "0.5", "density"]),
+            max_size=9,
+        ).map("".join),
+    )
+)
+def test_any_other_text_is_refused_politely(text):
+    try:
+        pipeline = parse(text)
+    except PipelineError:
+        return
+    assert parse(pipeline.text) == pipeline
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_table_agrees_with_the_functions(name):
+    step = STEPS[name]
+    target = resolve(step.target)
+    assert getattr(jm, name) is target
+    if step.kind == "space":
+        assert isinstance(target, jm.Space)
+        return
+    parameters = {
+        keyword: parameter.default
+        for keyword, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and keyword not in SUPPLIED
+    }
+    assert parameters.keys() == step.arguments.keys()
+    for keyword, argument in step.arguments.items():
+        default = argument.default
+        if argument.accepts.choices:
+            assert parameters[keyword] is resolve(argument.accepts.choices[default])
+        elif default is REQUIRED:
+            assert parameters[keyword] is inspect.Parameter.empty
+        else:
+            assert parameters[keyword] == default
+    draws = inspect.signature(target).parameters
+    if step.kind == "merger":
+        assert step.random == ("key" in draws)
+
+
+# --- names ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_written_in_normal_form_with_their_source(name):
+    preset = PRESETS[name]
+    assert parse(name).text == parse(preset.pipeline).text
+    assert len(parse(preset.pipeline).calls) == preset.pipeline.count("|") + 1
+    assert re.fullmatch(r"\d{4}\.\d{5}", preset.arxiv)
+    assert preset.source
+    # alone, the name of a merger is a merge already
+    assert name not in names_of("merger")
+
+
+def test_the_table_of_methods_is_markdown():
+    lines = method_markdown().splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in lines)
+    listed = [line.split("`")[1] for line in lines[2:]]
+    assert listed == [*PRESETS, *names_of("merger")]
+    assert "elect\\|trim_whole_model(density=0.2)\\|knots\\|scale(0.6)" in lines[7]
+
+
+def test_reading_a_pipeline_does_not_load_jax():
+    code = (
+        "import sys, jaxmerge.spec as s; s.parse('knots_ties'); s.method_markdown();"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_functions_whatever_was_imported_before():
+    code = (
+        "import jaxmerge.spec.build, jaxmerge as jm\n"
+        "for name in jm.__all__: assert name in dir(jm) and getattr(jm, name), name\n"
+        "assert not hasattr(jm, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    modules = {module.name for module in pkgutil.iter_modules(jm.__path__)}
+    assert modules & set(jm.__all__) == {"io", "linalg", "models"}

@@ -49,6 +49,16 @@ def time_ours(merger, stacks) -> dict:
     }
 
 
+def memory_of(merger, stack) -> dict:
+    """What the compiled merge of one module holds at most, inputs and outputs apart."""
+    program = jax.jit(merger).lower(stack).compile().memory_analysis()
+    dense = TASKS * WIDTH * WIDTH * stack.b.dtype.itemsize
+    return {
+        "workspace_mib": program.temp_size_in_bytes / 2**20,
+        "dense_updates_mib": dense / 2**20,
+    }
+
+
 def time_baseline(name: str, modules: int) -> list[float]:
     """Seconds per module of a baseline, in a process with its own thread settings."""
     threads = str(os.cpu_count())
@@ -84,6 +94,7 @@ def main() -> None:
                 "method": name,
                 "modules": options.modules,
                 **ours,
+                **memory_of(merger, stacks["module_0"]),
                 "baseline_s": baseline,
                 "baseline_modules_timed": len(per_module),
                 "ratio": baseline / ours["ours_s"],
@@ -95,7 +106,7 @@ def main() -> None:
             print(
                 f"{name:12s} ours {ours['ours_s']:7.2f} s (+ compile "
                 f"{ours['compile_s']:.1f} s)  baseline {baseline:8.1f} s  "
-                f"ratio {row['ratio']:7.1f}"
+                f"ratio {row['ratio']:7.1f}  workspace {row['workspace_mib']:5.1f} MiB"
             )
 
 

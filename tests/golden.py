@@ -68,7 +68,8 @@ class Case:
                 b = self.arrays[f"in/B/{module}/{t}"].astype(np.float64)
                 a = self.arrays[f"in/A/{module}/{t}"]
                 pairs.append((b * (alpha / rank) if scaled else b, a))
-            stacks[module] = jm.stack_adapters(pairs, dtype=dtype, name=module)
+            stack = jm.stack_adapters(pairs, dtype=dtype, name=module)
+            stacks[module] = jax.tree.map(np.asarray, stack)
         return stacks
 
     @functools.cache  # noqa: B019
@@ -208,9 +209,13 @@ def official_shape(entry: Entry, matrices: jax.Array) -> tuple[int, int]:
 
 
 @functools.partial(compiled, static_argnums=0)
-def project(space: jm.Space, stack: jm.AdapterStack):
-    """Coordinates of the adapters of one module, and the basis."""
+def _project(space, stack):
     return space.project(stack)
+
+
+def project(space: jm.Space, stack: jm.AdapterStack):
+    """Coordinates of the adapters of one module, and the basis, in host memory."""
+    return jax.tree.map(np.asarray, _project(space, stack))
 
 
 @functools.partial(compiled, static_argnums=0)

@@ -145,7 +145,7 @@ def test_knots_with_sum_of_signs(entry):
     blocks = [matrices for matrices, _ in coordinates.values()]
     size = sum(block[0].size for block in blocks)
     count = int(size * entry["topK"] / 100) + 1
-    threshold = jm.magnitude_threshold(blocks, count)
+    threshold = np.asarray(compiled(jm.magnitude_threshold)(blocks, count))
     merged = {}
     for name, (matrices, u) in coordinates.items():
         kept = np.where(np.abs(matrices) >= threshold[:, None, None], matrices, 0)

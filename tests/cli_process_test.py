@@ -45,14 +45,14 @@ def python(code, *arguments, check=True, **environment):
     )
 
 
-def test_help_and_methods_load_neither_jax_nor_torch():
+def test_what_needs_no_jax_does_not_load_it(tmp_path):
     code = (
         "import sys\nfrom jaxmerge.cli import main\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "print(*{'jax', 'numpy', 'orbax', 'torch'} & sys.modules.keys())"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "print(*{'jax', 'orbax', 'torch'} & sys.modules.keys())"
     )
-    assert python(code, "--help").stdout.splitlines()[-1] == ""
-    assert python(code, "methods").stdout.splitlines()[-1] in ("", "numpy")
+    for command in (("--help",), ("methods",), ("plan", *three(tmp_path))):
+        assert python(code, *command).stdout.splitlines()[-1] == ""
 
 
 def test_a_merge_needs_neither_torch_nor_peft_nor_a_base(tmp_path):

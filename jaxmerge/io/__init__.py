@@ -4,14 +4,18 @@
 `AdapterError` whose message names the file, the module and the remedy.
 """
 
-from jaxmerge.io.adapters import Adapters, Source
-from jaxmerge.io.checkpoint import load_orbax, save_orbax
-from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Layout
-from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.plan import Plan, plan_peft
-from jaxmerge.io.read import load_peft
-from jaxmerge.io.write import SaveReport, save_peft
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmerge.io.adapters import Adapters, Source
+    from jaxmerge.io.checkpoint import load_orbax, save_orbax
+    from jaxmerge.io.errors import AdapterError
+    from jaxmerge.io.factors import Layout
+    from jaxmerge.io.options import ReadOptions
+    from jaxmerge.io.plan import Plan, plan_peft
+    from jaxmerge.io.read import load_peft
+    from jaxmerge.io.write import SaveReport, save_peft
 
 __all__ = [
     "AdapterError",
@@ -27,3 +31,27 @@ __all__ = [
     "save_orbax",
     "save_peft",
 ]
+
+_HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
+    "adapters": ("Adapters", "Source"),
+    "checkpoint": ("load_orbax", "save_orbax"),
+    "errors": ("AdapterError",),
+    "factors": ("Layout",),
+    "options": ("ReadOptions",),
+    "plan": ("Plan", "plan_peft"),
+    "read": ("load_peft",),
+    "write": ("SaveReport", "save_peft"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            home = import_module(f"jaxmerge.io.{module}")
+            globals()[name] = value = getattr(home, name)
+            return value
+    raise AttributeError(f"module 'jaxmerge.io' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

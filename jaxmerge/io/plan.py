@@ -8,7 +8,6 @@ from typing import Any
 from jaxmerge.io.factors import common_dtype
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.read import assemble
 from jaxmerge.io.serving import VLLM_RANKS, vllm_max_lora_rank
 from jaxmerge.io.survey import Conflict, conflicts
 
@@ -122,6 +121,8 @@ def plan_peft(
     found = tuple(conflicts(opened, options))
     zeros: list[tuple[str, ...] | None] = [None] * len(opened)
     if read_tensors and not any(c.kind in ("shape", "layout") for c in found):
+        from jaxmerge.io.read import assemble  # loads JAX, which headers do not need
+
         zeros = [source.zero_modules for source in assemble(opened, options).sources]
     modules = _modules(opened)
     dtype = common_dtype(s.dtype for adapter in opened for s in adapter.specs.values())

@@ -1,11 +1,13 @@
 """Every entry of the golden set is tested, or named here with the reason."""
 
+import re
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
 import golden
 import pytest
+from documented import DOCS
 
 OUTSIDE = {
     "tara.FreeMerge": "filters in the frequency domain: not a method of this library",
@@ -44,3 +46,12 @@ def test_counts_of_the_manifest(entries):
     found = Counter(names.get(entry.status, entry.status) for entry in entries)
     assert found == golden.manifest()["counts"]
     assert {entry.family for entry in entries} <= set(golden.manifest()["families"])
+
+
+def test_the_table_of_deviations_names_tests_that_exist():
+    page = (DOCS / "deviations.md").read_text()
+    named = re.findall(r"`(\w+)_test::(\w+)`", page)
+    rows = re.findall(r"^\| (?!Method|Input|-)", page, re.M)
+    assert len(named) >= len(rows) > 0
+    for family, test in named:
+        assert hasattr(import_module(f"oracle_{family}_test"), test), test

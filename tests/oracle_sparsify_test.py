@@ -19,42 +19,21 @@ NORMS = {
 }
 
 
-@cache
-def rule(definition, **options):
-    return partial(definition, **options)
-
-
-def kept(density, shape, less=0) -> dict[str, float]:
-    size = shape[1] * shape[2]
-    return {"density": ties.keeping(int(density * size) - less, size)}
-
-
-def trimmed_total(matrices, *, density, **extra):
-    return jm.total(jm.keep_largest(matrices, density))
-
-
 @oracle("peft.fn.magnitude_prune/*", "peft.awa.magnitude_prune_svd/*")
 def test_magnitude_prune(entry):
-    """Weights may come before trimming: it does not depend on the size of a task."""
-    scaled = entry.family == "peft.awa.magnitude_prune_svd"
+    """Exactly ``int(density * size)`` entries; weights may come before or after."""
+    truncated = entry.family == "peft.awa.magnitude_prune_svd"
+    prune = jm.full_space(trimmed_total(entry["density"]))
+    if truncated:
+        prune = jm.then(prune, partial(jm.truncate, rank=max(entry.case.ranks)))
     weights = np.asarray(entry["weights"])
     for dtype in entry.dtypes:
-        merged = {}
-        post = partial(jm.truncate, rank=max(entry.case.ranks)) if scaled else None
-        merged = entry.merge_in(
-            jm.full,
-            rule(weighted, weights=tuple(weights)),
-            dtype,
-            scaled=scaled,
-            post=post,
-            each=partial(kept, entry["density"]),
-        )
-        entry.check(merged, dtype)
+        entry.check(entry.merge(prune, dtype, scaled=truncated, weights=weights), dtype)
 
 
-def weighted(matrices, *, weights, density, **extra):
-    scale = jnp.asarray(weights, matrices.dtype)[:, None, None]
-    return trimmed_total(scale * matrices, density=density)
+@cache
+def trimmed_total(density: float):
+    return jm.trim(jm.total, density=density)
 
 
 @partial(compiled, static_argnames=("norm",))

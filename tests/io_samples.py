@@ -1,12 +1,30 @@
 """Small adapters for the tests of jaxmerge.io, written with numpy alone."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, settings
 
+from jaxmerge import io
 from jaxmerge.types import LowRank
+
+SAFE, BIN, CONFIG = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapter_config.json",
+)
+KEY_A = "base_model.model.h.0.fc.lora_A.weight"
+KEY_B = "base_model.model.h.0.fc.lora_B.weight"
+CALM = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 BASE = {
     "peft_type": "LORA",
@@ -65,7 +83,7 @@ def write(folder: Path, tensors=None, *, raw_config=None, **config) -> Path:
 
 def update(stack, task=0) -> np.ndarray:
     """The dense update of one task, in float64."""
-    return np.asarray(stack.b[task], np.float64) @ np.asarray(stack.a[task], np.float64)
+    return product(stack.b[task], stack.a[task])
 
 
 def product(b, a, scale=1.0) -> np.ndarray:
@@ -82,3 +100,96 @@ def concatenated(stack, weights=None) -> LowRank:
         b=np.concatenate(bs, 1).astype(np.float32),
         a=np.concatenate(as_).astype(np.float32),
     )
+
+
+def summed(adapters) -> dict[str, LowRank]:
+    """The sum of the tasks, module by module."""
+    return {m: concatenated(stack) for m, stack in adapters.stacks.items()}
+
+
+def load_one(folder, **options):
+    return io.load_peft([folder], **options)
+
+
+def close(found, expected, tol=2e-6):
+    np.testing.assert_allclose(
+        found, expected, rtol=tol, atol=tol * np.abs(expected).max()
+    )
+
+
+def with_head(shape=(3, 6), seed=0, name="classifier"):
+    return linear() | {
+        f"base_model.model.{name}.weight": random(*shape, seed=seed),
+        f"base_model.model.{name}.bias": random(shape[0], seed=seed),
+    }
+
+
+def tensors_of(folder):
+    return safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+
+
+def config_of(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def read_back(folder, module="h.0.fc"):
+    return update(io.load_peft([folder]).stacks[module])
+
+
+def exact(update):
+    return product(update.b, update.a)
+
+
+def best(matrix, rank):
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * s[:rank] @ vt[:rank]
+
+
+def load_or_refuse(folder, **options):
+    """Loads finite values or raises AdapterError; anything else is a failure."""
+    before = sorted(folder.parent.rglob("*"))
+    try:
+        adapters = io.load_peft([folder], heads="keep", **options)
+    except io.AdapterError as error:
+        adapters, message = None, str(error)
+    assert sorted(folder.parent.rglob("*")) == before
+    if adapters is None:
+        assert 10 < len(message) < 3000
+        return None
+    for stack in adapters.stacks.values():
+        assert np.isfinite(stack.b).all()
+        assert np.isfinite(stack.a).all()
+    return adapters
+
+
+def refuse(folder, match, **options):
+    with pytest.raises(io.AdapterError, match=match):
+        io.load_peft([folder], heads="keep", **options)
+
+
+def archive(folder, pickled, *, entries=(), compression=zipfile.ZIP_STORED):
+    (folder / SAFE).unlink(missing_ok=True)
+    with zipfile.ZipFile(folder / BIN, "w", compression) as file:
+        file.writestr("a/data.pkl", pickled)
+        for name, data in entries:
+            file.writestr(name, data)
+
+
+def rebuild(storage_size, offset, shape, stride, key="0"):
+    """A pickle of one tensor with any numbers in it."""
+
+    def number(n):
+        return b"I%d\n" % n
+
+    def numbers(values):
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    pieces = [
+        b"(dS'base_model.model.fc.lora_A.weight'\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(",
+        b"(S'storage'\nctorch\nFloatStorage\nS'" + key.encode() + b"'\nS'cpu'\n",
+        number(storage_size) + b"tQ" + number(offset),
+        numbers(shape) + numbers(stride),
+        b"I00\nccollections\nOrderedDict\n(tRtRs.",
+    ]
+    return b"".join(pieces)

@@ -175,7 +175,7 @@ def test_tara_knots(entry):
         merged[name] = u @ np.asarray(tara(matrices, density, combine))
         if entry.has(f"s/{name}"):
             check_basis(entry, name, ("U", "s", "Vh"), noise=3e-6)
-    entry.check(merged, tolerance=2e-5)
+    entry.check(merged, tolerance=5e-6)
     if entry.status == "unique":
         assert entry.case.tasks % 2
         assert entry["topK"] == 1

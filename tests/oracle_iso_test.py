@@ -46,15 +46,10 @@ def deviates(entry) -> bool:
     TIES in KnOTS space counts the rounding noise of a zero adapter.
     """
     method = entry.get("merge_method")
-    if method == "ties":
-        return entry.family == "core.knots" and entry.case.name == "e_deficient"
-    if method != "tsv" or entry.family == "core.full":
-        return False
-    return any(
-        official_directions(entry, matrices) != rank
-        for matrices, _ in entry.coordinates(entry.space).values()
-        for rank in entry.case.ranks
-        if sum(entry.case.ranks) <= min(matrices.shape[1:])
+    zero_adapter = entry.case.name == "e_deficient" and entry.family == "core.knots"
+    mixed_ranks = len(set(entry.case.ranks)) > 1 and entry.family != "core.full"
+    return (method == "tsv" and (mixed_ranks or zero_adapter)) or (
+        method == "ties" and zero_adapter
     )
 
 
@@ -71,10 +66,6 @@ def before_and_after(entry, dtype):
         )
 
     return merge(None), merge(jm.isotropize)
-
-
-def size_of_space(entry, matrices, update) -> int:
-    return min(matrices.shape[1:] if entry.family == "core.core" else update.shape)
 
 
 @oracle(*ISO, where=lambda entry: not deviates(entry))

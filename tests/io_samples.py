@@ -1,6 +1,9 @@
 """Small adapters for the tests of jaxmerge.io, written with numpy alone."""
 
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -165,6 +168,21 @@ def load_or_refuse(folder, **options):
 def refuse(folder, match, **options):
     with pytest.raises(io.AdapterError, match=match):
         io.load_peft([folder], heads="keep", **options)
+
+
+def refuse_in_time(folder, match):
+    """Like `refuse`, in a process of its own, which is ended if it hangs."""
+    program = (
+        "import sys; from jaxmerge import io\n"
+        "try: io.load_peft([sys.argv[1]])\n"
+        "except io.AdapterError as error: print(error)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, folder],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert re.search(match, ran.stdout)
+    assert 10 < len(ran.stdout) < 1000
 
 
 def archive(folder, pickled, *, entries=(), compression=zipfile.ZIP_STORED):

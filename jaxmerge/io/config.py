@@ -1,7 +1,6 @@
 """``adapter_config.json``: the part that decides what the tensors mean."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.options import checked_alpha
+from jaxmerge.io.patterns import compiled
 from jaxmerge.io.variants import refuse_variants
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
@@ -85,7 +85,7 @@ def matching_pattern(patterns: Sequence[str] | Mapping[str, Any], module: str) -
     'layers\\\\.1\\\\..*'
     """
     for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if compiled(pattern).matches(module):
             return pattern
     return module
 
@@ -142,7 +142,7 @@ def parse_config(
         rslora=not adalora and read.flag("use_rslora"),
         rank_pattern=ranks,
         alpha_pattern={
-            _checked_pattern(name, path): checked_alpha(
+            _checked_pattern("alpha_pattern", name, path): checked_alpha(
                 value, f"{path}: alpha_pattern[{name!r}]"
             )
             for name, value in alphas.items()
@@ -156,14 +156,12 @@ def parse_config(
     )
 
 
-def _checked_pattern(name: str, path: Path) -> str:
+def _checked_pattern(table: str, key: str, path: Path) -> str:
     try:
-        re.compile(f"({name})$")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise AdapterError(
-            f"{path}: pattern {show(name)} is not a regular expression ({error})"
-        ) from error
-    return name
+        compiled(key)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {table} key {show(key)} {error}") from error
+    return key
 
 
 def _ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -173,7 +171,10 @@ def _ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
                 f"{path}: rank_pattern[{show(name)}] must be a positive integer, "
                 f"found {show(value)}"
             )
-    return {_checked_pattern(name, path): value for name, value in table.items()}
+    return {
+        _checked_pattern("rank_pattern", name, path): value
+        for name, value in table.items()
+    }
 
 
 def _kept_ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.errors import AdapterError, listing, show
 
 PEFT_PREFIX = "base_model.model."
 
@@ -28,6 +28,7 @@ _REFUSED_PARTS = {
     "trainable_tokens_delta": "it replaces single embedding rows; save the adapter "
     "without trainable tokens or merge them into the base",
 }
+_LONGEST_NAME = 1000  # bounds what matching names against patterns costs
 _HEAD_LEAVES = ("weight", "bias")
 _PROJECTIONS = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
 
@@ -69,6 +70,11 @@ def sort_keys(
         )
     adapter_names: set[str] = set()
     for key in keys:
+        if len(key) > _LONGEST_NAME:
+            raise AdapterError(
+                f"{path}: a tensor has a name of {len(key)} characters ({show(key)}); "
+                "no module of a model is called that, save the adapter again"
+            )
         projection, _, adapter = _split(key, ("vera_A", "vera_B"))
         if projection == "base_model":
             leaf = key.removesuffix(f".{adapter}") if adapter else key

@@ -271,6 +271,42 @@ def test_fold_in_rounds_once_to_the_dtype_of_the_kernel():
     )
 
 
+def test_fold_in_again_with_other_updates():
+    apply, params, images = tower()
+    batch = jax.ShapeDtypeStruct(images.shape, F32)
+    for seed in range(2):
+        updates = tower_updates(seed)
+        folded = add_to_params(params, updates, apply=apply, batch=batch)
+        expected = with_updates(apply, updates)(params, images)
+        np.testing.assert_allclose(
+            apply(folded, images), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_updates_reach_layers_that_are_recomputed_in_the_backward_pass():
+    class Rematerialised(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.remat(nn.Dense)(3, use_bias=False, name="layer")(x)
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, use_bias=False, name="layer")(x)
+
+    x, updates = jnp.ones((2, 5), F32), {"layer": random_update(0, 3, 5, rank=1)}
+    variables = Plain().init(jax.random.key(0), x)
+
+    def loss(updates, apply):
+        return jnp.sum(with_updates(apply, updates)(variables, x) ** 2)
+
+    ours = jax.value_and_grad(loss)(updates, Rematerialised().apply)
+    expected = jax.value_and_grad(loss)(updates, Plain().apply)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, expected
+    )
+
+
 def test_layer_that_runs_twice_gets_the_update_twice_and_cannot_be_tapped():
     class Twice(nn.Module):
         @nn.compact

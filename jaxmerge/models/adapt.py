@@ -127,7 +127,8 @@ def add_to_params(
         return outputs
 
     with _intercepted(updates, note):
-        jax.eval_shape(apply, params, batch)
+        # a new function each time: eval_shape does not trace one again that it knows
+        jax.eval_shape(lambda *args: apply(*args), params, batch)
     flat = flatten_dict(params, sep=".")
     for name, layer in layers.items():
         paths = [p for p in (f"{name}.kernel", f"params.{name}.kernel") if p in flat]

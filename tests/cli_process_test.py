@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 from cli_samples import close, three, updates_of, weighted_sum
 
-from jaxmerge.cli.runtime import cache_folder, start_jax
+from jaxmerge.cli import runtime
+from jaxmerge.cli.runtime import cache_folder, limit_threads, start_jax
 
 # Counts what JAX's persistent compilation cache did, and tells it on stderr.
 COUNTING = """
@@ -96,6 +97,24 @@ def test_a_second_run_compiles_nothing(tmp_path):
     assert (tmp_path / "first" / name).read_bytes() == (
         tmp_path / "second" / name
     ).read_bytes()
+
+
+def test_threads_are_limited_unless_the_user_chose(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    monkeypatch.setattr(runtime, "_cores", lambda: 64)
+    limit_threads()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    assert os.environ["XLA_FLAGS"] == "--mine"
+    monkeypatch.setattr(runtime, "_cores", lambda: 2)
+    limit_threads()
+    limit_threads()
+    assert os.environ["XLA_FLAGS"] == "--mine --xla_cpu_multi_thread_eigen=false"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    limit_threads()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=true"
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
 
 
 def test_where_programs_are_kept(monkeypatch, tmp_path, capsys):

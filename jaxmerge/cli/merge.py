@@ -91,12 +91,13 @@ def merge(
     all; an existing one is replaced with --force only.
     """
     from jaxmerge.cli.recipe import Recipe
-    from jaxmerge.spec import parse
+    from jaxmerge.spec import check_weights, parse
 
     console = Console(as_json=as_json, quiet=quiet)
     given = numbers(weights, "--weights")
     recipe = Recipe(parse(pipeline), None if given is None else tuple(given), seed)
-    recipe.check(len(folders))
+    if recipe.weights is not None:
+        check_weights(recipe.weights, len(folders))
     save = {
         "rank": _rank(rank),
         "energy": energy,

@@ -53,14 +53,6 @@ class Recipe:
             record["seed"] = self.seed
         return record
 
-    def check(self, tasks: int) -> None:
-        """PipelineError unless there is one weight for each of the adapters."""
-        if self.weights is not None and len(self.weights) != tasks:
-            raise PipelineError(
-                f"{len(self.weights)} weights for {tasks} adapters; give one for each, "
-                "in their order"
-            )
-
     def run(
         self,
         adapters: "Adapters",

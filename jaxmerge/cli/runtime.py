@@ -4,14 +4,30 @@ import os
 import sys
 from pathlib import Path
 
+_FEW_CORES = 4
+_POOL_FLAG = "xla_cpu_multi_thread_eigen"
+
 
 def limit_threads() -> None:
-    """One thread for each LAPACK call; must come before numpy is loaded.
+    """Settings that must come before numpy and JAX are loaded; the user's own win.
 
-    JAX decomposes many small matrices at a time, each in a thread of its own, and
-    OpenBLAS would start more threads in every one of them: they fight for the cores.
+    One thread for each LAPACK call: JAX decomposes many small matrices at a time, and
+    OpenBLAS would start threads in every one of them that fight for the cores.
+
+    On few cores, no thread pool inside XLA's programs: merges are not faster with it
+    there, and on two cores a merge was seen to wait for ever while the pool slept.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _cores() <= _FEW_CORES and _POOL_FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_POOL_FLAG}=false".strip()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cache_folder() -> Path | None:

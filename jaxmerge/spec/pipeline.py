@@ -181,7 +181,7 @@ class Pipeline:
         if drawing and key is None:
             raise PipelineError(
                 f"pipeline {self.text!r} draws at random ({', '.join(drawing)}), so it "
-                "needs a seed: key=jax.random.key(..), --seed on the command line"
+                "needs key=jax.random.key(<seed>)"
             )
         return key if drawing else None
 
@@ -220,17 +220,20 @@ def _scale(call: Call) -> float:
     return dict(call.arguments)["by"]
 
 
+def check_weights(weights: Sequence[float], tasks: int) -> np.ndarray:
+    """The weights as an array; PipelineError unless they are T finite numbers."""
+    array = np.asarray(weights, np.float64)
+    if array.shape != (tasks,):
+        raise PipelineError(
+            f"{array.size} weights for {tasks} adapters; give one for each, in order"
+        )
+    if not np.isfinite(array).all():
+        raise PipelineError(f"weights must be finite numbers, got {list(weights)}")
+    return array
+
+
 def _checked_weights(weights, stacks):
-    """The weights as an array [T], None if there are none."""
     if weights is None:
         return None
-    weights = np.asarray(weights, np.float64)
-    for stack in stacks.values():
-        if weights.shape != (len(stack.ranks),):
-            raise PipelineError(
-                f"{weights.size} weights for {len(stack.ranks)} adapters; give one "
-                "number for each, in their order"
-            )
-    if not np.isfinite(weights).all():
-        raise PipelineError(f"weights must be finite numbers, got {weights}")
-    return weights
+    tasks = len(next(iter(stacks.values())).ranks) if stacks else len(weights)
+    return check_weights(weights, tasks)

@@ -74,6 +74,44 @@ def test_exploits_of_every_protocol(folder, protocol):
     assert not owned.exists()
 
 
+NESTED = {  # as a key, the first takes 2**60 steps to hash and the second the stack
+    "shared": b")" + b"q\x00h\x00\x86" * 60,
+    "deep": b")" + b"\x85" * 1_000_000,
+}
+HASHING = {
+    "entry": (b"}", b"K\x01s."),
+    "entries": (b"}(", b"K\x01u."),
+    "dictionary": (b"(", b"K\x01d."),
+    "ordered": (b"ccollections\nOrderedDict\n(((", b"K\x01tttR."),
+    "set": (b"\x8f(", b"\x90."),
+    "frozen set": (b"(", b"\x91."),
+}
+
+
+@pytest.mark.parametrize(
+    ("hashing", "nested"), [*((name, "shared") for name in HASHING), ("entry", "deep")]
+)
+def test_pickles_that_hash_nested_tuples(folder, nested, hashing):
+    before, after = HASHING[hashing]
+    samples.archive(folder, b"\x80\x04" + before + NESTED[nested] + after)
+    samples.refuse_in_time(folder, rf"{samples.BIN}: not a complete torch checkpoint")
+
+
+def test_storage_keys_of_old_streams_are_not_hashed_unseen(folder):
+    pickles = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {}, {})]
+    keys = b"\x80\x02](" + NESTED["shared"] + b"e."
+    (folder / samples.SAFE).unlink()
+    (folder / samples.BIN).write_bytes(b"".join(pickles) + keys)
+    samples.refuse_in_time(folder, "a tuple as the key")
+
+
+def test_state_dicts_carry_attributes(tmp_path):
+    """A state dict of a module holds `_metadata`, which says nothing of its tensors."""
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / samples.BIN)
+    assert sorted(TorchFile(tmp_path / samples.BIN).infos) == ["bias", "weight"]
+
+
 @pytest.fixture
 def torch_folder(folder):
     torch = pytest.importorskip("torch")

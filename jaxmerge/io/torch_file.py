@@ -1,39 +1,25 @@
 """Reads torch checkpoints (``.bin``) without torch and without running their code.
 
-A torch checkpoint is a pickle, and a pickle is a program. The unpickler here knows
-tensor rebuilding, storages and ordered dictionaries and nothing else: any other name
-in the pickle is an error before it is called. Both formats are read: the zip archive
-of torch 1.6 and later, and the older stream of pickles.
+Both formats are read: the zip archive of torch 1.6 and later, and the older stream of
+pickles. See `jaxmerge.io.torch_pickle` for what may be in a pickle.
 """
 
 import io
 import pickle
+import struct
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.torch_pickle import Storage, Tensor, Unpickler, checked_key
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_STORAGES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
 _FOREIGN_ERRORS = (  # what pickle and zipfile raise on damaged input
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -48,30 +34,10 @@ _FOREIGN_ERRORS = (  # what pickle and zipfile raise on damaged input
     OverflowError,
     RecursionError,
     RuntimeError,
+    struct.error,
     TypeError,
     ValueError,
 )
-
-
-class _Storage(NamedTuple):
-    """A flat buffer of the file, named but not yet read."""
-
-    key: str
-    dtype: np.dtype
-    size: int  # elements
-
-
-class _Tensor(NamedTuple):
-    """A strided view of a storage; has the ``dtype`` and ``shape`` of a TensorInfo."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.storage.dtype
 
 
 class TorchFile:
@@ -113,90 +79,21 @@ class TorchFile:
             raise AdapterError(f"{self.path}: tensor {key!r}: {error}") from error
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, shape, stride, *_: Any) -> _Tensor:
-    """Stands in for torch's rebuild functions; checks that the view stays inside."""
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor is rebuilt from something not a storage")
-    shape, stride = tuple(shape), tuple(stride)
-    numbers = (offset, *shape, *stride)
-    if len(shape) != len(stride) or not all(
-        type(number) is int and number >= 0 for number in numbers
-    ):
-        raise pickle.UnpicklingError("a tensor has an impossible shape or stride")
-    empty = 0 in shape
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if not empty and last >= storage.size:
-        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    if not empty and np.prod(shape, dtype=float) > storage.size:
-        raise pickle.UnpicklingError("a tensor is larger than its storage")
-    return _Tensor(storage, offset, shape, stride)
-
-
-def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
-    if not isinstance(tensor, _Tensor):
-        raise pickle.UnpicklingError(
-            "a parameter is rebuilt from something not a tensor"
-        )
-    return tensor
-
-
-_KNOWN_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{
-        (module, name): np.dtype(dtype)
-        for module in ("torch", "torch.storage")
-        for name, dtype in _STORAGES.items()
-    },
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler for which only `_KNOWN_NAMES` exist."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _KNOWN_NAMES[module, name]
-        except KeyError:
-            raise AdapterError(
-                f"the pickle asks for {module}.{name}, which is not part of a tensor "
-                "file and was not run; save the adapter as safetensors"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _location, size, *view = pid
-        if (
-            kind != "storage"
-            or not isinstance(dtype, np.dtype)
-            or not isinstance(key, str)
-            or type(size) is not int
-            or size < 0
-            or view not in ([], [None])
-        ):
-            raise pickle.UnpicklingError("a storage record of an unknown form")
-        return _Storage(key, dtype, size)
-
-
-def _open_archive(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+def _open_archive(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """The zip format: ``<root>/data.pkl`` and one entry ``<root>/data/<key>`` each."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        roots = [n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise AdapterError("a zip archive, but not one written by torch.save")
-        root = roots[0]
-        order = "little"
-        if f"{root}byteorder" in entries:
-            order = _entry(archive, entries, f"{root}byteorder").decode()
-        found = _Unpickler(
-            io.BytesIO(_entry(archive, entries, f"{root}data.pkl"))
-        ).load()
+    archive = zipfile.ZipFile(path)  # open for as long as tensors may be read
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    roots = [n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise AdapterError("a zip archive, but not one written by torch.save")
+    root = roots[0]
+    order = "little"
+    if f"{root}byteorder" in entries:
+        order = _entry(archive, entries, f"{root}byteorder").decode()
+    found = Unpickler(io.BytesIO(_entry(archive, entries, f"{root}data.pkl"))).load()
 
-    def load(storage: _Storage) -> np.ndarray:
-        with zipfile.ZipFile(path) as archive:
-            data = _entry(archive, entries, f"{root}data/{storage.key}")
+    def load(storage: Storage) -> np.ndarray:
+        data = _entry(archive, entries, f"{root}data/{storage.key}")
         return _buffer(data, storage, order)
 
     return found, load
@@ -210,21 +107,21 @@ def _entry(archive: zipfile.ZipFile, entries: dict, name: str) -> bytes:
     return archive.read(entries[name])
 
 
-def _open_stream(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
+def _open_stream(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """The format before torch 1.6: five pickles, then the storages one by one."""
     with path.open("rb") as file:
-        if _Unpickler(file).load() != _LEGACY_MAGIC:
+        if Unpickler(file).load() != _LEGACY_MAGIC:
             raise AdapterError("neither a torch checkpoint nor a zip archive")
-        if _Unpickler(file).load() != _LEGACY_PROTOCOL:
+        if Unpickler(file).load() != _LEGACY_PROTOCOL:
             raise AdapterError("a torch checkpoint of an unknown protocol")
-        system = _Unpickler(file).load()
+        system = Unpickler(file).load()
         little = isinstance(system, dict) and system.get("little_endian") is True
-        found = _Unpickler(file).load()
-        keys = _Unpickler(file).load()
+        found = Unpickler(file).load()
+        keys = Unpickler(file).load()
         sizes = {tensor.storage.key: tensor.storage for tensor in _tensors(found)}
         places = _stream_places(file, keys, sizes, "little" if little else "big")
 
-    def load(storage: _Storage) -> np.ndarray:
+    def load(storage: Storage) -> np.ndarray:
         with path.open("rb") as file:
             file.seek(places[storage.key])
             data = file.read(storage.size * storage.dtype.itemsize)
@@ -234,12 +131,12 @@ def _open_stream(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
 
 
 def _stream_places(
-    file: BinaryIO, keys: Any, storages: dict[str, _Storage], order: str
+    file: BinaryIO, keys: Any, storages: dict[str, Storage], order: str
 ) -> dict[str, int]:
     """Byte offset of each storage; each is preceded by its length in elements."""
     places = {}
     for key in keys:
-        if key not in storages:
+        if checked_key(key) not in storages:
             raise AdapterError(f"storage {key!r} belongs to no tensor")
         size = int.from_bytes(file.read(8), order)
         if size != storages[key].size:
@@ -249,7 +146,7 @@ def _stream_places(
     return places
 
 
-def _buffer(data: bytes, storage: _Storage, order: str) -> np.ndarray:
+def _buffer(data: bytes, storage: Storage, order: str) -> np.ndarray:
     if len(data) != storage.size * storage.dtype.itemsize:
         raise AdapterError(f"storage {storage.key!r} is cut short")
     flat = np.frombuffer(data, storage.dtype)
@@ -258,17 +155,17 @@ def _buffer(data: bytes, storage: _Storage, order: str) -> np.ndarray:
     return flat if order == sys.byteorder else flat.byteswap()
 
 
-def _tensors(found: Any) -> list[_Tensor]:
+def _tensors(found: Any) -> list[Tensor]:
     values = found.values() if isinstance(found, dict) else []
-    return [value for value in values if isinstance(value, _Tensor)]
+    return [value for value in values if isinstance(value, Tensor)]
 
 
-def _tensor_table(found: Any) -> dict[str, _Tensor]:
+def _tensor_table(found: Any) -> dict[str, Tensor]:
     """The checkpoint as a flat table; anything but named tensors is refused."""
     if not isinstance(found, dict):
         raise AdapterError(f"holds a {type(found).__name__}, expected named tensors")
     for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, _Tensor):
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise AdapterError(
                 f"maps a {type(key).__name__} to a {type(value).__name__}, expected "
                 "names of tensors; a training state or nested checkpoint is no adapter"

@@ -1,7 +1,6 @@
 """The record of a merge and the model card."""
 
 import json
-import re
 
 import io_samples as samples
 
@@ -29,8 +28,9 @@ def test_card_and_record(tmp_path, adapters, updates):
     assert "elect|core" in card
     assert "in0" in card
     assert adapters.sources[1].sha256["adapter_model.safetensors"] in card
-    (shown,) = re.findall(r"```json\n(.*?)\n```", card, flags=re.S)
-    assert json.loads(shown) == record
+    assert "`jaxmerge.json`" in card
+    assert record["inputs"][0]["path"] == str(tmp_path / "in0")
+    assert str(tmp_path) not in card
     text = io.save_peft(tmp_path / "text", updates, like=adapters, card="mean")
     assert text.path == str(tmp_path / "text")
     record = json.loads((tmp_path / "text" / "jaxmerge.json").read_text())

@@ -51,7 +51,8 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     """README.md of a merged adapter.
 
     The front matter names base models only by Hub id, never by a local path. The body
-    shows the recipe, the inputs with their SHA-256, the energy kept, and the record.
+    shows the recipe, the inputs by name with their SHA-256 and the energy kept. Paths
+    of this machine are in the record only.
 
     Args:
       record: what `build_record` gives.
@@ -73,9 +74,8 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
         "## Energy kept",
         _energy_table(energy),
         "## Record",
-        "What `jaxmerge verify` needs to compute this folder again; also in "
-        "`jaxmerge.json`.",
-        _fenced(json.dumps(record, indent=2), "json"),
+        "`jaxmerge.json` holds what `jaxmerge verify` needs to compute this folder "
+        "again.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -164,7 +164,7 @@ def trim_whole_model(
     ``floor(density * size)`` entries are kept, the official codes keep one more.
     """
     devices = {name: options[name] for name in ("chunk", "mesh") if name in options}
-    project, merge = _halves(space, rule)
+    project, merge = _project_every_task(space), _merge_above(space, rule)
     projected = map_modules(project, stacks, weights=weights, **devices)
     blocks = [matrices for matrices, _ in projected.values()]
     count = kept_count(density, sum(block[0].size for block in blocks))
@@ -173,8 +173,8 @@ def trim_whole_model(
 
 
 @cache
-def _halves(space, rule):
-    """The two functions that `trim_whole_model` maps, made once for each pair."""
+def _project_every_task(space):
+    """Coordinates of all T tasks, zero where one is absent; made once for a space."""
 
     def project(stack, *, weights):
         matrices, basis = space.project(stack)
@@ -182,10 +182,17 @@ def _halves(space, rule):
         every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
         return every.at[jnp.asarray(stack.present)].set(matrices), basis
 
+    return project
+
+
+@cache
+def _merge_above(space, rule):
+    """The rest of the merge, once the threshold of each task is known."""
+
     def merge(stack, projected, *, threshold, **extra):
         matrices, basis = projected
         kept = above(matrices, threshold)[jnp.asarray(stack.present)]
         ranks = tuple(stack.ranks[t] for t in stack.present)
         return space.rebuild(rule(kept, ranks=ranks, **extra), basis)
 
-    return project, merge
+    return merge

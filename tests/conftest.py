@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         # the tests compile thousands of tiny programs and run each of them once
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 

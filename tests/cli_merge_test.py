@@ -103,7 +103,8 @@ def test_ranks(folders, tmp_path):
     succeed(*ask, "-o", tmp_path / "ragged", "--ragged")
     assert set(config_of(tmp_path / "ragged")["rank_pattern"].values()) <= {6, 9}
     said = refuse(*ask, "-o", tmp_path / "x", "--rank", 2, "--energy", 0.5)
-    assert "rank and energy" in said
+    assert "--rank and --energy" in said
+    assert "a share in (0, 1]" in refuse(*ask, "-o", tmp_path / "x", "--energy", 2)
     assert "--rank" in refuse(*ask, "-o", tmp_path / "x", "--rank", "most")
 
 

@@ -86,6 +86,7 @@ def test_nothing_is_overwritten_without_force(folders, tmp_path):
         (("-p", "robust_merge"), "'h.0.o': robust_merge needs adapters of one rank"),
         (("-p", "concat|scale(1e39)"), "infinite in 2 modules ('h.0.o', 'h.0.q')"),
         (("-p", "concat", "--frob"), "--frob"),
+        (("-p", "concat", "--seed", "-1"), "--seed"),
         ((), "--pipeline"),
     ],
 )

@@ -59,7 +59,10 @@ def failed(*arguments):
     said = jaxmerge("verify", *arguments)
     found = jaxmerge("verify", *arguments, "--json")
     assert said.exit_code == found.exit_code == 1, said.stderr
-    assert said.stderr == found.stderr == ""
+    assert said.stderr == found.stderr
+    assert said.stderr.startswith("error: ")
+    assert "not verified" in said.stderr
+    assert jaxmerge("verify", *arguments, "--quiet").stdout == ""
     report = json.loads(found.stdout)
     assert report["ok"] is False
     assert "NOT verified" in said.stdout

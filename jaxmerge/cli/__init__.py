@@ -11,7 +11,6 @@ from jaxmerge.cli.runtime import limit_threads
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -37,11 +36,9 @@ def options(
 
 
 for command in (
-    *(merge.merge, look.plan, look.inspect),
-    *(convert.convert, verify.verify),
+    *(merge.merge, look.plan, look.inspect, convert.convert),
+    *(verify.verify, methods.methods, demo.demo),
 ):
-    app.command(no_args_is_help=True)(command)
-for command in (methods.methods, demo.demo):
     app.command()(command)
 
 

@@ -29,12 +29,20 @@ _ASSIGNMENT = re.compile(
 class CommandError(Exception):
     """Something that the caller of a command has to change."""
 
+    code = BAD_INPUT
+
+
+class VerificationFailed(CommandError):
+    """A folder that is not what its record says."""
+
+    code = FAILED
+
 
 class Commands(typer.core.TyperGroup):
     """The group of all commands, with one place where every one of them ends."""
 
     def main(self, args: Any = None, **options: Any) -> Any:
-        args = list(sys.argv[1:] if args is None else args)
+        args = list(sys.argv[1:] if args is None else args) or ["--help"]
         shows_traceback = bool(os.environ.get("JAXMERGE_TRACEBACK"))
         if "--traceback" in args:
             args.remove("--traceback")
@@ -60,7 +68,9 @@ def _explain(error: Exception) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if hasattr(error, "format_message"):  # what typer says about the command line
         return BAD_INPUT, f"{error.format_message()} (see --help)"
-    if isinstance(error, CommandError | PipelineError) or _is_adapter_error(error):
+    if isinstance(error, CommandError):
+        return error.code, as_flags(str(error))
+    if isinstance(error, PipelineError) or _is_adapter_error(error):
         return BAD_INPUT, as_flags(str(error))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return INTERNAL, "not enough memory; --chunk 1 works on one module at a time"

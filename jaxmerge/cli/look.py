@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console, size, span, table
-from jaxmerge.cli.errors import BAD_INPUT, as_flags
+from jaxmerge.cli.errors import CommandError, as_flags
 from jaxmerge.cli.options import Folders, Json, Quiet, with_read_options
 from jaxmerge.cli.runtime import start_jax
 
@@ -77,7 +77,11 @@ def show_plan(
 
     console.result(document, lines)
     if found.conflicts:
-        raise typer.Exit(BAD_INPUT)
+        more = len(found.conflicts) - 1
+        raise CommandError(
+            found.conflicts[0].message
+            + (f" (and {more} more conflicts)" if more else "")
+        )
 
 
 def _adapter_table(found: "Plan") -> Any:

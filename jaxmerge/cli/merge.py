@@ -55,7 +55,10 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="One for each adapter.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For steps that draw.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="For steps that draw at random."),
+    ] = None,
     rank: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Truncate to a rank (auto: the inputs')."),
@@ -188,6 +191,10 @@ def _check_before_work(recipe: "Recipe", out: Path, save: dict[str, Any]) -> Non
         raise CommandError(
             f"{out} exists already; choose another --out, or --force to replace it"
         )
+    if save["rank"] is not None and save["energy"] is not None:
+        raise CommandError("--rank and --energy both decide the rank; give one of them")
+    if save["energy"] is not None and not 0 < save["energy"] <= 1:
+        raise CommandError(f"--energy {save['energy']}: expected a share in (0, 1]")
     truncated = save["rank"] is not None or save["energy"] is not None
     if recipe.pipeline.dense and save["dense"] == "error":
         raise CommandError(

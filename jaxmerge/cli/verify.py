@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import FAILED, CommandError
+from jaxmerge.cli.errors import CommandError, VerificationFailed
 from jaxmerge.cli.options import Json, Quiet
 from jaxmerge.cli.runtime import start_jax
 
@@ -74,7 +74,9 @@ def verify(
         document, lambda: _lines(document, serious, inputs=len(record["inputs"]))
     )
     if serious:
-        raise typer.Exit(FAILED)
+        raise VerificationFailed(
+            f"{folder}: not verified, {len(serious)} differences from its record"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -199,7 +201,7 @@ def _lines(document: Mapping[str, Any], serious: list, *, inputs: int):
             f"{document['largest_difference']:.3g}"
         )
     else:
-        yield f"{path}: NOT verified, {len(serious)} differences"
+        yield f"{path}: NOT verified"
     for difference in serious[:_SHOWN]:
         size = f" by {difference.size:.3g}" if difference.size is not None else ""
         yield f"  {difference.where} {difference.says}{size}"

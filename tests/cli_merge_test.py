@@ -219,9 +219,10 @@ def test_json_is_one_document_and_quiet_is_silent(folders, tmp_path):
     assert result.stderr == ""
     assert found["adapters"] == ["cars", "dtd", "svhn"]
     assert found["recipe"] == {"pipeline": TIES}
+    assert found["notes"] == []
     assert found["ranks"] == {"h.0.o": 6, "h.0.q": 6}  # K = 9 directions, m or n = 5, 6
-    weights = tmp_path / "a" / "adapter_model.safetensors"
-    assert found["bytes"] == weights.stat().st_size
+    files = (tmp_path / "a").iterdir()
+    assert found["bytes"] == sum(path.stat().st_size for path in files)
     result = jaxmerge(*ask, tmp_path / "b", "--quiet")
     assert (result.stdout, result.stderr) == ("", "")
     assert updates_of(tmp_path / "b").keys() == {"h.0.o", "h.0.q"}
@@ -259,5 +260,6 @@ def test_minilm_nli6(shared, tmp_path):
     found = document(*ask, "--heads", "keep", "--rank", "auto")
     assert found["rank"] == 16
     assert 0 < min(found["energy"].values()) < 1
+    assert "flat spectrum" in found["notes"][0]
     for name in names:
         assert (tmp_path / "out" / "heads" / f"{name}.safetensors").is_file()

@@ -77,11 +77,9 @@ def show_plan(
 
     console.result(document, lines)
     if found.conflicts:
-        more = len(found.conflicts) - 1
-        raise CommandError(
-            found.conflicts[0].message
-            + (f" (and {more} more conflicts)" if more else "")
-        )
+        first, *rest = found.conflicts
+        more = f" (and {len(rest)} more conflicts)" if rest else ""
+        raise CommandError(first.message + more)
 
 
 def _adapter_table(found: "Plan") -> Any:

@@ -129,37 +129,33 @@ def merge(
             out, updates, like=adapters, biases=biases, card=recipe.to_record(), **save
         )
         advance(1)
-    seconds = round(time.perf_counter() - clock, 3)
-    bytes_written = sum(
-        (out / name).stat().st_size for name in report.files if name.endswith("tensors")
-    )
     document = {
         "recipe": recipe.to_record(),
         "adapters": list(adapters.names),
-        "seconds": seconds,
-        "bytes": bytes_written,
+        "seconds": round(time.perf_counter() - clock, 3),
+        "bytes": sum((out / name).stat().st_size for name in report.files),
+        "notes": list(_notes(recipe, report)),
         **report.to_json(),
     }
-
-    def lines():
-        yield f"{out}: {len(adapters.names)} adapters merged, {len(updates)} modules"
-        yield f"  pipeline  {recipe.pipeline.text}"
-        if len(recipe.pipeline.calls) > 1:
-            yield f"  in order  {', '.join(recipe.pipeline.order)}"
-        yield from _report_lines(report)
-        yield f"  size      {size(bytes_written)}, written in {seconds:.1f} s"
-
-    console.result(document, lines)
+    console.result(document, lambda: _lines(recipe, report, document))
 
 
-def _report_lines(report: "SaveReport"):
+def _lines(recipe: "Recipe", report: "SaveReport", document: dict[str, Any]):
+    adapters, modules = len(document["adapters"]), len(report.energy)
+    yield f"{report.path}: {adapters} adapters merged, {modules} modules"
+    yield f"  pipeline  {recipe.pipeline.text}"
+    if len(recipe.pipeline.calls) > 1:
+        yield f"  in order  {', '.join(recipe.pipeline.order)}"
     if report.rank:
         needed = report.max_lora_rank
         serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"
         yield f"  rank      {report.rank} (vLLM: {serving})"
     else:
         yield "  rank      none: weight deltas, to be added to the base weights"
-    yield f"  dtype     {report.dtype}, cast error {_worst(report.cast_error, max)}"
+    if any(report.cast_error.values()):
+        yield f"  dtype     {report.dtype}, cast error {_worst(report.cast_error, max)}"
+    else:
+        yield f"  dtype     {report.dtype}, exact"
     if any(share < 1 for share in report.energy.values()):
         mean = sum(report.energy.values()) / len(report.energy)
         yield f"  energy    {mean:.4f} kept on average, {_worst(report.energy, min)}"
@@ -167,6 +163,18 @@ def _report_lines(report: "SaveReport"):
         yield "  energy    all of it"
     if report.omitted:
         yield f"  omitted   {len(report.omitted)} modules"
+    yield f"  size      {size(document['bytes'])}, done in {document['seconds']:.1f} s"
+    yield from (f"  note: {note}" for note in document["notes"])
+
+
+def _notes(recipe: "Recipe", report: "SaveReport"):
+    names = {call.name for call in recipe.pipeline.calls}
+    lossy = any(share < 1 for share in report.energy.values())
+    if lossy and names & {"isotropize", "iso_c", "iso_cts"}:
+        yield (
+            "the merge has a flat spectrum, so which of its directions truncation keeps "
+            "is arbitrary and may differ between machines; leave the rank as it is"
+        )
 
 
 def _worst(values: dict[str, float], pick: Any) -> str:

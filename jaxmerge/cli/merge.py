@@ -172,8 +172,8 @@ def _notes(recipe: "Recipe", report: "SaveReport"):
     lossy = any(share < 1 for share in report.energy.values())
     if lossy and names & {"isotropize", "iso_c", "iso_cts"}:
         yield (
-            "the merge has a flat spectrum, so which of its directions truncation keeps "
-            "is arbitrary and may differ between machines; leave the rank as it is"
+            "the merge has a flat spectrum, so which of its directions are kept is "
+            "arbitrary and may differ between machines; better leave the rank as it is"
         )
 
 

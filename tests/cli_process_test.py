@@ -101,19 +101,18 @@ def test_a_second_run_compiles_nothing(tmp_path):
 
 def test_threads_are_limited_unless_the_user_chose(monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(runtime, "_cores", lambda: 64)
     limit_threads()
     assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
-    assert os.environ["XLA_FLAGS"] == "--mine"
+    assert "NPROC" not in os.environ
     monkeypatch.setattr(runtime, "_cores", lambda: 2)
     limit_threads()
-    limit_threads()
-    assert os.environ["XLA_FLAGS"] == "--mine --xla_cpu_multi_thread_eigen=false"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
+    assert os.environ["NPROC"] == "1"
+    monkeypatch.setenv("NPROC", "8")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     limit_threads()
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_multi_thread_eigen=true"
+    assert os.environ["NPROC"] == "8"
     assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 _FEW_CORES = 4
-_POOL_FLAG = "xla_cpu_multi_thread_eigen"
 
 
 def limit_threads() -> None:
@@ -14,13 +13,13 @@ def limit_threads() -> None:
     One thread for each LAPACK call: JAX decomposes many small matrices at a time, and
     OpenBLAS would start threads in every one of them that fight for the cores.
 
-    On few cores, no thread pool inside XLA's programs: merges are not faster with it
-    there, and on two cores a merge was seen to wait for ever while the pool slept.
+    On few cores, one thread in XLA's pool (its size is that of ``NPROC``): merges are
+    not slower, and with two threads several decompositions at once were seen to wait
+    for each other for ever.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _cores() <= _FEW_CORES and _POOL_FLAG not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_POOL_FLAG}=false".strip()
+    if _cores() <= _FEW_CORES:
+        os.environ.setdefault("NPROC", "1")
 
 
 def _cores() -> int:

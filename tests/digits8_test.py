@@ -1,0 +1,252 @@
+"""The committed digits, adapters and demonstration."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from experiments.digits8 import demo
+from experiments.digits8.data import SIZES, augment, load_splits
+from experiments.digits8.methods import METHODS, SCALES
+from experiments.digits8.model import (
+    ADAPTERS,
+    BASE,
+    METRICS,
+    apply,
+    correct_answers,
+    load_base,
+    logits,
+    make_exam,
+)
+from experiments.digits8.results import Result
+from experiments.digits8.score import accuracies
+from experiments.digits8.tasks import TASKS
+from experiments.digits8.train import ADAPTATION, cross_entropy, fit, initial_factors
+from jaxmerge.cli.console import Console
+from jaxmerge.io import load_peft
+from jaxmerge.models import with_updates
+from jaxmerge.spec import parse
+from jaxmerge.types import LowRank
+
+METRICS_FOUND = json.loads(METRICS.read_text())
+ROUNDING = 1  # images whose two best classes may tie to the last bit on some machines
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return load_peft([ADAPTERS / name for name in TASKS])
+
+
+def updates_of(adapters, name):
+    """One adapter by itself; modules that it lacks, and missing ranks, are zeros."""
+    t = adapters.names.index(name)
+    return {
+        module: LowRank(b=stack.b[t], a=stack.a[t])
+        for module, stack in adapters.stacks.items()
+    }
+
+
+@jax.jit
+def answers(params, updates, exam):
+    """Correct answers of the base with LoRA in its forward pass."""
+    model = with_updates(apply, updates)
+    return correct_answers(model(params, exam.images), exam)
+
+
+def test_splits_share_no_image_and_keep_the_proportions():
+    splits = load_splits()
+    assert {name: len(split.digits) for name, split in splits.items()} == SIZES
+    images = np.concatenate([split.images for split in splits.values()])
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 1797
+    for split in splits.values():
+        assert np.ptp(np.bincount(split.digits) / len(split.digits)) < 0.02
+        assert split.images.min() == 0
+        assert split.images.max() == 1
+
+
+def test_augmentation_repeats_and_keeps_labels():
+    split = load_splits()["validation"]
+    first, again = (augment(split, copies=2, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.digits, np.tile(split.digits, 2))
+    assert np.abs(first.images[: len(split.images)] - split.images).mean() > 0.02
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_adapters_reach_the_committed_counts_and_the_base_is_clearly_below(
+    split, adapters
+):
+    base, size = load_base(), SIZES[split]
+    for name, task in TASKS.items():
+        exam = make_exam({name: task}, load_splits()[split], base.heads)
+        expected = METRICS_FOUND["tasks"][name][split]
+        updates = updates_of(adapters, name)
+        found = int(answers(base.params, updates, exam)[0])
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        plain = int(answers(base.params, zeros, exam)[0])
+        assert abs(found - expected["adapter"]) <= ROUNDING
+        assert abs(plain - expected["base"]) <= ROUNDING
+        assert found - plain >= 0.15 * size
+        assert found >= {"validation": 0.8, "test": 0.85}[split] * size
+
+
+def test_adapters_are_of_mixed_ranks_scales_and_modules(adapters):
+    ranks = {task.lora.rank for task in TASKS.values()}
+    assert len(ranks) >= 3
+    assert any(task.lora.rslora for task in TASKS.values())
+    assert any(task.lora.alpha != task.lora.rank for task in TASKS.values())
+    for source, task in zip(adapters.sources, TASKS.values(), strict=True):
+        assert set(source.scales.values()) == {task.lora.scale}
+    assert any(0 in stack.ranks for stack in adapters.stacks.values())
+
+
+def test_all_committed_files_are_small():
+    files = [path for folder in (BASE, ADAPTERS) for path in folder.rglob("*")]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 4 * 2**20
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_peft_and_transformers_compute_the_same_embeddings(adapters, capfd):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    images, _ = TASKS["swapped"].examples(load_splits()["validation"])
+    tower = transformers.CLIPVisionModelWithProjection.from_pretrained(BASE)
+    model = peft.PeftModel.from_pretrained(tower, str(ADAPTERS / "swapped")).eval()
+    capfd.readouterr()  # a progress bar
+    with torch.no_grad():
+        pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+        expected = model(pixel_values=pixels).image_embeds.numpy()
+    ours = with_updates(apply, updates_of(adapters, "swapped"))(
+        load_base().params, jnp.asarray(images)
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_adapter_can_be_trained_from_zero():
+    """A few steps of the committed recipe already lower the loss of a task."""
+    base, task = load_base(), TASKS["barred"]
+    images, labels = task.examples(load_splits()["train"])
+
+    def loss(factors, images, labels):
+        embeddings = with_updates(apply, factors)(base.params, images)
+        return cross_entropy(embeddings, base.heads[task.head], labels)
+
+    start = initial_factors(task.lora, jax.random.key(0))
+    assert all(not factors.b.any() for factors in start.values())
+    settings = ADAPTATION | {"steps": 20}
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts in
+        end = fit(loss, start, (images, labels), key=jax.random.key(1), **settings)
+    assert loss(end, images, labels) < 0.8 * loss(start, images, labels)
+
+
+def test_scores_of_a_grid_are_those_of_each_scale_by_interception(adapters):
+    base = load_base()
+    exam = make_exam(TASKS, load_splits()["validation"], base.heads)
+    updates = parse("average").run(adapters.stacks)
+    found = accuracies(base.params, updates, [0.0, 1.5], exam)
+    for row, by in zip(found, (0.0, 1.5), strict=True):
+        scaled = {m: LowRank(b=by * u.b, a=u.a) for m, u in updates.items()}
+        expected = answers(base.params, scaled, exam) / SIZES["validation"]
+        np.testing.assert_allclose(
+            row, expected, atol=1.5 * ROUNDING / SIZES["validation"]
+        )
+
+
+def test_an_exam_ignores_classes_that_a_head_lacks():
+    base, split = load_base(), load_splits()["validation"]
+    exam = make_exam({"parity": TASKS["parity"]}, split, base.heads)
+    both = make_exam(TASKS, split, base.heads)
+    place = list(TASKS).index("parity")
+    embeddings = apply(base.params, exam.images)
+    scores = logits(embeddings, base.heads["parity"])
+    expected = np.sum(np.argmax(scores, 1) == split.digits % 2)
+    everything = apply(base.params, both.images)
+    assert correct_answers(embeddings, exam)[0] == expected
+    assert correct_answers(everything, both)[place] == expected
+
+
+def test_every_method_of_the_demonstration_is_a_pipeline():
+    assert len({method.name for method in METHODS}) == len(METHODS) >= 12
+    for method in METHODS:
+        for text in method.pipelines:
+            assert parse(f"{text}|scale({SCALES[0]})").scale == SCALES[0]
+
+
+@pytest.fixture(scope="module")
+def demonstration(tmp_path_factory):
+    """A run with one fixed and one random method."""
+    out = tmp_path_factory.mktemp("demo") / "results"
+    names = ["Task arithmetic", "DARE"]
+    return out, demo.run(out, methods=names, seeds=(0, 1), console=Console(quiet=True))
+
+
+def test_demonstration_writes_one_line_for_each_model(demonstration):
+    out, results = demonstration
+    lines = [json.loads(row) for row in (out / demo.RESULTS).read_text().splitlines()]
+    assert [Result(**line) for line in lines] == results
+    assert [(r.method, r.seed) for r in results] == [
+        ("Base, no adapter", None),
+        ("Task arithmetic", None),
+        ("DARE", 0),
+        ("DARE", 1),
+    ]
+    for result in results:
+        for name, accuracy in result.accuracy.items():
+            own = METRICS_FOUND["tasks"][name]["test"]["adapter"] / SIZES["test"]
+            assert result.normalised[name] == pytest.approx(accuracy / own, abs=0.005)
+        mean = np.mean(list(result.normalised.values()))
+        assert result.mean_normalised == pytest.approx(mean)
+    base, arithmetic = results[0], results[1]
+    assert arithmetic.mean_normalised > base.mean_normalised + 0.05
+
+
+def test_scale_is_the_best_of_the_grid_on_validation(demonstration, adapters):
+    _, results = demonstration
+    base, splits = load_base(), load_splits()
+    exam = make_exam(TASKS, splits["validation"], base.heads)
+    updates = parse("concat").run(adapters.stacks)
+    metrics = METRICS_FOUND["tasks"]
+    own = [metrics[name]["validation"]["adapter"] for name in TASKS]
+    own = np.array(own) / SIZES["validation"]
+    means = (accuracies(base.params, updates, SCALES, exam) / own).mean(axis=1)
+    assert results[1].validation == pytest.approx(means.max(), abs=0.005)
+    assert results[1].pipeline == f"concat|scale({SCALES[means.argmax()]})"
+
+
+def test_demonstration_saves_a_plot_and_an_adapter(demonstration, adapters):
+    out, results = demonstration
+    assert (out / demo.PLOT).read_bytes().startswith(b"\x89PNG")
+    saved = load_peft([out / demo.MERGED])
+    assert set(saved.stacks) == set(adapters.stacks)
+    record = json.loads((out / demo.MERGED / "jaxmerge.json").read_text())
+    assert record["recipe"] == {"pipeline": results[1].pipeline}
+    exam = make_exam(TASKS, load_splits()["test"], load_base().heads)
+    found = accuracies(
+        load_base().params, parse("concat").run(saved.stacks), [1.0], exam
+    )
+    expected = list(results[1].accuracy.values())
+    np.testing.assert_allclose(found[0], expected, atol=1.5 * ROUNDING / SIZES["test"])
+
+
+def test_demonstration_prints_all_tasks_and_methods(demonstration, capsys):
+    _, results = demonstration
+    from experiments.digits8.report import lines
+
+    Console().result({}, lambda: lines(results, results[1], 1.0, demonstration[0]))
+    printed = capsys.readouterr().out
+    for word in [*TASKS, "Task arithmetic", "DARE", "2 seeds", results[1].pipeline]:
+        assert word in printed
+
+
+def test_demonstration_refuses_unknown_methods_and_earlier_results(demonstration):
+    out, _ = demonstration
+    with pytest.raises(ValueError, match="no method 'Magic'; there are Task arith"):
+        demo.run(out / "new", methods=["Magic"])
+    with pytest.raises(ValueError, match="exists"):
+        demo.run(out, methods=["Task arithmetic"])

@@ -45,29 +45,20 @@ def unchanged(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def turned_left(images: np.ndarray) -> np.ndarray:
-    """Turned by 45 degrees against the clock."""
+def turned(images: np.ndarray) -> np.ndarray:
+    """Turned by 45 degrees."""
     return ndimage.rotate(images, 45, axes=(1, 2), reshape=False, order=1)
 
 
-def turned_right(images: np.ndarray) -> np.ndarray:
-    """Turned by 45 degrees with the clock."""
-    return ndimage.rotate(images, -45, axes=(1, 2), reshape=False, order=1)
+def sheared(images: np.ndarray) -> np.ndarray:
+    """Slanted: every row is moved by 0.9 pixels against the next."""
+    matrix = np.array([[1, 0, 0], [0, 1, 0], [0, 0.9, 1]])
+    return ndimage.affine_transform(images, matrix, (0, 0, -0.9 * 3.5), order=1)
 
 
-def slanted(images: np.ndarray) -> np.ndarray:
-    """Sheared: every row is moved by 0.9 pixels against the next."""
-    return _transformed(images, [[1, 0], [0.9, 1]])
-
-
-def tilted(images: np.ndarray) -> np.ndarray:
-    """Sheared: every column is moved by 0.9 pixels against the next."""
-    return _transformed(images, [[1, 0.9], [0, 1]])
-
-
-def flattened(images: np.ndarray) -> np.ndarray:
-    """Pressed to 1 / 1.8 of the height."""
-    return _transformed(images, [[1.8, 0], [0, 1]])
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Left and right exchanged."""
+    return images[:, :, ::-1]
 
 
 def swapped(images: np.ndarray) -> np.ndarray:
@@ -75,26 +66,29 @@ def swapped(images: np.ndarray) -> np.ndarray:
     return images[:, :, [1, 0, 3, 2, 5, 4, 7, 6]]
 
 
+def jagged(images: np.ndarray) -> np.ndarray:
+    """Even rows moved one pixel left, odd rows one pixel right, around the edge."""
+    even = (np.arange(8) % 2 == 0)[None, :, None]
+    return np.where(even, np.roll(images, -1, axis=2), np.roll(images, 1, axis=2))
+
+
+def outlined(images: np.ndarray) -> np.ndarray:
+    """Horizontal differences instead of brightness."""
+    return np.abs(images - np.roll(images, 1, axis=2))
+
+
 def barred(images: np.ndarray) -> np.ndarray:
     """Every third row covered by a white bar."""
     return np.where((np.arange(8) % 3 == 2)[None, :, None], 1, images)
 
 
-def _transformed(images: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
-    """Reads every pixel (row, column) at ``matrix`` times its place from the centre."""
-    whole = np.eye(3)  # the first axis counts the images
-    whole[1:, 1:] = matrix
-    centre = np.array([0, 3.5, 3.5])
-    return ndimage.affine_transform(images, whole, centre - whole @ centre, order=1)
-
-
 TASKS = {
-    "turned_left": Task(vary=turned_left, lora=Lora(rank=8, alpha=16)),
-    "turned_right": Task(vary=turned_right, lora=Lora(rank=8, alpha=12)),
-    "slanted": Task(vary=slanted, lora=Lora(rank=16, alpha=24)),
-    "tilted": Task(vary=tilted, lora=Lora(rank=8, alpha=16)),
-    "flattened": Task(vary=flattened, lora=Lora(rank=16, alpha=32)),
+    "turned": Task(vary=turned, lora=Lora(rank=8, alpha=16)),
+    "sheared": Task(vary=sheared, lora=Lora(rank=8, alpha=12)),
+    "mirrored": Task(vary=mirrored, lora=Lora(rank=16, alpha=24)),
     "swapped": Task(vary=swapped, lora=Lora(rank=16, alpha=8, rslora=True)),
+    "jagged": Task(vary=jagged, lora=Lora(rank=8, alpha=16)),
+    "outlined": Task(vary=outlined, lora=Lora(rank=16, alpha=32)),
     "barred": Task(vary=barred, lora=Lora(rank=4, alpha=8)),
     "parity": Task(
         vary=unchanged,

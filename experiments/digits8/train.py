@@ -41,7 +41,7 @@ from jaxmerge.types import LowRank
 
 COPIES, BATCH = 16, 128
 PRETRAINING = {"steps": 2500, "rate": 1e-3, "decay": 0.05}
-ADAPTATION = {"steps": 300, "rate": 1.5e-3, "decay": 0.0}
+ADAPTATION = {"steps": 500, "rate": 2e-3, "decay": 0.0}
 PLAIN = Task(vary=unchanged, lora=Lora(rank=1, alpha=1))
 
 Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]

@@ -2,7 +2,7 @@
 
     jaxmerge demo                        (or: python -m experiments.digits8.demo)
 
-Takes about 3 minutes on 2 CPU cores, half of it compilation. Every method's scale and
+Takes about 2 minutes on 2 CPU cores, compilation included. Every method's scale and
 density are those of the best mean normalised accuracy on the validation images; what is
 shown is measured on the 700 test images of each task. Normalised accuracy is that of
 the merged model divided by that of the task's own adapter. Expected: 44 % for the

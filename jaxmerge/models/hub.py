@@ -97,7 +97,7 @@ def to_flax(
     Args:
       tensors: dict of tensors by Hugging Face key.
       template: nested dict of shapes (``jax.eval_shape`` of the module's ``init``).
-      dtype: floating type of the result.
+      dtype: floating type of the result; None keeps that of each tensor.
 
     Returns:
       Nested dict with the structure of ``template``.

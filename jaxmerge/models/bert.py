@@ -1,0 +1,342 @@
+"""BERT's encoder, in Flax, with the module names of Hugging Face.
+
+Every linear layer is an ``nn.Dense`` whose path is its name in
+``BertForSequenceClassification``, as in
+``bert.encoder.layer.0.attention.self.query``, so that updates from PEFT adapters reach
+it by name (`jaxmerge.models.adapt`). Letters: B texts, S tokens, d hidden size.
+
+Inputs are a dict of integer arrays [B, S]: ``input_ids``, ``attention_mask`` (0 marks
+padding, on either side) and, optionally, ``token_type_ids`` (default: zeros).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.models import hub
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+HEADS = ("cls.", "classifier.", "qa_outputs.")  # layers after the encoder, left unread
+
+Inputs = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Sizes of a BERT, named as in ``config.json``."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {known}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is not a multiple of num_attention_heads: {self}"
+            )
+
+
+class BertOutput(NamedTuple):
+    """What the encoder gives: every token, and the pooled first token."""
+
+    hidden: jax.Array  # [B, S, d], of no meaning where attention_mask is 0
+    pooled: jax.Array  # [B, d], after the pooler's tanh
+
+
+def _norm(config: BertConfig) -> nn.LayerNorm:
+    # E[x^2] - E[x]^2 loses digits that an epsilon of 1e-12 does not hide
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_eps, use_fast_variance=False, name="LayerNorm"
+    )
+
+
+class Embeddings(nn.Module):
+    """Words, positions and token types, summed and normalised: [B, S] -> [B, S, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, token_types: jax.Array) -> jax.Array:
+        config, length = self.config, input_ids.shape[1]
+        embed = partial(nn.Embed, features=config.hidden_size)
+        words = embed(config.vocab_size, name="word_embeddings")(input_ids)
+        types = embed(config.type_vocab_size, name="token_type_embeddings")
+        positions = embed(config.max_position_embeddings, name="position_embeddings")
+        summed = words + types(token_types) + positions(jnp.arange(length))[None]
+        return _norm(config)(summed)
+
+
+class SelfAttention(nn.Module):
+    """Attention to every token that is not padding: [B, S, d] -> [B, S, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        split = (*hidden.shape[:-1], heads, width // heads)
+        query, key, value = (
+            nn.Dense(width, name=name)(hidden).reshape(split)
+            for name in ("query", "key", "value")
+        )
+        mask = visible[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return mixed.reshape(hidden.shape)
+
+
+class AddAndNorm(nn.Module):
+    """A linear layer, the residual and the norm: [B, S, n], [B, S, d] -> [B, S, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, inner: jax.Array, residual: jax.Array) -> jax.Array:
+        projected = nn.Dense(self.config.hidden_size, name="dense")(inner)
+        return _norm(self.config)(projected + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention and what follows it: [B, S, d] -> [B, S, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        mixed = SelfAttention(self.config, name="self")(hidden, visible)
+        return AddAndNorm(self.config, name="output")(mixed, hidden)
+
+
+class Intermediate(nn.Module):
+    """The widening half of the feed-forward network: [B, S, d] -> [B, S, inner]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        inner = nn.Dense(self.config.intermediate_size, name="dense")(hidden)
+        return ACTIVATIONS[self.config.hidden_act](inner)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm transformer block: [B, S, d] -> [B, S, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        hidden = Attention(self.config, name="attention")(hidden, visible)
+        inner = Intermediate(self.config, name="intermediate")(hidden)
+        return AddAndNorm(self.config, name="output")(inner, hidden)
+
+
+class EncoderLayers(nn.Module):
+    """The blocks, named "0", "1", ... as entries of torch's ModuleList are."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        for index in range(self.config.num_hidden_layers):
+            hidden = EncoderLayer(self.config, name=str(index))(hidden, visible)
+        return hidden
+
+
+class Encoder(nn.Module):
+    """Holds the blocks under the name ``layer``."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        return EncoderLayers(self.config, name="layer")(hidden, visible)
+
+
+class Pooler(nn.Module):
+    """The first token through a linear layer and tanh: [B, S, d] -> [B, d]."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        return jnp.tanh(nn.Dense(self.config.hidden_size, name="dense")(hidden[:, 0]))
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder and pooler."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> BertOutput:
+        input_ids, visible, token_types = _checked(inputs, self.config)
+        hidden = Embeddings(self.config, name="embeddings")(input_ids, token_types)
+        hidden = Encoder(self.config, name="encoder")(hidden, visible)
+        return BertOutput(hidden, Pooler(self.config, name="pooler")(hidden))
+
+
+class Bert(nn.Module):
+    """Holds the model under the name ``bert``, as models with a head do."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> BertOutput:
+        return BertModel(self.config, name="bert")(inputs)
+
+
+def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:
+    """Random parameters of a BERT, a nested dict with Hugging Face's names."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    return Bert(config).init(key, inputs)["params"]
+
+
+def bert_apply(
+    config: BertConfig, *, output: Literal["pooled", "hidden"] = "pooled"
+) -> Callable[[Any, Inputs], jax.Array]:
+    """The model as a pure function of its parameters and a batch of texts.
+
+    Args:
+      config: sizes of the model.
+      output: "pooled" for what a classification head reads, "hidden" for every token.
+
+    Returns:
+      ``apply(params, inputs)`` from a dict of arrays [B, S] to [B, d] or [B, S, d]. It
+      raises ValueError for inputs of unequal shapes, other names, or more tokens than
+      the model has positions.
+
+    >>> config = BertConfig(vocab_size=10, hidden_size=8, intermediate_size=16,
+    ...     num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=6)
+    >>> params = init_bert(config, jax.random.key(0))
+    >>> ids = jnp.ones((3, 5), jnp.int32)
+    >>> inputs = {"input_ids": ids, "attention_mask": ids}
+    >>> bert_apply(config)(params, inputs).shape
+    (3, 8)
+    >>> bert_apply(config, output="hidden")(params, inputs).shape
+    (3, 5, 8)
+    """
+    if output not in BertOutput._fields:
+        raise ValueError(f"output {output!r} is not one of pooled, hidden")
+    model = Bert(config)
+    return lambda params, inputs: getattr(
+        model.apply({"params": params}, inputs), output
+    )
+
+
+def load_bert(
+    folder: str | Path, *, dtype: Any = jnp.float32
+) -> tuple[BertConfig, dict[str, Any]]:
+    """Reads the encoder of a Hugging Face BERT folder.
+
+    Reads BertModel and BertFor... checkpoints, whose heads are left unread.
+
+    Args:
+      folder: folder with ``config.json`` and safetensors weights.
+      dtype: floating type of the parameters and so of the computation.
+
+    Returns:
+      The config and the parameters for `bert_apply`.
+
+    Raises:
+      ValueError: another kind of model, a BERT without a pooler or with features that
+        are not computed here, or weights that do not fit the config; the message names
+        the folder.
+    """
+    raw = hub.read_config(folder)
+    tensors = hub.read_tensors(folder, keep=_of_encoder)
+    try:
+        config = _config_from_hub(raw)
+        tensors = {_current_name(key): value for key, value in tensors.items()}
+        if "bert.pooler.dense.weight" not in tensors:
+            raise ValueError(
+                "stored without a pooler, as masked language models are, so it has no "
+                "pooled features; save it from BertModel or "
+                "BertForSequenceClassification"
+            )
+        template = jax.eval_shape(partial(init_bert, config), jax.random.key(0))
+        return config, hub.to_flax(tensors, template, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def save_bert(folder: str | Path, config: BertConfig, params: Any) -> None:
+    """Writes a BERT as a folder that transformers' BertModel and `load_bert` read."""
+    raw = {"architectures": ["BertModel"], "model_type": "bert"}
+    tensors = hub.from_flax(params["bert"])
+    hub.write_folder(folder, raw | dataclasses.asdict(config), tensors)
+
+
+def _checked(
+    inputs: Inputs, config: BertConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Ids, visibility (bool) and types of the tokens, all [B, S]."""
+    needed, optional = {"input_ids", "attention_mask"}, {"token_type_ids"}
+    if not needed <= set(inputs) <= needed | optional:
+        raise ValueError(
+            f"inputs {sorted(inputs)}, expected input_ids, attention_mask and, "
+            "optionally, token_type_ids"
+        )
+    shapes = {name: jnp.shape(value) for name, value in inputs.items()}
+    shape = shapes["input_ids"]
+    if len(shape) != 2 or len(set(shapes.values())) > 1:
+        raise ValueError(f"inputs {shapes}, expected one shape (batch, tokens)")
+    if shape[1] > config.max_position_embeddings:
+        raise ValueError(
+            f"{shape[1]} tokens, the model has {config.max_position_embeddings} "
+            "positions; truncate the texts"
+        )
+    ids = jnp.asarray(inputs["input_ids"])
+    types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
+    return ids, jnp.asarray(inputs["attention_mask"]) != 0, types
+
+
+def _of_encoder(key: str) -> bool:
+    return not key.startswith(HEADS) and not key.endswith(".position_ids")
+
+
+def _current_name(key: str) -> str:
+    """A stored key with the prefix, and without the names of TensorFlow's norms."""
+    key = key if key.startswith("bert.") else f"bert.{key}"
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        if key.endswith(f"LayerNorm{old}"):
+            return key.removesuffix(old) + new
+    return key
+
+
+def _config_from_hub(raw: dict[str, Any]) -> BertConfig:
+    if raw.get("model_type") != "bert":
+        raise ValueError(f"model_type {raw.get('model_type')!r} is not bert")
+    expected = {
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "quantization_config": None,
+    }
+    for name, only in expected.items():
+        if raw.get(name, only) != only:
+            raise ValueError(
+                f"{name} {raw[name]!r} cannot be computed here exactly, only {only!r}"
+            )
+    fields = {field.name for field in dataclasses.fields(BertConfig)}
+    return BertConfig(**{k: v for k, v in raw.items() if k in fields})

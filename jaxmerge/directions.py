@@ -5,32 +5,45 @@ A `Learned` method keeps everything that needs a decomposition in ``prepare``, s
 fitted. All coefficients equal to c give c times task arithmetic, whatever the method.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxmerge import linalg
 from jaxmerge.linear import concatenate
 from jaxmerge.spaces import project_knots
-from jaxmerge.types import AdapterStack, Learned, LowRank
+from jaxmerge.types import AdapterStack, Learned, LowRank, Post, Update
 
 
-class Directions(NamedTuple):
+@flax.struct.dataclass
+class Directions:
     """``sum_k phi_k b_k a_k``, phi being expanded to one number for each direction."""
 
     b: jax.Array  # [m, K]
     a: jax.Array  # [K, n]
     owners: jax.Array  # [K], int: the coefficient that direction k uses
+    coefficients: int = flax.struct.field(pytree_node=False)
 
 
-class SharedDirections(NamedTuple):
+@flax.struct.dataclass
+class SharedDirections:
     """``U sum_t diag(phi_t) C_t A_t``, with the rows of all ``C_t A_t`` on common U."""
 
     u: jax.Array  # [m, R]
     coordinates: jax.Array  # [R, K], the columns of task t are U^T B_t
     a: jax.Array  # [K, n]
     owners: jax.Array  # [K], int: the task of column k
+    tasks: int = flax.struct.field(pytree_node=False)
+
+
+class Composed(NamedTuple):
+    """What `compose` prepares: the inner method's basis, and the original adapters."""
+
+    basis: Any
+    stack: AdapterStack
 
 
 def tara_a(*, initial: float = 0.4) -> Learned:
@@ -55,19 +68,18 @@ def tara_a(*, initial: float = 0.4) -> Learned:
 
     def prepare(stack: AdapterStack) -> Directions:
         b, a = concatenate(stack)
-        return Directions(b=b, a=a, owners=jnp.arange(a.shape[0]))
+        count = a.shape[0]
+        return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
 
-    def init(basis: Directions) -> jax.Array:
-        return jnp.full(basis.a.shape[0], initial, basis.a.dtype)
-
-    return Learned(prepare, init, _weigh_directions)
+    return Learned(prepare, _first_coefficients(initial), _weigh_directions)
 
 
 def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
     """AdaMerging (arXiv 2310.02575), layer-wise: one coefficient for each task.
 
-    ``D(phi) = sum_t phi_t B_t A_t``, phi of shape [T'] for the T' tasks that adapt the
-    module. Sharing one phi between all modules gives the task-wise variant.
+    ``D(phi) = sum_t phi_t B_t A_t``, phi of shape [T]; the coefficient of a task that
+    does not adapt the module changes nothing. One phi for all modules
+    (``jaxmerge.fit(..., shared=True)``) gives the task-wise variant.
 
     Args:
       initial: every coefficient at the start; 0.3 in the paper.
@@ -76,15 +88,13 @@ def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
 
     def prepare(stack: AdapterStack) -> Directions:
         b, a = concatenate(stack)
-        return Directions(b=b, a=a, owners=_owners(stack))
-
-    def init(basis: Directions) -> jax.Array:
-        return jnp.full(int(basis.owners[-1]) + 1, initial, basis.a.dtype)
+        tasks = len(stack.ranks)
+        return Directions(b=b, a=a, owners=_owners(stack), coefficients=tasks)
 
     def apply(phi: jax.Array, basis: Directions) -> LowRank:
         return _weigh_directions(jnp.clip(phi, 0, 1) if clamp else phi, basis)
 
-    return Learned(prepare, init, apply)
+    return Learned(prepare, _first_coefficients(initial), apply)
 
 
 def tara_b(*, initial: float = 0.4) -> Learned:
@@ -109,12 +119,15 @@ def tara_b(*, initial: float = 0.4) -> Learned:
         b, a = concatenate(stack)
         coordinates = linalg.matmul(u.T, b)
         return SharedDirections(
-            u=u, coordinates=coordinates, a=a, owners=_owners(stack)
+            u=u,
+            coordinates=coordinates,
+            a=a,
+            owners=_owners(stack),
+            tasks=len(stack.ranks),
         )
 
     def init(basis: SharedDirections) -> jax.Array:
-        tasks = int(basis.owners[-1]) + 1
-        return jnp.full((tasks, basis.u.shape[1]), initial, basis.u.dtype)
+        return jnp.full((basis.tasks, basis.u.shape[1]), initial, basis.u.dtype)
 
     def apply(phi: jax.Array, basis: SharedDirections) -> LowRank:
         core = basis.coordinates * phi[basis.owners].T
@@ -123,10 +136,60 @@ def tara_b(*, initial: float = 0.4) -> Learned:
     return Learned(prepare, init, apply)
 
 
+def compose(
+    learned: Learned,
+    *posts: Post,
+    before: Callable[[AdapterStack], AdapterStack] | None = None,
+) -> Learned:
+    """A learned method on transformed adapters, with posts after its merge.
+
+    ``compose(tara_b(), before=calibrate)`` learns on directions calibrated by Pico;
+    ``compose(tara_a(), svc)`` learns through what SVC makes of the merge.
+
+    Args:
+      learned: the method.
+      *posts: change the merged update, in this order; differentiated through. They get
+        the original adapters as ``stack``.
+      before: changes the adapters before ``prepare``.
+
+    Returns:
+      Learned, with the coefficients of ``learned``.
+
+    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.updates import dense, scale
+    >>> halved = compose(tara_a(initial=1.0), lambda update, **_: scale(update, by=0.5))
+    >>> basis = halved.prepare(stack_adapters([([[2.0]], [[3.0]])]))
+    >>> print(dense(halved.apply(halved.init(basis), basis)))
+    [[3.]]
+    """
+
+    def prepare(stack: AdapterStack) -> Composed:
+        changed = stack if before is None else before(stack)
+        return Composed(basis=learned.prepare(changed), stack=stack)
+
+    def init(composed: Composed) -> jax.Array:
+        return learned.init(composed.basis)
+
+    def apply(phi: jax.Array, composed: Composed) -> Update:
+        update = learned.apply(phi, composed.basis)
+        for post in posts:
+            update = post(update, stack=composed.stack)
+        return update
+
+    return Learned(prepare, init, apply)
+
+
+def _first_coefficients(initial):
+    def init(basis: Directions) -> jax.Array:
+        return jnp.full(basis.coefficients, initial, basis.a.dtype)
+
+    return init
+
+
 def _owners(stack):
     ranks = [stack.ranks[t] for t in stack.present]
     return jnp.repeat(
-        jnp.arange(len(ranks)), jnp.asarray(ranks), total_repeat_length=sum(ranks)
+        jnp.asarray(stack.present), jnp.asarray(ranks), total_repeat_length=sum(ranks)
     )
 
 

@@ -1,5 +1,7 @@
 """Updates and taps by interception, on every kind of linear layer."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -390,3 +392,51 @@ def test_compiled_functions_are_refused_for_their_cache_would_keep_the_update():
     ):
         with pytest.raises(ValueError, match=r"before jax\.jit"):
             attempt()
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_merged_weights_give_the_same_values_and_gradients(name, rank):
+    layer, shape, m, n = LAYERS[name]
+    model, update = Wrapped(layer), random_update(1, m, n, rank)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=shape), F32)
+    params = model.init(jax.random.key(0), inputs)
+
+    @partial(jax.jit, static_argnums=3)
+    def outcome(update, inputs, params, merged):
+        def loss(update, inputs, params):
+            adapted = with_updates(model.apply, {"layer": update}, merged=merged)
+            outputs, taps = with_taps(adapted, ["layer"])(params, inputs)
+            return jnp.sum(jnp.sin(outputs)) + jnp.sum(taps["layer"])
+
+        return jax.value_and_grad(loss, (0, 1, 2))(update, inputs, params)
+
+    plain, merged, chosen = (
+        outcome(update, inputs, params, way) for way in (False, True, None)
+    )
+    for other in (merged, chosen):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5),
+            plain,
+            other,
+        )
+
+
+def test_gradients_of_merged_weights_form_no_weight_gradient():
+    """Beside the products with the weights only thin ones are left."""
+    m, n, tokens, rank = 24, 20, 50, 3
+    model, update = Wrapped(nn.Dense(m, name="layer")), random_update(0, m, n, rank)
+    inputs = jnp.ones((tokens, n), F32)
+    params = model.init(jax.random.key(0), inputs)
+
+    def loss(update):
+        return jnp.sum(
+            with_updates(model.apply, {"layer": update}, merged=True)(params, inputs)
+            ** 2
+        )
+
+    text = jax.jit(jax.grad(loss)).lower(update).compile().as_text()
+    products = [line for line in text.splitlines() if " dot(" in line]
+    weight_sized = [p for p in products if f"f32[{m},{n}]" in p.split("=")[1][:30]]
+    weight_sized += [p for p in products if f"f32[{n},{m}]" in p.split("=")[1][:30]]
+    assert len(weight_sized) == 1, products  # b @ a; the gradient would be a second

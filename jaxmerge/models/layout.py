@@ -62,24 +62,20 @@ class Layer(NamedTuple):
         width = math.prod(self.shape(self.contracted))
         return moved.reshape(*self.shape(self.leading), width)
 
-    def delta(self, update: Update, inputs: jax.Array, dtype: Any) -> jax.Array:
-        """What an update [m, n] adds to the outputs; a low rank stays factored."""
-        self._check(update)
-        rows = self.rows(inputs).astype(dtype)
-        factors = (update.a, update.b) if isinstance(update, LowRank) else (update,)
-        for factor in factors:
-            rows = jnp.matmul(rows, factor.astype(dtype).T, precision=self.precision)
+    def unrows(self, rows: jax.Array) -> jax.Array:
+        """Outputs from their rows [..., m]."""
         split = self.leading + self.features
         return jnp.einsum(f"{split}->{self.outputs}", rows.reshape(self.shape(split)))
 
     def to_kernel(self, update: Update) -> jax.Array:
         """An update [m, n] as a dense array with the axes of the kernel."""
-        self._check(update)
+        self.check(update)
         split = self.features + self.contracted
         matrix = dense(update).reshape(self.shape(split))
         return jnp.einsum(f"{split}->{self.kernel}", matrix)
 
-    def _check(self, update: Update) -> None:
+    def check(self, update: Update) -> None:
+        """Refuses an update of another shape than the layer's."""
         if isinstance(update, LowRank):
             found = (update.b.shape[0], update.a.shape[1])
         else:

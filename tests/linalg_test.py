@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 from methods import distance, tolerance
 
 import jaxmerge as jm
@@ -95,6 +96,38 @@ def test_threshold_is_the_exact_order_statistic(values, count, dtype):
     threshold = float(jm.magnitude_threshold(blocks, count)[0])
     expected = np.inf if count == 0 else float(np.sort(np.abs(x))[6 - count])
     assert threshold == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 70001), (3, 300, 1025)])
+def test_threshold_of_large_blocks(shape, dtype):
+    """More entries than half precision can count, in rows and in all."""
+    x = gaussian(*shape, dtype=dtype)
+    ordered = np.sort(np.abs(np.asarray(x)).reshape(shape[0], -1))[:, ::-1]
+    for count in (1, ordered.shape[1] // 5, ordered.shape[1]):
+        threshold = jm.magnitude_threshold([x[:, :1], x[:, 1:]], count)
+        assert np.array_equal(threshold, ordered[:, count - 1])
+
+
+def test_threshold_of_a_row_too_long_for_single_precision():
+    row = jnp.ones((1, 2**24 + 1), np.float32)
+    assert jm.magnitude_threshold([row], row.size) == 1.0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_threshold_of_spread_blocks_moves_only_counts(axis):
+    """Neither rows nor columns that are spread over devices are gathered."""
+    names = [None, None, None]
+    names[axis] = "modules"
+    sharding = NamedSharding(jm.module_mesh(), PartitionSpec(*names))
+    x = gaussian(2, 64, 32)
+    spread = jax.device_put(x, sharding)
+    program = jm.magnitude_threshold.lower([spread], 99).compile().as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in program
+    assert "all-reduce" in program
+    expected = jm.magnitude_threshold([x], 99)
+    assert np.array_equal(jm.magnitude_threshold([spread], 99), expected)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

@@ -1,15 +1,12 @@
 """Flax models with Hugging Face names, and merged updates for any Flax model."""
 
 from jaxmerge.models.adapt import add_to_params, with_taps, with_updates
-from jaxmerge.models.bert import (
-    Bert,
-    BertConfig,
-    bert_apply,
-    init_bert,
-    load_bert,
-    save_bert,
-)
+from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
+from jaxmerge.models.bert_hub import load_bert, save_bert
 from jaxmerge.models.heads import head_from_hub, head_logits
+from jaxmerge.models.llama import Llama, LlamaConfig, init_llama, llama_apply
+from jaxmerge.models.llama_hub import load_llama, save_llama
+from jaxmerge.models.rope import Llama3Scaling
 from jaxmerge.models.vit import (
     VisionConfig,
     VisionTower,
@@ -22,6 +19,9 @@ from jaxmerge.models.vit import (
 __all__ = [
     "Bert",
     "BertConfig",
+    "Llama",
+    "Llama3Scaling",
+    "LlamaConfig",
     "VisionConfig",
     "VisionTower",
     "add_to_params",
@@ -29,10 +29,14 @@ __all__ = [
     "head_from_hub",
     "head_logits",
     "init_bert",
+    "init_llama",
     "init_vision",
+    "llama_apply",
     "load_bert",
+    "load_llama",
     "load_vision",
     "save_bert",
+    "save_llama",
     "save_vision",
     "vision_apply",
     "with_taps",

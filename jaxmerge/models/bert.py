@@ -9,18 +9,16 @@ Inputs are a dict of integer arrays [B, S]: ``input_ids``, ``attention_mask`` (0
 padding, on either side) and, optionally, ``token_type_ids`` (default: zeros).
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.models import hub
+from jaxmerge.models.texts import Inputs, read_inputs
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -28,9 +26,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-HEADS = ("cls.", "classifier.", "qa_outputs.")  # layers after the encoder, left unread
-
-Inputs = Mapping[str, jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +184,14 @@ class BertModel(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
-        input_ids, visible, token_types = _checked(inputs, self.config)
-        hidden = Embeddings(self.config, name="embeddings")(input_ids, token_types)
+        ids, visible = read_inputs(inputs, optional=["token_type_ids"])
+        length, positions = ids.shape[1], self.config.max_position_embeddings
+        if length > positions:
+            raise ValueError(
+                f"{length} tokens, the model has {positions} positions; truncate them"
+            )
+        types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
+        hidden = Embeddings(self.config, name="embeddings")(ids, types)
         hidden = Encoder(self.config, name="encoder")(hidden, visible)
         return BertOutput(hidden, Pooler(self.config, name="pooler")(hidden))
 
@@ -242,101 +243,3 @@ def bert_apply(
     return lambda params, inputs: getattr(
         model.apply({"params": params}, inputs), output
     )
-
-
-def load_bert(
-    folder: str | Path, *, dtype: Any = jnp.float32
-) -> tuple[BertConfig, dict[str, Any]]:
-    """Reads the encoder of a Hugging Face BERT folder.
-
-    Reads BertModel and BertFor... checkpoints, whose heads are left unread.
-
-    Args:
-      folder: folder with ``config.json`` and safetensors weights.
-      dtype: floating type of the parameters and so of the computation.
-
-    Returns:
-      The config and the parameters for `bert_apply`.
-
-    Raises:
-      ValueError: another kind of model, a BERT without a pooler or with features that
-        are not computed here, or weights that do not fit the config; the message names
-        the folder.
-    """
-    raw = hub.read_config(folder)
-    tensors = hub.read_tensors(folder, keep=_of_encoder)
-    try:
-        config = _config_from_hub(raw)
-        tensors = {_current_name(key): value for key, value in tensors.items()}
-        if "bert.pooler.dense.weight" not in tensors:
-            raise ValueError(
-                "stored without a pooler, as masked language models are, so it has no "
-                "pooled features; save it from BertModel or "
-                "BertForSequenceClassification"
-            )
-        template = jax.eval_shape(partial(init_bert, config), jax.random.key(0))
-        return config, hub.to_flax(tensors, template, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-
-
-def save_bert(folder: str | Path, config: BertConfig, params: Any) -> None:
-    """Writes a BERT as a folder that transformers' BertModel and `load_bert` read."""
-    raw = {"architectures": ["BertModel"], "model_type": "bert"}
-    tensors = hub.from_flax(params["bert"])
-    hub.write_folder(folder, raw | dataclasses.asdict(config), tensors)
-
-
-def _checked(
-    inputs: Inputs, config: BertConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ids, visibility (bool) and types of the tokens, all [B, S]."""
-    needed, optional = {"input_ids", "attention_mask"}, {"token_type_ids"}
-    if not needed <= set(inputs) <= needed | optional:
-        raise ValueError(
-            f"inputs {sorted(inputs)}, expected input_ids, attention_mask and, "
-            "optionally, token_type_ids"
-        )
-    shapes = {name: jnp.shape(value) for name, value in inputs.items()}
-    shape = shapes["input_ids"]
-    if len(shape) != 2 or len(set(shapes.values())) > 1:
-        raise ValueError(f"inputs {shapes}, expected one shape (batch, tokens)")
-    if shape[1] > config.max_position_embeddings:
-        raise ValueError(
-            f"{shape[1]} tokens, the model has {config.max_position_embeddings} "
-            "positions; truncate the texts"
-        )
-    ids = jnp.asarray(inputs["input_ids"])
-    types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
-    return ids, jnp.asarray(inputs["attention_mask"]) != 0, types
-
-
-def _of_encoder(key: str) -> bool:
-    return not key.startswith(HEADS) and not key.endswith(".position_ids")
-
-
-def _current_name(key: str) -> str:
-    """A stored key with the prefix, and without the names of TensorFlow's norms."""
-    key = key if key.startswith("bert.") else f"bert.{key}"
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        if key.endswith(f"LayerNorm{old}"):
-            return key.removesuffix(old) + new
-    return key
-
-
-def _config_from_hub(raw: dict[str, Any]) -> BertConfig:
-    if raw.get("model_type") != "bert":
-        raise ValueError(f"model_type {raw.get('model_type')!r} is not bert")
-    expected = {
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-        "quantization_config": None,
-    }
-    for name, only in expected.items():
-        if raw.get(name, only) != only:
-            raise ValueError(
-                f"{name} {raw[name]!r} cannot be computed here exactly, only {only!r}"
-            )
-    fields = {field.name for field in dataclasses.fields(BertConfig)}
-    return BertConfig(**{k: v for k, v in raw.items() if k in fields})

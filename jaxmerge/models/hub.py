@@ -48,6 +48,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def refuse_others(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+    """Raises ValueError where a config holds a key of ``only`` with another value."""
+    for name, value in only.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"{name} {config[name]!r} cannot be computed here exactly, "
+                f"only {value!r}"
+            )
+
+
 def read_tensors(
     folder: str | Path, *, keep: Callable[[str], bool] = bool
 ) -> dict[str, jax.Array]:

@@ -1,0 +1,308 @@
+"""Llama against transformers, stage by stage, and its files."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from jaxmerge.models import (
+    Llama,
+    Llama3Scaling,
+    LlamaConfig,
+    head_from_hub,
+    head_logits,
+    init_llama,
+    llama_apply,
+    load_llama,
+    save_llama,
+    with_updates,
+)
+from jaxmerge.models.rope import frequencies
+from jaxmerge.types import LowRank
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SCALED = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0} | {
+    "low_freq_factor": 0.2,
+    "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 16,
+}
+SIZES = [
+    {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 1}
+    | {"head_dim": 6, "attention_bias": True, "mlp_bias": True}
+    | {"rope_parameters": SCALED},
+    {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 3}
+    | {"intermediate_size": 5, "rms_norm_eps": 1e-3},
+]
+DEFAULTS = {"num_hidden_layers": 2, "intermediate_size": 20, "vocab_size": 50} | {
+    "pad_token_id": 0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+
+def random_reference(seed):
+    """A sequence classifier with large weights, so that no layer is near identity."""
+    config = transformers.LlamaConfig(**(DEFAULTS | SIZES[seed]), num_labels=3)
+    reference = transformers.LlamaForSequenceClassification(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    return reference.eval()
+
+
+def save_torch(model, folder, capfd, **options):
+    model.save_pretrained(folder, **options)
+    capfd.readouterr()  # transformers draws a progress bar
+
+
+def texts_for(config, length=11):
+    """Random tokens: one text whole, others padded on the right and on the left."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((4, length), np.int32)
+    mask[1, 5:] = mask[2, 1:] = mask[3, :4] = 0
+    ids = rng.integers(1, config.vocab_size, mask.shape, np.int32)
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def as_torch(inputs):
+    return {
+        name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()
+    }
+
+
+def stages_of(reference, inputs):
+    """Outputs of the embeddings, of every block and of the norm, and the logits."""
+    stages = []
+    model = reference.model
+    for layer in (model.embed_tokens, *model.layers, model.norm):
+        layer.register_forward_hook(lambda *call: stages.append(call[2]))
+    with torch.no_grad():
+        logits = reference(**as_torch(inputs)).logits
+    return stages, logits
+
+
+@pytest.fixture
+def mixed_dtypes():
+    """Lets jax.nn.dot_product_attention go from bf16 to float32 by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def assert_close(ours, theirs, mask=None, tolerance=1e-5):
+    """Equal relative to the largest entry, where the mask lets tokens be seen."""
+    ours, theirs = np.asarray(ours, np.float32), theirs.detach().float().numpy()
+    if mask is not None:
+        ours, theirs = ours[mask == 1], theirs[mask == 1]
+    scale = float(np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * scale, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(len(SIZES)))
+def test_every_stage_equals_transformers(seed, tmp_path, capfd):
+    reference = random_reference(seed)
+    save_torch(reference, tmp_path, capfd)
+    config, params = load_llama(tmp_path)
+    inputs = texts_for(config)
+    expected, logits = stages_of(reference, inputs)
+    output, state = Llama(config).apply(
+        {"params": params}, inputs, capture_intermediates=True
+    )
+    inner = state["intermediates"]["model"]
+    blocks = [inner["layers"][str(i)] for i in range(config.num_hidden_layers)]
+    ours = [inner["embed_tokens"], *blocks, inner["norm"]]
+    assert len(ours) == len(expected)
+    for stage, theirs in zip(ours, expected, strict=True):
+        assert stage["__call__"][0].dtype == jnp.float32
+        assert_close(stage["__call__"][0], theirs, inputs["attention_mask"])
+    last = expected[-1][torch.arange(4), torch.tensor([10, 4, 0, 10])]
+    assert_close(output.last, last)
+    head = head_from_hub(load_file(tmp_path / "model.safetensors"), "score")
+    assert set(head) == {"kernel"}
+    assert_close(head_logits(head, output.last), logits)
+
+
+def test_scaling_has_its_three_bands():
+    """Fast rotations stay, slow ones are divided, one between is in between."""
+    scaling = Llama3Scaling(**{k: v for k, v in SCALED.items() if "rope" not in k})
+    plain = frequencies(6, theta=100.0)
+    ratio = frequencies(6, theta=100.0, scaling=scaling) / plain
+    assert ratio[0] == 1
+    assert 1 / 8 < ratio[1] < 1
+    assert ratio[2] == pytest.approx(1 / 8)
+
+
+def test_end_of_a_text(tmp_path):
+    """The last token that is not the padding token; the mask decides without one."""
+    config = LlamaConfig(
+        **(SIZES[0] | {"num_hidden_layers": 1, "intermediate_size": 4}),
+        vocab_size=50,
+        pad_token_id=7,
+    )
+    params = init_llama(config, jax.random.key(0))
+    inputs = texts_for(config)
+    inputs["input_ids"][:, :] = np.where(inputs["attention_mask"], 3, 7)
+    inputs["input_ids"][1, 4] = 7  # the padding token as the last one of a text
+    hidden = llama_apply(config, output="hidden")(params, inputs)
+    rows = np.arange(4)
+    by_token = llama_apply(config)(params, inputs)
+    np.testing.assert_array_equal(by_token, hidden[rows, np.array([10, 3, 0, 10])])
+    without = dataclasses.replace(config, pad_token_id=None)
+    by_mask = llama_apply(without)(params, inputs)
+    np.testing.assert_array_equal(by_mask, hidden[rows, np.array([10, 4, 0, 10])])
+
+
+def test_linear_layers_carry_the_names_that_peft_gives(tmp_path, capfd):
+    reference = random_reference(0)
+    save_torch(reference, tmp_path, capfd)
+    _, params = load_llama(tmp_path)
+    named = {
+        name
+        for name, layer in reference.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    leaves = flatten_dict(params, sep=".")
+    ours = {path.removesuffix(".kernel") for path in leaves if path.endswith(".kernel")}
+    assert ours == named - {"score"}
+    assert "model.layers.0.self_attn.q_proj" in ours
+
+
+def test_updates_reach_every_linear_layer(tmp_path, capfd):
+    reference = random_reference(1)
+    save_torch(reference, tmp_path, capfd)
+    config, params = load_llama(tmp_path)
+    inputs = texts_for(config)
+    rng = np.random.default_rng(1)
+    updates = {}
+    with torch.no_grad():
+        for name, layer in reference.model.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                b = rng.normal(size=(layer.out_features, 2)).astype(np.float32)
+                a = rng.normal(size=(2, layer.in_features)).astype(np.float32)
+                updates[f"model.{name}"] = LowRank(b=jnp.asarray(b), a=jnp.asarray(a))
+                layer.weight += torch.tensor(b @ a)
+        expected = reference.model(**as_torch(inputs)).last_hidden_state
+    assert len(updates) == 7 * config.num_hidden_layers
+    apply = with_updates(llama_apply(config, output="hidden"), updates)
+    hidden = apply(params, inputs)
+    assert_close(hidden, expected, inputs["attention_mask"], tolerance=1e-4)
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+def test_bf16_weights_in_several_files_stay_bf16(tmp_path, capfd):
+    narrow = random_reference(1).to(torch.bfloat16)
+    save_torch(narrow, tmp_path, capfd, max_shard_size="5KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    config, params = load_llama(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    inputs = texts_for(config)
+    mask = inputs["attention_mask"]
+    outputs = {}
+    for dtype, tolerance in (("bfloat16", 0.02), ("float32", 1e-5)):
+        # read anew, for .to() rounds the frequencies of the rotations too
+        reference = type(narrow).from_pretrained(tmp_path, dtype=dtype).eval()
+        expected, _ = stages_of(reference, inputs)
+        apply = llama_apply(config, output="hidden", dtype=jnp.dtype(dtype))
+        outputs[dtype] = apply(params, inputs)
+        assert outputs[dtype].dtype == jnp.dtype(dtype)
+        assert_close(outputs[dtype], expected[-1], mask, tolerance=tolerance)
+
+    stored = llama_apply(config, output="hidden")(params, inputs)
+    np.testing.assert_array_equal(stored, outputs["bfloat16"])
+    _, wide = load_llama(tmp_path, dtype=jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype("float32")}
+    hidden = llama_apply(config, output="hidden")(wide, inputs)
+    np.testing.assert_array_equal(hidden, outputs["float32"])
+
+
+def test_checkpoints_of_other_kinds_and_ages(tmp_path, capfd):
+    """A bare LlamaModel, and a language model whose config has the old spelling."""
+    reference = random_reference(1)
+    save_torch(reference, tmp_path / "classifier", capfd)
+    config, params = load_llama(tmp_path / "classifier")
+    save_torch(reference.model, tmp_path / "bare", capfd)
+    stored = load_file(tmp_path / "bare" / "model.safetensors")
+    assert not any(key.startswith("model.") for key in stored)
+
+    raw = json.loads((tmp_path / "classifier" / "config.json").read_text())
+    rope = raw.pop("rope_parameters")
+    raw["rope_theta"] = rope.pop("rope_theta")
+    raw["rope_scaling"] = rope
+    old = tmp_path / "language"
+    old.mkdir()
+    (old / "config.json").write_text(json.dumps(raw))
+    tensors = {f"model.{key}": value for key, value in stored.items()}
+    tensors["lm_head.weight"] = np.zeros((50, 24), np.float32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    save_file(tensors, old / "model.safetensors")
+
+    for folder in ("bare", "language"):
+        again, loaded = load_llama(tmp_path / folder)
+        assert again == config
+        jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_written_folder_is_read_by_transformers(scaled, tmp_path):
+    scaling = Llama3Scaling(**{k: v for k, v in SCALED.items() if "rope" not in k})
+    config = LlamaConfig(
+        **(SIZES[0] | {"num_hidden_layers": 1, "intermediate_size": 6}),
+        vocab_size=50,
+        rope_theta=200.0,
+        rope_scaling=scaling if scaled else None,
+        pad_token_id=0,
+    )
+    params = init_llama(config, jax.random.key(3))
+    save_llama(tmp_path, config, params)
+    again, loaded = load_llama(tmp_path)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    inputs = texts_for(config)
+    reference = transformers.LlamaModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = reference(**as_torch(inputs)).last_hidden_state
+    hidden = llama_apply(config, output="hidden")(params, inputs)
+    assert_close(hidden, expected, inputs["attention_mask"])
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2}, r"missing .*layers\.1"),
+        ({"model_type": "mistral"}, "'mistral' is not llama"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' cannot"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config .* cannot"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' is not one of"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 cannot"),
+        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
+        ({"head_dim": 3}, "head_dim is odd"),
+        ({"head_dim": None, "num_attention_heads": 6}, "multiple of num_attention"),
+    ],
+)
+def test_unreadable_folders_are_refused_by_name(changes, message, tmp_path):
+    config = LlamaConfig(
+        **(SIZES[0] | {"num_hidden_layers": 1, "intermediate_size": 4}), vocab_size=9
+    )
+    save_llama(tmp_path, config, init_llama(config, jax.random.key(0)))
+    change_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        load_llama(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_unknown_outputs_are_refused():
+    with pytest.raises(ValueError, match="'pooled' is not one of last"):
+        llama_apply(LlamaConfig(), output="pooled")

@@ -2,7 +2,7 @@
 
 from jaxmerge import io, linalg, models
 from jaxmerge.calibration import calibrate, pico
-from jaxmerge.directions import adamerging, tara_a, tara_b
+from jaxmerge.directions import adamerging, compose, tara_a, tara_b
 from jaxmerge.dropout import dare, della, della_probabilities
 from jaxmerge.election import (
     elect,
@@ -18,6 +18,7 @@ from jaxmerge.election import (
 )
 from jaxmerge.emr_merging import EmrParts, emr, emr_parts, emr_rescalers
 from jaxmerge.factors import lora_lego, robust_merge
+from jaxmerge.fitting import Fitted, History, Progress, fit, single_adapter_losses
 from jaxmerge.gauge import balance, balanced
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
@@ -86,7 +87,8 @@ __all__ = [
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
     # learned coefficients, and objectives without labels
-    "adamerging", "tara_a", "tara_b",
+    "Fitted", "History", "Progress", "adamerging", "compose", "fit",
+    "single_adapter_losses", "tara_a", "tara_b",
     "effective_rank", "entropy", "linear_scalarisation", "smooth_tchebycheff",
     # whole models
     "map_modules", "module_mesh", "trim_whole_model",

@@ -13,7 +13,7 @@ def entropy(
     ``mean(-sum_c p_c log(p_c + epsilon))`` with ``p = softmax(logit_scale * logits)``.
 
     Args:
-      logits: [..., classes].
+      logits: [..., classes]; bf16 and fp16 are computed in float32.
       logit_scale: inverse temperature. Cosine similarities of CLIP need the model's
         own; without it every entropy is near ``log(classes)``.
       epsilon: inside the logarithm: 1e-10 in TARA's code, 1e-8 in AdaMerging's.
@@ -21,6 +21,8 @@ def entropy(
     >>> print(entropy(jnp.zeros((3, 2))).round(4))
     0.6931
     """
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
     p = jax.nn.softmax(logits * jnp.asarray(logit_scale, logits.dtype), axis=-1)
     return jnp.mean(-jnp.sum(p * jnp.log(p + epsilon), axis=-1))
 
@@ -28,8 +30,8 @@ def entropy(
 def smooth_tchebycheff(
     values: jax.Array,
     *,
-    preference: jax.Array | None = None,
-    anchors: jax.Array | None = None,
+    preference: ArrayLike | None = None,
+    anchors: ArrayLike | None = None,
     alpha: ArrayLike = 1.0,
     absolute: bool = False,
 ) -> jax.Array:
@@ -53,10 +55,8 @@ def smooth_tchebycheff(
     >>> print(smooth_tchebycheff(losses, alpha=0.01).round(4))
     1.5
     """
-    tasks = values.shape[0]
-    gaps = values if anchors is None else values - anchors
-    gaps = jnp.abs(gaps) if absolute else gaps
-    weighted = gaps / tasks if preference is None else gaps * preference
+    gaps = _gaps(values, anchors)
+    weighted = _preference(preference, values) * (jnp.abs(gaps) if absolute else gaps)
     alpha = jnp.asarray(alpha, values.dtype)
     return alpha * jax.nn.logsumexp(weighted / alpha)
 
@@ -64,16 +64,25 @@ def smooth_tchebycheff(
 def linear_scalarisation(
     values: jax.Array,
     *,
-    preference: jax.Array | None = None,
-    anchors: jax.Array | None = None,
+    preference: ArrayLike | None = None,
+    anchors: ArrayLike | None = None,
 ) -> jax.Array:
     """Weighted sum of losses, ``sum_t rho_t (f_t - z_t)``; the arguments as above.
 
     >>> print(linear_scalarisation(jnp.array([1.0, 3.0])))
     2.0
     """
-    gaps = values if anchors is None else values - anchors
-    return jnp.mean(gaps) if preference is None else jnp.sum(gaps * preference)
+    return jnp.sum(_preference(preference, values) * _gaps(values, anchors))
+
+
+def _gaps(values, anchors):
+    return values if anchors is None else values - jnp.asarray(anchors, values.dtype)
+
+
+def _preference(preference, values):
+    if preference is None:
+        return jnp.full_like(values, 1 / values.shape[0])
+    return jnp.asarray(preference, values.dtype)
 
 
 def effective_rank(singular_values: jax.Array) -> jax.Array:

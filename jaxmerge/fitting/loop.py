@@ -1,0 +1,290 @@
+"""The loop of a fit: compiled steps, checkpoints, reports and failures."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxmerge.fitting.checkpoint import Checkpoints, fingerprint
+from jaxmerge.fitting.step import (
+    FitState,
+    Penalty,
+    Phis,
+    Problem,
+    Record,
+    Scalarise,
+    TaskLoss,
+    first_state,
+    gradient,
+    gradient_by_task,
+    merge,
+    task_gradients,
+)
+from jaxmerge.mapping import map_modules
+from jaxmerge.objectives import smooth_tchebycheff
+from jaxmerge.types import AdapterStack, Learned, Update
+
+
+class History(NamedTuple):
+    """What every step saw before it changed phi; the axis P only in a front."""
+
+    objective: np.ndarray  # [(P,) steps]
+    losses: np.ndarray  # [(P,) steps, T]
+
+
+class Progress(NamedTuple):
+    """What is reported after every compiled call."""
+
+    step: int
+    steps: int
+    history: History  # of the steps since the last report
+
+
+class Fitted(NamedTuple):
+    """Result of `fit`; with a front of P preferences every array has a leading P."""
+
+    phis: Phis
+    updates: dict[str, Update]
+    history: History
+
+
+def fit(
+    learned: Learned,
+    stacks: Mapping[str, AdapterStack],
+    losses: Mapping[str, TaskLoss],
+    batches: Iterable[Mapping[str, Any]],
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    params: Any = None,
+    scalarise: Scalarise = smooth_tchebycheff,
+    preference: jax.Array | None = None,
+    penalty: Penalty | None = None,
+    shared: bool = False,
+    accumulate: bool = False,
+    steps_per_call: int = 10,
+    checkpoint: str | Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Fitted:
+    """Fits the coefficients phi of a learned merge by gradient descent.
+
+    Each step lowers ``scalarise([f_1 .. f_T]) + penalty`` where f_t is the loss of task
+    t on its batch, in the model with the merged updates. ``steps_per_call`` steps are
+    one compiled program (``lax.scan``) that reuses the memory of its state.
+    Computation follows the placement of ``params`` and batches; phi is replicated.
+
+    Args:
+      learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
+      stacks: module -> adapters.
+      losses: task -> its loss ``(params, updates, batch) -> scalar``. The order of the
+        tasks is that of ``preference`` and of the history.
+      batches: for each step a dict of task -> batch. Shapes stay the same from step to
+        step and may differ between tasks. To resume, it is iterated from the start
+        again and must give the same batches.
+      optimizer: any optax optimiser.
+      steps: how many in all, those before an interruption included.
+      params: passed to the losses: a large model belongs here, not into a closure.
+      scalarise: `smooth_tchebycheff` (default) or `linear_scalarisation`, with further
+        arguments bound by ``functools.partial``.
+      preference: rho [T]; or [P, T], to fit P merges, a Pareto front, in one program.
+      penalty: ``(phis, updates) -> scalar``, added to the objective.
+      shared: one phi for all modules, as in task-wise AdaMerging.
+      accumulate: go through the tasks one by one, so that only one task's activations
+        are in memory: first all losses without gradients, which give the exact weight
+        of each task, then the gradients. Costs one more forward pass.
+      steps_per_call: steps in one compiled call; nothing is reported, saved or checked
+        in between.
+      checkpoint: folder for orbax checkpoints, one after every call. If it holds any,
+        the fit goes on from there, and ends with the same bits as without an
+        interruption.
+      report: called after every compiled call.
+
+    Returns:
+      Fitted: coefficients, merged updates and history.
+
+    Raises:
+      FloatingPointError: a loss or its gradient is not finite; names task and step.
+      ValueError: batches end early or lack a task, or the checkpoint belongs to another
+        fit.
+
+    Source: arXiv 2603.26299 (TARA), 2310.02575 (AdaMerging).
+
+    >>> from jaxmerge.directions import tara_a
+    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> stacks = {"w": stack_adapters([([[1.0]], [[1.0]]), ([[1.0]], [[2.0]])])}
+    >>> def loss(params, updates, batch):
+    ...     return jnp.sum((dense(updates["w"]) - batch) ** 2)
+    >>> batches = itertools.repeat({"only": np.ones((1, 1), np.float32)})
+    >>> sgd = optax.sgd(0.05)
+    >>> fitted = fit(tara_a(), stacks, {"only": loss}, batches, sgd, steps=50)
+    >>> print(dense(fitted.updates["w"]).round(3))
+    [[1.]]
+    """
+    problem = Problem(learned, losses, scalarise, penalty)
+    bases = map_modules(learned.prepare, stacks)
+    preference = None if preference is None else jnp.asarray(preference)
+    front = preference is not None and preference.ndim == 2
+    state = first_state(learned, bases, optimizer, shared=shared)
+    if front:
+        count = preference.shape[0]
+        state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
+    step = partial(
+        _step, problem, optimizer, gradient_by_task if accumulate else gradient
+    )
+    run = _compiled(step, front=front)
+    records: list[History] = []
+    done = 0
+
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if checkpoint is not None:
+            identity = fingerprint(
+                adapters=bases,
+                tasks=list(losses),
+                preference=preference,
+                coefficients=state.phis,
+                optimizer=jax.tree.map(jnp.shape, state.optimizer),
+            )
+            saved = stack.enter_context(Checkpoints(checkpoint, identity))
+            done, state, history = saved.restore(state)
+            records = [] if history is None else [History(**history)]
+        for stacked in _chunks(batches, losses, done, steps, steps_per_call):
+            before = jax.device_get(state)
+            state, record = run(state, bases, params, stacked, preference)
+            record = _history(record, front=front)
+            if not _all_finite((record, state.phis)):
+                explain = partial(_explain, problem, step, bases, params, stacked, done)
+                explain(before, state.phis, preference, front=front)
+            done += record.objective.shape[-1]
+            records.append(record)
+            if saved is not None:
+                saved.save(done, state, _joined(records)._asdict())
+            if report is not None:
+                report(Progress(done, steps, record))
+
+    finish = partial(merge, learned)
+    finish = jax.vmap(finish, in_axes=(0, None)) if front else finish
+    return Fitted(state.phis, finish(state.phis, bases), _joined(records))
+
+
+def _step(problem, optimizer, find, state, bases, params, batch, preference):
+    record, change = find(problem, state.phis, bases, params, batch, preference)
+    change, moments = optimizer.update(change, state.optimizer, state.phis)
+    return FitState(optax.apply_updates(state.phis, change), moments), record
+
+
+def _compiled(step, *, front):
+    """Several steps in one program, a scan over batches [steps, ...]."""
+    if front:
+        step = jax.vmap(step, in_axes=(0, None, None, None, 0))
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state, bases, params, batches, preference):
+        def one(state, batch):
+            return step(state, bases, params, batch, preference)
+
+        return lax.scan(one, state, batches)
+
+    return run
+
+
+def _chunks(
+    batches: Iterable[Mapping[str, Any]],
+    losses: Mapping[str, TaskLoss],
+    done: int,
+    steps: int,
+    size: int,
+) -> Iterator[dict[str, Any]]:
+    """Batches of several steps, stacked, from step ``done`` on."""
+    source = itertools.islice(iter(batches), done, None)
+    while done < steps:
+        count = min(size - done % size, steps - done)
+        taken = list(itertools.islice(source, count))
+        if len(taken) < count:
+            raise ValueError(f"batches end after {done + len(taken)} of {steps} steps")
+        for task in losses:
+            if any(task not in batch for batch in taken):
+                raise ValueError(f"batches have no {task!r} before step {done + count}")
+        chosen = [{task: batch[task] for task in losses} for batch in taken]
+        yield jax.tree.map(lambda *x: jnp.stack(x), *chosen)
+        done += count
+
+
+def _history(record: Record, *, front: bool) -> History:
+    objective, losses = (np.asarray(x) for x in record)
+    if front:  # a scan over steps of P fits
+        objective, losses = np.moveaxis(objective, 1, 0), np.moveaxis(losses, 1, 0)
+    return History(objective, losses)
+
+
+def _joined(records: list[History]) -> History:
+    axis = records[0].objective.ndim - 1
+    return History(*(np.concatenate(x, axis) for x in zip(*records, strict=True)))
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def _explain(
+    problem: Problem,
+    step: Callable[..., Any],
+    bases: Any,
+    params: Any,
+    stacked: Any,
+    done: int,
+    before: FitState,
+    phis: Phis,
+    preference: jax.Array | None,
+    *,
+    front: bool,
+) -> None:
+    """Repeats the steps of a call one by one to find where a number ceased to be one.
+
+    Raises:
+      FloatingPointError: always; names the step and the tasks.
+    """
+    member = ""
+    if front:
+        good = np.ones(len(preference), bool)
+        for phi in phis.values():
+            good &= np.all(np.isfinite(phi), axis=tuple(range(1, phi.ndim)))
+        index = int(np.argmin(good))
+        before = jax.tree.map(lambda x: x[index], before)
+        preference, member = preference[index], f" for preference {index}"
+    state = jax.tree.map(jnp.asarray, before)
+    run, each = jax.jit(step), jax.jit(partial(task_gradients, problem))
+    for offset in range(len(jax.tree.leaves(stacked)[0])):
+        batch = jax.tree.map(lambda x, i=offset: x[i], stacked)
+        gradients = each(state.phis, bases, params, batch)
+        state, record = run(state, bases, params, batch, preference)
+        where = f"step {done + offset + 1}{member}"
+        advice = "a smaller learning rate, or float32 compute, may help"
+        finite = np.isfinite(record.losses)
+        if not finite.all():
+            tasks = [
+                t for t, good in zip(problem.losses, finite, strict=True) if not good
+            ]
+            raise FloatingPointError(
+                f"{where}: the loss of {', '.join(tasks)} is not finite; {advice}"
+            )
+        tasks = [task for task, found in gradients.items() if not _all_finite(found)]
+        if tasks:
+            raise FloatingPointError(
+                f"{where}: the gradient of {', '.join(tasks)} is not finite; {advice}"
+            )
+        if not _all_finite((record, state.phis)):
+            break
+    raise FloatingPointError(
+        f"{where}: the objective or the optimiser's step is not finite, though every "
+        f"loss and its gradient are; {advice}"
+    )

@@ -7,24 +7,9 @@ import numpy as np
 from scipy import ndimage
 
 from experiments.digits8.data import Split
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+from experiments.finetune import Lora
 
 Variation = Callable[[np.ndarray], np.ndarray]  # [N, 8, 8] -> [N, 8, 8]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """The adapter's shape: ``alpha / rank`` scales it, or ``alpha / sqrt(rank)``."""
-
-    rank: int
-    alpha: int
-    rslora: bool = False
-    targets: tuple[str, ...] = ATTENTION
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,18 +11,16 @@ plain digits and 22 to 66 % on the tasks; adapters 86 to 96 % on their own task
 import json
 import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import typer
-from safetensors.numpy import save_file
 
+from experiments import finetune
 from experiments.digits8.data import SIZES, augment, load_splits
 from experiments.digits8.model import (
     CONFIG,
@@ -35,45 +33,15 @@ from experiments.digits8.model import (
     make_heads,
     save_base,
 )
-from experiments.digits8.tasks import TASKS, Lora, Task, unchanged
+from experiments.digits8.tasks import TASKS, Task, unchanged
+from experiments.finetune import Factors, Lora, fit, save_adapter, scaled
 from jaxmerge.models import init_vision, with_updates
-from jaxmerge.types import LowRank
 
-COPIES, BATCH = 16, 128
+COPIES = 16
+BASE_NAME = "experiments/digits8/base"
 PRETRAINING = {"steps": 2500, "rate": 1e-3, "decay": 0.05}
 ADAPTATION = {"steps": 500, "rate": 2e-3, "decay": 0.0}
 PLAIN = Task(vary=unchanged, lora=Lora(rank=1, alpha=1))
-
-Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
-
-def fit(
-    loss: Loss,
-    initial: Any,
-    examples: tuple[np.ndarray, np.ndarray],
-    *,
-    key: jax.Array,
-    steps: int,
-    rate: float,
-    decay: float,
-) -> Any:
-    """AdamW with warm-up and cosine decay; all steps are one compiled scan."""
-    schedule = optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps)
-    optimizer = optax.adamw(schedule, weight_decay=decay)
-    images, labels = map(jnp.asarray, examples)
-
-    def step(carry, key):
-        trained, state = carry
-        chosen = jax.random.randint(key, (BATCH,), 0, len(labels))
-        gradient = jax.grad(loss)(trained, images[chosen], labels[chosen])
-        change, state = optimizer.update(gradient, state, trained)
-        return (optax.apply_updates(trained, change), state), None
-
-    @jax.jit
-    def run(trained, keys):
-        return jax.lax.scan(step, (trained, optimizer.init(trained)), keys)[0][0]
-
-    return run(initial, jax.random.split(key, steps))
 
 
 def cross_entropy(embeddings: jax.Array, head: Any, labels: jax.Array) -> jax.Array:
@@ -81,50 +49,17 @@ def cross_entropy(embeddings: jax.Array, head: Any, labels: jax.Array) -> jax.Ar
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
-def initial_factors(lora: Lora, key: jax.Array) -> dict[str, LowRank]:
-    """PEFT's initialisation: A uniform within 1 / sqrt(n), B zero."""
+def initial_factors(lora: Lora, key: jax.Array) -> Factors:
+    """The first factors of the layers that an adapter has."""
     width, inner = CONFIG.hidden_size, CONFIG.intermediate_size
-    shapes = {"fc1": (inner, width), "fc2": (width, inner)}
-    factors = {}
+    sizes = {"fc1": (inner, width), "fc2": (width, inner)}
+    shapes = {}
     for layer in range(CONFIG.num_hidden_layers):
         for target in lora.targets:
-            m, n = shapes.get(target, (width, width))
-            part = "mlp" if target in shapes else "self_attn"
+            part = "mlp" if target in sizes else "self_attn"
             name = f"vision_model.encoder.layers.{layer}.{part}.{target}"
-            key, drawn = jax.random.split(key)
-            a = jax.random.uniform(drawn, (lora.rank, n), minval=-1, maxval=1)
-            factors[name] = LowRank(b=jnp.zeros((m, lora.rank)), a=a / n**0.5)
-    return factors
-
-
-def scaled(factors: dict[str, LowRank], lora: Lora) -> dict[str, LowRank]:
-    return {name: LowRank(b=lora.scale * b, a=a) for name, (b, a) in factors.items()}
-
-
-def save_adapter(folder: Path, factors: dict[str, LowRank], lora: Lora) -> None:
-    """Writes one adapter as PEFT does: the factors as trained, the scale in alpha."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, (b, a) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = np.asarray(a)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = np.asarray(b)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": "experiments/digits8/base",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "use_rslora": lora.rslora,
-        "target_modules": list(lora.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "modules_to_save": None,
-    }
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / "adapter_config.json").write_text(text)
+            shapes[name] = sizes.get(target, (width, width))
+    return finetune.initial_factors(shapes, lora.rank, key)
 
 
 def counts(tasks: dict[str, Task], split: str, base: Any, updates: Any) -> list[int]:
@@ -166,7 +101,7 @@ def main(
         initial = initial_factors(task.lora, keys[2 + 2 * index])
         key, examples = keys[3 + 2 * index], task.examples(train)
         factors = fit(loss, initial, examples, key=key, **ADAPTATION)
-        save_adapter(out / "adapters" / name, factors, task.lora)
+        save_adapter(out / "adapters" / name, factors, task.lora, base=BASE_NAME)
         count = partial(counts, {name: task}, base=base)
         results[name] = {
             split: {

@@ -1,0 +1,322 @@
+"""LoRA fine-tuning of the adapters of any `Suite`, written as PEFT writes them."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
+from safetensors.numpy import save_file
+
+from experiments.suite import Split, Suite, Task, batches
+from jaxmerge.io import load_peft
+from jaxmerge.models import with_updates
+from jaxmerge.types import LowRank
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+Factors = dict[str, LowRank]  # of each module as trained: A, and B before the scale
+Augment = Callable[[jax.Array, Any], Any]  # (key, inputs [B, ...]) -> inputs [B, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """The adapter's shape: ``alpha / rank`` scales it, or ``alpha / sqrt(rank)``."""
+
+    rank: int
+    alpha: int
+    rslora: bool = False
+    targets: tuple[str, ...] = ATTENTION
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How an adapter is trained; ``rate`` is the highest, ``decay`` is AdamW's."""
+
+    steps: int
+    rate: float
+    decay: float = 0.0
+    batch: int = 128
+
+
+def fit(
+    loss: Callable[..., jax.Array],
+    initial: Any,
+    examples: tuple[Any, Any],
+    *,
+    key: jax.Array,
+    steps: int,
+    rate: float,
+    decay: float,
+    batch: int = 128,
+    frozen: tuple[Any, ...] = (),
+    augment: Augment | None = None,
+    chunk: int | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> Any:
+    """AdamW with warm-up and cosine decay, as compiled scans over the steps.
+
+    Every step draws its examples anew, with repetition.
+
+    Args:
+      loss: ``loss(trained, *frozen, inputs, labels)`` of one batch.
+      initial: pytree of arrays to train.
+      examples: inputs, a pytree of arrays [N, ...], and labels [N].
+      key: of every random draw.
+      steps: optimiser steps; the first tenth warms up.
+      rate: highest learning rate.
+      decay: AdamW's weight decay.
+      batch: examples in a step.
+      frozen: further arguments of ``loss``, such as the parameters of the base.
+      augment: changes the inputs of every step at random.
+      chunk: steps in one scan (default: all); results do not depend on it.
+      report: called after every chunk with the finished steps and their mean loss.
+
+    Returns:
+      ``initial`` trained.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps)
+    optimizer = optax.adamw(schedule, weight_decay=decay)
+    examples = jax.tree.map(jnp.asarray, tuple(examples))
+
+    def step(carry, key, examples, frozen):
+        trained, state = carry
+        chosen = jax.random.randint(key, (batch,), 0, len(examples[1]))
+        inputs, labels = jax.tree.map(lambda x: x[chosen], examples)
+        if augment is not None:
+            inputs = augment(jax.random.fold_in(key, 1), inputs)
+        value, gradient = jax.value_and_grad(loss)(trained, *frozen, inputs, labels)
+        change, state = optimizer.update(gradient, state, trained)
+        return (optax.apply_updates(trained, change), state), value
+
+    @jax.jit
+    def run(carry, keys, examples, frozen):
+        return jax.lax.scan(lambda c, k: step(c, k, examples, frozen), carry, keys)
+
+    carry = (initial, optimizer.init(initial))
+    keys = jax.random.split(key, steps)
+    for start in range(0, steps, chunk or steps):
+        drawn = keys[start : start + (chunk or steps)]
+        carry, losses = run(carry, drawn, examples, frozen)
+        if report is not None:
+            report(start + len(drawn), float(losses.mean()))
+    return carry[0]
+
+
+def lora_shapes(params: Any, targets: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Sizes (m, n) of the layers whose last name is among ``targets``, sorted by name.
+
+    Raises:
+      ValueError: a target that names no layer, or a kernel that is not a matrix.
+    """
+    shapes = {}
+    for path, kernel in sorted(flatten_dict(params, sep=".").items()):
+        module = path.removeprefix("params.").removesuffix(".kernel")
+        if not path.endswith(".kernel") or module.rpartition(".")[2] not in targets:
+            continue
+        if kernel.ndim != 2:
+            raise ValueError(f"{module}: its kernel {kernel.shape} is not a matrix")
+        shapes[module] = kernel.shape[::-1]
+    missing = set(targets) - {module.rpartition(".")[2] for module in shapes}
+    if missing:
+        raise ValueError(f"no layer of the model is named {', '.join(sorted(missing))}")
+    return shapes
+
+
+def initial_factors(
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int,
+    key: jax.Array,
+    *,
+    a: Mapping[str, ArrayLike] | None = None,
+) -> Factors:
+    """PEFT's initialisation, A uniform within 1 / sqrt(n) and B zero, or a given A.
+
+    Args:
+      shapes: (m, n) of each module.
+      rank: rank of every module.
+      key: of the random draws.
+      a: module -> A [rank, n], for all modules.
+
+    Raises:
+      ValueError: ``a`` is of other modules or shapes.
+    """
+    if a is not None and set(a) != set(shapes):
+        raise ValueError(
+            f"A is given for other modules: {sorted(set(a) ^ set(shapes))}"
+        )
+    factors = {}
+    for name, (m, n) in shapes.items():
+        key, drawn = jax.random.split(key)
+        if a is None:
+            first = jax.random.uniform(drawn, (rank, n), jnp.float32, -1, 1) / n**0.5
+        else:
+            first = jnp.asarray(a[name], jnp.float32)
+        if first.shape != (rank, n):
+            raise ValueError(f"{name}: A is {first.shape}, expected {(rank, n)}")
+        factors[name] = LowRank(b=jnp.zeros((m, rank), jnp.float32), a=first)
+    return factors
+
+
+def scaled(factors: Factors, lora: Lora) -> Factors:
+    """The updates that trained factors stand for: the scale folded into B."""
+    return {name: LowRank(b=lora.scale * b, a=a) for name, (b, a) in factors.items()}
+
+
+def save_adapter(folder: Path, factors: Factors, lora: Lora, *, base: str) -> None:
+    """Writes one adapter as PEFT does: the factors as trained, the scale in alpha.
+
+    ``adapter_config.json`` comes last, so that a folder with it is complete.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    tensors = {}
+    for name, (b, a) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.asarray(a)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = np.asarray(b)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.rslora,
+        "target_modules": list(lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_updates(folder: Path) -> Factors:
+    """One adapter from its folder, the scale folded into B."""
+    stacks = load_peft([folder], heads="keep").stacks
+    return {name: LowRank(b=stack.b[0], a=stack.a[0]) for name, stack in stacks.items()}
+
+
+def train_adapter(
+    suite: Suite,
+    task: Task,
+    lora: Lora,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    initial_a: Mapping[str, ArrayLike] | None = None,
+    augment: Augment | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> Factors:
+    """Trains LoRA factors for one task; the base and the task's head stay frozen.
+
+    Args:
+      suite: the base model and how heads are applied.
+      task: whose train part is learned.
+      lora: rank, scale and target layers.
+      recipe: steps and rates.
+      seed: of every random draw; each task draws its own from it.
+      initial_a: module -> first A [rank, n] (default: PEFT's random one).
+      augment: changes the inputs of every step at random.
+      report: called every 50 steps with the finished steps and their mean loss.
+
+    Returns:
+      The factors as trained: see `scaled`.
+    """
+    names = [known.name for known in suite.tasks]
+    key = jax.random.fold_in(jax.random.key(seed), names.index(task.name))
+    draw_key, fit_key = jax.random.split(key)
+    shapes = lora_shapes(suite.params, lora.targets)
+    split = task.load("train")
+    if suite.lengths is not None:
+        longest = int(suite.lengths(split.inputs).max())
+        split = split._replace(inputs=suite.crop(split.inputs, longest))
+
+    def loss(factors, params, head, inputs, labels):
+        features = with_updates(suite.apply, scaled(factors, lora))(params, inputs)
+        scores = suite.logits(head, features).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+    return fit(
+        loss,
+        initial_factors(shapes, lora.rank, draw_key, a=initial_a),
+        split,
+        key=fit_key,
+        steps=recipe.steps,
+        rate=recipe.rate,
+        decay=recipe.decay,
+        batch=recipe.batch,
+        frozen=(suite.params, task.head),
+        augment=augment,
+        chunk=50,
+        report=report,
+    )
+
+
+def finetune(
+    suite: Suite,
+    lora: Lora,
+    recipe: Recipe,
+    *,
+    base: str,
+    seed: int = 0,
+    force: bool = False,
+    initial_a: Mapping[str, ArrayLike] | None = None,
+    augment: Augment | None = None,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Trains and saves the adapter of every task that has none yet.
+
+    Args:
+      base: what the adapters say their base model is.
+      force: train adapters that exist again.
+      report: takes lines of progress; everything else is as for `train_adapter`.
+    """
+    for task in suite.tasks:
+        if (task.adapter / CONFIG).is_file() and not force:
+            report(f"{task.name}: exists, kept")
+            continue
+        began = time.perf_counter()
+
+        def tell(done: int, loss: float, name=task.name, began=began) -> None:
+            passed = time.perf_counter() - began
+            report(f"{name}: {done} of {recipe.steps}, loss {loss:.4f}, {passed:.0f} s")
+
+        settings = {"seed": seed, "initial_a": initial_a, "augment": augment}
+        factors = train_adapter(suite, task, lora, recipe, report=tell, **settings)
+        save_adapter(task.adapter, factors, lora, base=base)
+
+
+def scorer(suite: Suite) -> Callable[[Task, Split, Factors], float]:
+    """Gives a function that measures accuracies, compiled once for all tasks.
+
+    Returns:
+      ``score(task, split, updates)``: the share of the split that the base with
+      ``updates`` and the task's head classifies right.
+    """
+
+    @jax.jit
+    def features(params, updates, inputs):
+        return with_updates(suite.apply, updates)(params, inputs)
+
+    def score(task: Task, split: Split, updates: Factors) -> float:
+        correct = 0
+        for inputs, chosen in batches(suite, split, 256):
+            found = suite.logits(task.head, features(suite.params, updates, inputs))
+            correct += int((np.argmax(found, -1) == split.labels[chosen]).sum())
+        return correct / len(split.labels)
+
+    return score

@@ -1,0 +1,97 @@
+"""Makes the base, the heads and the adapters.
+
+    python -m experiments.vision8.train
+
+Takes about three quarters of an hour on one CPU core and skips what exists; a run that
+was stopped continues where it was. Everything is drawn from one seed (0).
+``metrics.json`` has the accuracies of the base and of each adapter with the task's
+head, and of the sum of all eight adapters.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from experiments.finetune import Lora, Recipe, finetune, load_updates, scorer
+from experiments.suite import Suite
+from experiments.vision8.heads import fit_heads
+from experiments.vision8.pretrain import pretrain, vary
+from experiments.vision8.suite import (
+    BASE,
+    CONFIG,
+    HEADS,
+    METRICS,
+    TRAINED,
+    load_base,
+    load_suite,
+)
+from jaxmerge.io import load_peft
+from jaxmerge.models import save_vision
+from jaxmerge.spec import parse
+
+PRETRAINING_STEPS = 10_000
+LORA = Lora(rank=16, alpha=32)
+RECIPE = Recipe(steps=500, rate=2e-3, batch=64)
+BASE_NAME = "experiments/vision8/trained/base"
+SUM_SCALE = 0.3
+
+report = partial(print, flush=True)
+
+
+def measure(suite: Suite) -> dict[str, Any]:
+    """Accuracies on validation and test: with the base, own adapter, and the sum."""
+    score = scorer(suite)
+    adapters = load_peft([task.adapter for task in suite.tasks])
+    merged = parse(f"concat|scale({SUM_SCALE})").run(adapters.stacks)
+    results = {}
+    for task in suite.tasks:
+        own = load_updates(task.adapter)
+        results[task.name] = {}
+        for part in ("validation", "test"):
+            split = task.load(part)
+            results[task.name][part] = {
+                "images": len(split.labels),
+                "probe": round(score(task, split, {}), 4),
+                "adapter": round(score(task, split, own), 4),
+                "sum": round(score(task, split, merged), 4),
+            }
+        report(f"{task.name}: {results[task.name]['test']}")
+    return results
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder for the weights")] = TRAINED,
+    metrics: Annotated[Path, typer.Option(help="file for accuracies")] = METRICS,
+    seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
+    force: Annotated[bool, typer.Option(help="train adapters again")] = False,
+) -> None:
+    """Pretrains the base, fits the heads, trains the adapters and measures them."""
+    if not (out / BASE).is_dir():
+        checkpoint = out / "pretraining.safetensors"
+        params = pretrain(
+            CONFIG, checkpoint, steps=PRETRAINING_STEPS, seed=seed, report=report
+        )
+        save_vision(out / f"{BASE}.new", CONFIG, params)
+        (out / f"{BASE}.new").rename(out / BASE)
+        checkpoint.unlink()
+    if not (out / HEADS).is_file():
+        fit_heads(load_base(out), out / HEADS, report=report)
+    suite = load_suite(out)
+    settings = {"seed": seed, "force": force, "augment": vary, "report": report}
+    finetune(suite, LORA, RECIPE, base=BASE_NAME, **settings)
+    content = {
+        "seed": seed,
+        "pretraining_steps": PRETRAINING_STEPS,
+        "lora": vars(LORA) | {"scale": LORA.scale},
+        "recipe": vars(RECIPE),
+        "sum_scale": SUM_SCALE,
+        "tasks": measure(suite),
+    }
+    metrics.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -11,9 +11,12 @@ are not differentiable, but every function that does not depend on the choice of
 is, and for those the rules below give the true derivative.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -49,6 +52,31 @@ def nonzero_directions(values: jax.Array) -> jax.Array:
     return values > rank_tolerance(values.dtype) * values[..., :1]
 
 
+def _of_each_matrix(
+    decompose: Callable[[jax.Array], tuple[jax.Array, ...]], factors: str
+) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+    """Decomposes [..., m, n]; on a CPU one matrix after the other.
+
+    A batched LAPACK call splits its batch over XLA's threads and waits for them; on few
+    cores several such calls at once take all threads for waiting, and never end.
+    """
+    one_by_one = jnp.vectorize(
+        sequential_vmap(decompose), signature=f"(m,n)->{factors}"
+    )
+
+    @jax.jit
+    def decompose_all(x):
+        return lax.platform_dependent(x, cpu=one_by_one, default=decompose)
+
+    return decompose_all
+
+
+_thin_qr = _of_each_matrix(lambda x: tuple(jnp.linalg.qr(x)), "(m,k),(k,n)")
+_thin_svd = _of_each_matrix(
+    lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), "(m,k),(k),(k,n)"
+)
+
+
 @jax.custom_jvp
 def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Thin singular value decomposition with null directions set to zero.
@@ -73,11 +101,11 @@ def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         v, s, ut = svd(transpose(x))
         return transpose(ut), s, transpose(v)
     if m > n:
-        q, r = jnp.linalg.qr(x)
-        u, s, vt = jnp.linalg.svd(r, full_matrices=False)
+        q, r = _thin_qr(x)
+        u, s, vt = _thin_svd(r)
         u = matmul(q, u)
     else:
-        u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+        u, s, vt = _thin_svd(x)
     return keep_directions(u, s, vt, nonzero_directions(s))
 
 
@@ -111,9 +139,9 @@ def svd_of_product(
     [2.8284]
     """
     (m, k), n = b.shape[-2:], a.shape[-1]
-    left, small_b = jnp.linalg.qr(b) if m > k else (None, b)
-    right, small_a = jnp.linalg.qr(transpose(a)) if n > k else (None, transpose(a))
-    u, s, vt = jnp.linalg.svd(matmul(small_b, transpose(small_a)), full_matrices=False)
+    left, small_b = _thin_qr(b) if m > k else (None, b)
+    right, small_a = _thin_qr(transpose(a)) if n > k else (None, transpose(a))
+    u, s, vt = _thin_svd(matmul(small_b, transpose(small_a)))
     u = u if left is None else matmul(left, u)
     vt = vt if right is None else matmul(vt, transpose(right))
     return keep_directions(u, s, vt, nonzero_directions(s))

@@ -50,8 +50,7 @@ def map_modules(
         depends neither on the order nor on the other modules.
       chunk: modules of one shape that are worked on at a time; bounds the memory. By
         default all of them, on a CPU one: decompositions run one after the other there
-        anyway, and on machines with few cores XLA can wait forever for several
-        concurrent ones.
+        anyway, and the arrays of one module stay in its cache.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
         (`module_mesh`); no data moves between devices. Results come back gathered.
       extra: passed to ``fn``, the same for all modules; arrays may be traced.

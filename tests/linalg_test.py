@@ -68,6 +68,51 @@ def test_derivatives_of_svd(shape):
         np.testing.assert_allclose(got, (high - low) / (2 * step), atol=1e-7)
 
 
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
+def test_batches_equal_single_matrices(shape):
+    """With leading axes, under vmap, under both, and in derivatives."""
+    x = gaussian(2, 3, *shape)
+    b, a = gaussian(2, 3, *shape), gaussian(2, 3, *shape[::-1], seed=1)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(linalg.polar(x) ** 3))(x)
+
+    for function, inputs in [
+        (linalg.svd, (x,)),
+        (linalg.svd_of_product, (b, a)),
+        (linalg.polar, (x,)),
+    ]:
+        single = jax.tree.map(lambda *x: jnp.stack(x), *map(function, *_flat(inputs)))
+        for batched in (function, jax.vmap(function), jax.vmap(jax.vmap(function))):
+            together = jax.tree.leaves(batched(*inputs))
+            for got, one in zip(together, jax.tree.leaves(single), strict=True):
+                np.testing.assert_allclose(got, one.reshape(got.shape), atol=1e-12)
+    single = jnp.stack([gradient(one) for one in _flat((x,))[0]])
+    together = jax.jit(jax.vmap(jax.vmap(gradient)))(x)
+    np.testing.assert_allclose(together, single.reshape(x.shape), atol=1e-10)
+    np.testing.assert_allclose(gradient(x), together, atol=1e-10)
+
+
+def _flat(arrays):
+    return [x.reshape(-1, *x.shape[-2:]) for x in arrays]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("function", [linalg.svd, jax.vmap(jax.vmap(linalg.svd))])
+def test_only_a_cpu_decomposes_one_matrix_at_a_time(platform, function):
+    """Chosen where the program is compiled for, not where it is traced."""
+    traced = jax.jit(function).trace(gaussian(2, 3, 9, 4))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    calls = [
+        line
+        for line in program.splitlines()
+        if "custom_call @lapack" in line or "custom_call @cusolver" in line
+    ]
+    assert len(calls) >= 2
+    batched = ["tensor<2x3x" in line for line in calls]
+    assert not any(batched) if platform == "cpu" else all(batched), calls
+
+
 def test_derivative_of_polar_at_repeated_singular_values():
     x = jnp.asarray(np.linalg.qr(np.asarray(gaussian(6, 3)))[0]) * 2.0
     dx, target, step = gaussian(6, 3, seed=1), gaussian(6, 3, seed=2), 1e-6

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,13 @@ from jax import lax
 from jaxmerge.fitting.checkpoint import Checkpoints, fingerprint
 from jaxmerge.fitting.step import (
     FitState,
+    Losses,
     Penalty,
     Phis,
     Problem,
     Record,
     Scalarise,
-    TaskLoss,
+    check_tasks,
     first_state,
     gradient,
     gradient_by_task,
@@ -58,8 +59,9 @@ class Fitted(NamedTuple):
 
 def fit(
     learned: Learned,
+    tasks: Sequence[str],
     stacks: Mapping[str, AdapterStack],
-    losses: Mapping[str, TaskLoss],
+    losses: Losses,
     batches: Iterable[Mapping[str, Any]],
     optimizer: optax.GradientTransformation,
     *,
@@ -83,9 +85,11 @@ def fit(
 
     Args:
       learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
+      tasks: names of the adapters, in the order of the stacks; also the order of
+        ``preference`` and of the history.
       stacks: module -> adapters.
-      losses: task -> its loss ``(params, updates, batch) -> scalar``. The order of the
-        tasks is that of ``preference`` and of the history.
+      losses: ``(params, updates, {task: batch}) -> {task: scalar}``, for whichever
+        tasks are in the dict.
       batches: for each step a dict of task -> batch. Shapes stay the same from step to
         step and may differ between tasks. To resume, it is iterated from the start
         again and must give the same batches.
@@ -121,15 +125,17 @@ def fit(
     >>> from jaxmerge.types import stack_adapters
     >>> from jaxmerge.updates import dense
     >>> stacks = {"w": stack_adapters([([[1.0]], [[1.0]]), ([[1.0]], [[2.0]])])}
-    >>> def loss(params, updates, batch):
-    ...     return jnp.sum((dense(updates["w"]) - batch) ** 2)
-    >>> batches = itertools.repeat({"only": np.ones((1, 1), np.float32)})
-    >>> sgd = optax.sgd(0.05)
-    >>> fitted = fit(tara_a(), stacks, {"only": loss}, batches, sgd, steps=50)
+    >>> def losses(params, updates, batch):
+    ...     merged = dense(updates["w"])[0, 0]
+    ...     return {task: (merged - target) ** 2 for task, target in batch.items()}
+    >>> batches = itertools.repeat({"low": np.float32(1), "high": np.float32(2)})
+    >>> sgd, tasks = optax.sgd(0.05), ("low", "high")
+    >>> fitted = fit(tara_a(), tasks, stacks, losses, batches, sgd, steps=50)
     >>> print(dense(fitted.updates["w"]).round(3))
-    [[1.]]
+    [[1.5]]
     """
-    problem = Problem(learned, losses, scalarise, penalty)
+    check_tasks(tasks, stacks)
+    problem = Problem(learned, tuple(tasks), losses, scalarise, penalty)
     bases = map_modules(learned.prepare, stacks)
     preference = None if preference is None else jnp.asarray(preference)
     front = preference is not None and preference.ndim == 2
@@ -149,7 +155,7 @@ def fit(
         if checkpoint is not None:
             identity = fingerprint(
                 adapters=bases,
-                tasks=list(losses),
+                tasks={task: index for index, task in enumerate(tasks)},
                 preference=preference,
                 coefficients=state.phis,
                 optimizer=jax.tree.map(jnp.shape, state.optimizer),
@@ -157,7 +163,7 @@ def fit(
             saved = stack.enter_context(Checkpoints(checkpoint, identity))
             done, state, history = saved.restore(state)
             records = [] if history is None else [History(**history)]
-        for stacked in _chunks(batches, losses, done, steps, steps_per_call):
+        for stacked in _chunks(batches, tasks, done, steps, steps_per_call):
             before = jax.device_get(state)
             state, record = run(state, bases, params, stacked, preference)
             record = _history(record, front=front)
@@ -199,7 +205,7 @@ def _compiled(step, *, front):
 
 def _chunks(
     batches: Iterable[Mapping[str, Any]],
-    losses: Mapping[str, TaskLoss],
+    tasks: Sequence[str],
     done: int,
     steps: int,
     size: int,
@@ -211,10 +217,10 @@ def _chunks(
         taken = list(itertools.islice(source, count))
         if len(taken) < count:
             raise ValueError(f"batches end after {done + len(taken)} of {steps} steps")
-        for task in losses:
+        for task in tasks:
             if any(task not in batch for batch in taken):
                 raise ValueError(f"batches have no {task!r} before step {done + count}")
-        chosen = [{task: batch[task] for task in losses} for batch in taken]
+        chosen = [{task: batch[task] for task in tasks} for batch in taken]
         yield jax.tree.map(lambda *x: jnp.stack(x), *chosen)
         done += count
 
@@ -272,7 +278,7 @@ def _explain(
         finite = np.isfinite(record.losses)
         if not finite.all():
             tasks = [
-                t for t, good in zip(problem.losses, finite, strict=True) if not good
+                t for t, good in zip(problem.tasks, finite, strict=True) if not good
             ]
             raise FloatingPointError(
                 f"{where}: the loss of {', '.join(tasks)} is not finite; {advice}"

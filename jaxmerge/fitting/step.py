@@ -1,10 +1,10 @@
-"""One step of a fit: losses of the tasks, their scalarisation, the optimiser's update.
+"""The objective of a fit and its gradient in phi, for all tasks at once or one by one.
 
-The model appears only as losses: for each task a pure function of parameters, merged
-updates and a batch. Everything that is fitted is phi, a dict of arrays.
+The model appears only as a pure function from parameters, merged updates and the
+batches of some tasks to the losses of these tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -22,10 +22,16 @@ Updates = Mapping[str, Update]
 Penalty = Callable[[Phis, Updates], jax.Array]
 
 
-class TaskLoss(Protocol):
-    """The loss of one task, a scalar: pure, differentiable in the updates."""
+class Losses(Protocol):
+    """The losses of the tasks in ``batch``, a scalar for each: {task: batch of it}.
 
-    def __call__(self, params: Any, updates: Updates, batch: Any) -> jax.Array: ...
+    Pure, and differentiable in the updates. Being called with one or with all tasks, it
+    is free to run tasks together that go through the model in one batch.
+    """
+
+    def __call__(
+        self, params: Any, updates: Updates, batch: Mapping[str, Any]
+    ) -> Mapping[str, jax.Array]: ...
 
 
 class Scalarise(Protocol):
@@ -54,7 +60,8 @@ class Problem(NamedTuple):
     """What a fit is about; arrays are passed to its steps instead."""
 
     learned: Learned
-    losses: Mapping[str, TaskLoss]
+    tasks: tuple[str, ...]
+    losses: Losses
     scalarise: Scalarise
     penalty: Penalty | None = None
 
@@ -103,9 +110,8 @@ def gradient(
 
     def objective(phis: Phis) -> tuple[jax.Array, jax.Array]:
         updates = merge(problem.learned, phis, bases)
-        values = jnp.stack(
-            [loss(params, updates, batch[t]) for t, loss in problem.losses.items()]
-        )
+        found = problem.losses(params, updates, batch)
+        values = jnp.stack([found[task] for task in problem.tasks])
         total = problem.scalarise(values, preference=preference)
         if problem.penalty is not None:
             total = total + problem.penalty(phis, updates)
@@ -129,8 +135,8 @@ def gradient_by_task(
     ``sum_t w_t d f_t / d phi``: a first pass over the tasks gives f, a second the sum.
     """
     branches = [
-        partial(_one_loss, problem.learned, loss, bases, params, batch[task])
-        for task, loss in problem.losses.items()
+        partial(_one_loss, problem, task, bases, params, batch)
+        for task in problem.tasks
     ]
     tasks = jnp.arange(len(branches))
     values = lax.map(lambda t: lax.switch(t, branches, phis), tasks)
@@ -163,17 +169,16 @@ def task_gradients(
 ) -> dict[str, Phis]:
     """``d f_t / d phi`` for every task: the task-direction Jacobian, row by row."""
     return {
-        task: jax.grad(
-            partial(_one_loss, problem.learned, loss, bases, params, batch[task])
-        )(phis)
-        for task, loss in problem.losses.items()
+        task: jax.grad(partial(_one_loss, problem, task, bases, params, batch))(phis)
+        for task in problem.tasks
     }
 
 
 def single_adapter_losses(
-    losses: Mapping[str, TaskLoss],
+    tasks: Sequence[str],
     stacks: Mapping[str, AdapterStack],
-    batches: list[Mapping[str, Any]],
+    losses: Losses,
+    batches: Iterable[Mapping[str, Any]],
     *,
     params: Any = None,
 ) -> jax.Array:
@@ -182,8 +187,9 @@ def single_adapter_losses(
     These are the anchors z of `smooth_tchebycheff` in TARA's code.
 
     Args:
-      losses: task -> loss, as for `fit`; in the order of the adapters in the stacks.
-      stacks: module -> adapters, with one adapter for each loss.
+      tasks: names of the adapters, in the order of the stacks.
+      stacks: module -> adapters.
+      losses: as for `fit`.
       batches: dicts of task -> batch; the losses are averaged over them.
       params: passed to the losses.
 
@@ -191,27 +197,32 @@ def single_adapter_losses(
       [T].
 
     Raises:
-      ValueError: as many losses as adapters are needed, and at least one batch.
+      ValueError: a stack of another number of adapters, or no batch.
     """
+    check_tasks(tasks, stacks)
+    run, batches = jax.jit(losses), list(batches)
     if not batches:
         raise ValueError("single_adapter_losses needs at least one batch")
     means = []
-    for index, (task, loss) in enumerate(losses.items()):
-        updates = {}
-        for name, stack in stacks.items():
-            if len(stack.ranks) != len(losses):
-                raise ValueError(
-                    f"{name}: {len(stack.ranks)} adapters, {len(losses)} losses"
-                )
-            rank = stack.ranks[index]
-            if rank > 0:
-                factors = LowRank(stack.b[index, :, :rank], stack.a[index, :rank])
-                updates[name] = factors
-        run = jax.jit(loss)
-        found = [run(params, updates, batch[task]) for batch in batches]
+    for index, task in enumerate(tasks):
+        updates = {
+            name: LowRank(stack.b[index], stack.a[index])
+            for name, stack in stacks.items()
+        }
+        found = [run(params, updates, {task: batch[task]})[task] for batch in batches]
         means.append(jnp.mean(jnp.stack(found)))
     return jnp.stack(means)
 
 
-def _one_loss(learned, loss, bases, params, batch, phis):
-    return loss(params, merge(learned, phis, bases), batch)
+def check_tasks(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> None:
+    """Refuses names that are not one for each adapter."""
+    for name, stack in stacks.items():
+        if len(stack.ranks) != len(tasks):
+            raise ValueError(
+                f"{name}: {len(stack.ranks)} adapters, but {len(tasks)} tasks"
+            )
+
+
+def _one_loss(problem, task, bases, params, batch, phis):
+    updates = merge(problem.learned, phis, bases)
+    return problem.losses(params, updates, {task: batch[task]})[task]

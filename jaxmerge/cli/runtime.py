@@ -4,29 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-_FEW_CORES = 4
-
 
 def limit_threads() -> None:
-    """Settings that must come before numpy and JAX are loaded; the user's own win.
+    """A setting that must come before numpy and JAX are loaded; the user's own wins.
 
     One thread for each LAPACK call: JAX decomposes many small matrices at a time, and
     OpenBLAS would start threads in every one of them that fight for the cores.
-
-    On few cores, one thread in XLA's pool (its size is that of ``NPROC``): merges are
-    not slower, and with two threads several decompositions at once were seen to wait
-    for each other for ever.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if _cores() <= _FEW_CORES:
-        os.environ.setdefault("NPROC", "1")
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cache_folder() -> Path | None:

@@ -154,9 +154,8 @@ def initial_factors(
       ValueError: ``a`` is of other modules or shapes.
     """
     if a is not None and set(a) != set(shapes):
-        raise ValueError(
-            f"A is given for other modules: {sorted(set(a) ^ set(shapes))}"
-        )
+        differing = ", ".join(sorted(set(a) ^ set(shapes)))
+        raise ValueError(f"A must be given for exactly the target modules: {differing}")
     factors = {}
     for name, (m, n) in shapes.items():
         key, drawn = jax.random.split(key)

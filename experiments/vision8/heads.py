@@ -12,7 +12,7 @@ from experiments.suite import Split, Suite, batches
 from experiments.vision8.data import TASKS, load_split
 
 INVERSE_PENALTIES = (0.01, 0.1, 1.0)
-ITERATIONS = 500
+ITERATIONS = 300
 
 
 def fit_heads(suite: Suite, path: Path, *, report: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ each of its 8 x 8 cells. It is masked image modelling whose target is a descript
 instead of pixels, read from the feature that the tasks will use.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,8 @@ def describe(images: jax.Array) -> jax.Array:
     framed = jnp.pad(images.mean(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
     across = framed[:, 1:-1, 2:] - framed[:, 1:-1, :-2]
     down = framed[:, 2:, 1:-1] - framed[:, :-2, 1:-1]
-    angles = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
-    turned = jnp.stack([across * np.cos(t) + down * np.sin(t) for t in angles], -1)
+    angles = [2 * math.pi * i / DIRECTIONS for i in range(DIRECTIONS)]
+    turned = jnp.stack([across * math.cos(t) + down * math.sin(t) for t in angles], -1)
     cells = (count, CELLS, size, CELLS, size, -1)
     rises = jax.nn.relu(turned).reshape(cells).mean((2, 4))
     norms = jnp.linalg.norm(rises, axis=-1, keepdims=True)
@@ -133,7 +134,8 @@ def pretrain(
         np.random.default_rng(seed).integers(len(pool.pixels), size=4096)
     ]
     descriptors = describe(_floats(jnp.asarray(sample)))
-    mean, deviation = descriptors.mean(0), descriptors.std(0) + 1e-3
+    mean = descriptors.mean(0, keepdims=True)
+    deviation = descriptors.std(0, keepdims=True) + 1e-3
     patches = (SIDE // config.patch_size) ** 2
     kept = round(seen * patches)
 
@@ -142,7 +144,7 @@ def pretrain(
         images = vary(shift_key, _floats(pixels))
         order = jnp.argsort(jax.random.uniform(mask_key, (len(images), patches)))
         features = read_patches(config, trained["tower"], images, order[:, :kept])
-        found = features @ trained["kernel"] + trained["bias"]
+        found = features @ trained["kernel"] + trained["bias"][None]
         return jnp.mean((found - (describe(images) - mean) / deviation) ** 2)
 
     def step(state, drawn):
@@ -158,24 +160,23 @@ def pretrain(
     trained = {
         "tower": init_vision(config, key),
         "kernel": jnp.zeros((config.hidden_size, mean.size), jnp.float32),
-        "bias": jnp.zeros(mean.shape, jnp.float32),
+        "bias": jnp.zeros((mean.size,), jnp.float32),
     }
     state = (trained, optimizer.init(trained))
     start, state = _restored(checkpoint, state)
     if start:
         report(f"continues after {start} steps")
     began = time.perf_counter()
-    for done in range(start, steps, CHUNK):
-        chosen = np.random.default_rng((seed, done)).choice(
-            len(pool.pixels), (CHUNK, BATCH), p=pool.chances
+    for begin in range(start, steps, CHUNK):
+        end = min(begin + CHUNK, steps)
+        chosen = np.random.default_rng((seed, begin)).choice(
+            len(pool.pixels), (end - begin, BATCH), p=pool.chances
         )
-        keys = jax.random.split(jax.random.fold_in(key, done), CHUNK)
+        keys = jax.random.split(jax.random.fold_in(key, begin), end - begin)
         state, losses = run(state, keys, pool.pixels[chosen])
-        _save(checkpoint, done + CHUNK, state)
+        _save(checkpoint, end, state)
         passed = time.perf_counter() - began
-        report(
-            f"{done + CHUNK} of {steps} steps: loss {losses.mean():.4f}, {passed:.0f} s"
-        )
+        report(f"{end} of {steps} steps: loss {losses.mean():.4f}, {passed:.0f} s")
     return state[0]["tower"]
 
 

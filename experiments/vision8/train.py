@@ -34,7 +34,7 @@ from jaxmerge.spec import parse
 
 PRETRAINING_STEPS = 10_000
 LORA = Lora(rank=16, alpha=32)
-RECIPE = Recipe(steps=500, rate=2e-3, batch=64)
+RECIPE = Recipe(steps=600, rate=3e-3, batch=64)
 BASE_NAME = "experiments/vision8/trained/base"
 SUM_SCALE = 0.3
 

@@ -1,0 +1,265 @@
+"""LoRA fine-tuning of a suite: what is trained, saved, skipped and refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.finetune import (
+    Lora,
+    Recipe,
+    finetune,
+    fit,
+    initial_factors,
+    load_updates,
+    lora_shapes,
+    save_adapter,
+    scaled,
+    scorer,
+    train_adapter,
+)
+from experiments.suite import Split, Suite, Task
+from jaxmerge.io import load_peft
+from jaxmerge.models import VisionConfig, init_vision, vision_apply
+
+LORA = Lora(rank=2, alpha=6)
+RECIPE = Recipe(steps=40, rate=2e-2, batch=16)
+CONFIG = VisionConfig(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=4,
+    patch_size=2,
+    projection_dim=None,
+)
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    """Optax mixes its counts into float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def logits(head, features):
+    return jnp.matmul(features, head)
+
+
+def bright_images(part):
+    """Is the red of the upper left patch strong? Its amount is the label."""
+    rng = np.random.default_rng({"train": 0, "validation": 1, "test": 2}[part])
+    labels = rng.integers(0, 2, 256).astype(np.int32)
+    images = rng.normal(size=(256, 4, 4, 3)).astype(np.float32)
+    images[:, :2, :2, 0] += (3 * labels)[:, None, None]
+    return Split(images, labels)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    heads = jax.random.normal(jax.random.key(1), (2, 8, 2), jnp.float32)
+    tasks = tuple(
+        Task(name, tmp_path / name, head, bright_images)
+        for name, head in zip(("one", "two"), heads, strict=True)
+    )
+    params = init_vision(CONFIG, jax.random.key(0))
+    return Suite("tiny", params, vision_apply(CONFIG), logits, tasks)
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_training_lowers_the_loss_and_raises_accuracy(suite):
+    losses, task = [], suite.tasks[0]
+    recipe = Recipe(steps=100, rate=2e-2, batch=16)
+    factors = train_adapter(
+        suite, task, LORA, recipe, report=lambda _, loss: losses.append(loss)
+    )
+    assert losses[-1] < 0.85 * losses[0]
+    score, split = scorer(suite), task.load("test")
+    own = score(task, split, scaled(factors, LORA))
+    assert own >= score(task, split, {}) + 0.1
+    by_hand = np.argmax(logits(task.head, suite.apply(suite.params, split.inputs)), -1)
+    expected = np.mean(by_hand == split.labels)
+    assert score(task, split, {}) == pytest.approx(expected)
+
+
+def test_saved_adapters_are_the_trained_factors(suite):
+    finetune(suite, LORA, RECIPE, base="tiny", report=lambda _: None)
+    read = load_peft([task.adapter for task in suite.tasks])
+    assert read.names == ("one", "two")
+    for task in suite.tasks:
+        factors = train_adapter(suite, task, LORA, RECIPE)
+        assert set(read.stacks) == set(factors)
+        updates = load_updates(task.adapter)
+        for name, (b, a) in factors.items():
+            np.testing.assert_array_equal(updates[name].a, a)
+            np.testing.assert_allclose(updates[name].b, 3 * b, rtol=1e-6)
+    first, second = (load_updates(task.adapter) for task in suite.tasks)
+    assert any((first[name].a != second[name].a).any() for name in first)
+
+
+def test_rank_stabilised_scale_survives_saving(suite, tmp_path):
+    lora = Lora(rank=4, alpha=6, rslora=True, targets=("q_proj", "fc1"))
+    shapes = lora_shapes(suite.params, lora.targets)
+    factors = initial_factors(shapes, lora.rank, jax.random.key(0))
+    factors = {k: v._replace(b=jnp.ones_like(v.b)) for k, v in factors.items()}
+    save_adapter(tmp_path / "adapter", factors, lora, base="tiny")
+    updates = load_updates(tmp_path / "adapter")
+    assert {u.b.shape for u in updates.values()} == {(8, 4), (16, 4)}
+    for update in updates.values():
+        np.testing.assert_allclose(update.b, 3.0, rtol=1e-6)
+
+
+def test_same_seed_same_factors(suite):
+    task = suite.tasks[1]
+    first, again = (train_adapter(suite, task, LORA, RECIPE) for _ in range(2))
+    assert_equal(first, again)
+    other = train_adapter(suite, task, LORA, RECIPE, seed=1)
+    assert all((first[name].a != other[name].a).any() for name in first)
+
+
+def test_results_do_not_depend_on_the_chunk():
+    def loss(weights, inputs, labels):
+        return jnp.mean((jnp.matmul(inputs, weights) - labels) ** 2)
+
+    rng = np.random.default_rng(0)
+    examples = (rng.normal(size=(20, 3)).astype(np.float32), np.ones(20, np.float32))
+    settings = {"key": jax.random.key(0), "steps": 7, "rate": 0.1, "decay": 0.0}
+    start, seen = jnp.zeros(3, jnp.float32), []
+    whole = fit(loss, start, examples, **settings)
+    report = lambda done, _: seen.append(done)  # noqa: E731
+    parts = fit(loss, start, examples, chunk=3, report=report, **settings)
+    np.testing.assert_array_equal(whole, parts)
+    assert seen == [3, 6, 7]
+
+
+def test_augmentation_is_drawn_anew_in_every_step():
+    def loss(weights, inputs, labels):
+        return jnp.sum(weights * inputs.mean(0)) + 0 * labels.mean()
+
+    def noise(key, inputs):
+        return jax.random.normal(key, inputs.shape, inputs.dtype)
+
+    examples = (np.ones((4, 2), np.float32), np.ones(4, np.float32))
+    losses = []
+    fit(
+        loss,
+        jnp.ones(2, jnp.float32),
+        examples,
+        key=jax.random.key(0),
+        steps=5,
+        rate=0.0,
+        decay=0.0,
+        augment=noise,
+        chunk=1,
+        report=lambda _, value: losses.append(value),
+    )
+    assert len(set(losses)) == 5
+
+
+def test_a_given_a_is_where_training_starts(suite):
+    task, shapes = suite.tasks[0], lora_shapes(suite.params, LORA.targets)
+    given = {
+        name: np.full((2, n), 0.01 * i, np.float32)
+        for i, (name, (_, n)) in enumerate(shapes.items(), start=1)
+    }
+    still = Recipe(steps=2, rate=0.0, batch=4)
+    factors = train_adapter(suite, task, LORA, still, initial_a=given)
+    assert_equal({name: np.asarray(factors[name].a) for name in given}, given)
+    assert not any(factors[name].b.any() for name in given)
+    moved = train_adapter(suite, task, LORA, RECIPE, initial_a=given)
+    default = train_adapter(suite, task, LORA, RECIPE)
+    assert all((moved[name].b != default[name].b).any() for name in given)
+
+
+def test_the_first_factors_are_those_of_peft():
+    factors = initial_factors({"one": (3, 100)}, 50, jax.random.key(0))["one"]
+    assert not factors.b.any()
+    assert factors.b.shape == (3, 50)
+    assert 0.09 < np.abs(factors.a).max() <= 0.1
+    assert abs(float(factors.a.mean())) < 0.003
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"two": np.ones((2, 4))}, "exactly the target modules: one, two"),
+        ({"one": np.ones((3, 4))}, r"one: A is \(3, 4\), expected \(2, 4\)"),
+    ],
+)
+def test_an_a_that_does_not_fit_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        initial_factors({"one": (3, 4)}, 2, jax.random.key(0), a=given)
+
+
+def test_existing_adapters_are_kept_unless_forced(suite):
+    lines = []
+    settings = {"base": "tiny", "report": lines.append}
+    finetune(suite, LORA, RECIPE, **settings)
+    first = load_updates(suite.tasks[0].adapter)
+    (suite.tasks[1].adapter / "adapter_config.json").unlink()  # as a kill leaves it
+    lines.clear()
+    finetune(suite, LORA, RECIPE, seed=5, **settings)
+    assert lines[0] == "one: exists, kept"
+    assert lines[-1].startswith("two: 40 of 40, loss ")
+    assert_equal(load_updates(suite.tasks[0].adapter), first)
+    finetune(suite, LORA, RECIPE, seed=5, force=True, **settings)
+    forced = load_updates(suite.tasks[0].adapter)
+    assert all((forced[name].a != first[name].a).any() for name in first)
+
+
+def test_shapes_of_unknown_or_unusual_layers_are_refused(suite):
+    with pytest.raises(ValueError, match=r"named missing_proj$"):
+        lora_shapes(suite.params, ("q_proj", "missing_proj"))
+    with pytest.raises(ValueError, match=r"patch_embedding: its kernel \(2, 2, 3, 8\)"):
+        lora_shapes(suite.params, ("patch_embedding",))
+    shapes = lora_shapes({"params": suite.params}, ("fc1",))
+    assert shapes == {"vision_model.encoder.layers.0.mlp.fc1": (16, 8)}
+
+
+class Reader(nn.Module):
+    """The mean of embedded tokens."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        tokens = nn.Embed(9, 4, name="embed")(inputs["ids"])
+        mask = inputs["mask"][..., None].astype(tokens.dtype)
+        mean = (tokens * mask).sum(1) / mask.sum(1)
+        return nn.Dense(4, name="query")(mean)
+
+
+def test_texts_are_cropped_to_the_longest_one(tmp_path):
+    widths = []
+
+    def apply(params, inputs):
+        widths.append(inputs["ids"].shape[1])
+        return Reader().apply({"params": params}, inputs)
+
+    def load(part):
+        rng = np.random.default_rng(0)
+        mask = (np.arange(12)[None] < rng.integers(1, 6, (40, 1))).astype(np.int32)
+        mask[0] = np.arange(12) < 5
+        ids = rng.integers(1, 9, mask.shape).astype(np.int32) * mask
+        return Split({"ids": ids, "mask": mask}, (ids[:, 0] > 4).astype(np.int32))
+
+    params = Reader().init(jax.random.key(0), load("train").inputs)["params"]
+    task = Task("first", tmp_path / "first", jnp.eye(4, 2, dtype=jnp.float32), load)
+    suite = Suite(
+        "texts",
+        params,
+        apply,
+        logits,
+        (task,),
+        lengths=lambda inputs: inputs["mask"].sum(1),
+        crop=lambda inputs, size: {k: v[:, :size] for k, v in inputs.items()},
+    )
+    losses = []
+    lora = Lora(rank=2, alpha=4, targets=("query",))
+    recipe = Recipe(steps=100, rate=5e-2, batch=16)
+    report = lambda _, loss: losses.append(loss)  # noqa: E731
+    train_adapter(suite, task, lora, recipe, report=report)
+    assert set(widths) == {5}
+    assert losses[-1] < losses[0]

@@ -18,7 +18,14 @@ from jaxmerge.election import (
 )
 from jaxmerge.emr_merging import EmrParts, emr, emr_parts, emr_rescalers
 from jaxmerge.factors import lora_lego, robust_merge
-from jaxmerge.fitting import Fitted, History, Progress, fit, single_adapter_losses
+from jaxmerge.fitting import (
+    Fitted,
+    History,
+    Progress,
+    entropies,
+    fit,
+    single_adapter_losses,
+)
 from jaxmerge.gauge import balance, balanced
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
@@ -87,7 +94,7 @@ __all__ = [
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
     # learned coefficients, and objectives without labels
-    "Fitted", "History", "Progress", "adamerging", "compose", "fit",
+    "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
     "single_adapter_losses", "tara_a", "tara_b",
     "effective_rank", "entropy", "linear_scalarisation", "smooth_tchebycheff",
     # whole models

@@ -47,6 +47,7 @@ class Progress(NamedTuple):
     step: int
     steps: int
     history: History  # of the steps since the last report
+    phis: dict[str, np.ndarray]
 
 
 class Fitted(NamedTuple):
@@ -175,7 +176,7 @@ def fit(
             if saved is not None:
                 saved.save(done, state, _joined(records)._asdict())
             if report is not None:
-                report(Progress(done, steps, record))
+                report(Progress(done, steps, record, jax.device_get(state.phis)))
 
     finish = partial(merge, learned)
     finish = jax.vmap(finish, in_axes=(0, None)) if front else finish

@@ -1,0 +1,40 @@
+"""Results as JSON lines: written as they come, and found again by what they are of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Records:
+    """The rows of one file; a row is identified by everything but what was measured."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self.rows = [json.loads(line) for line in lines]
+
+    def find(self, **identity: Any) -> dict[str, Any] | None:
+        """The row with these values, None if there is none yet."""
+        wanted = json.loads(json.dumps(identity))
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in wanted.items()):
+                return row
+        return None
+
+    def all(self, **identity: Any) -> list[dict[str, Any]]:
+        """Every row with these values, in the order of the file."""
+        return [
+            row
+            for row in self.rows
+            if all(row.get(name) == value for name, value in identity.items())
+        ]
+
+    def add(self, **row: Any) -> dict[str, Any]:
+        """Appends a row to the file at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rows.append(json.loads(json.dumps(row)))
+        return self.rows[-1]

@@ -1,0 +1,141 @@
+"""Tables and plots from the results of an experiment.
+
+    python -m experiments.report nli6
+    python -m experiments.report vision8
+
+Reads ``experiments/<suite>/results/merging.jsonl`` and writes ``merging.md`` and
+``merging.png`` beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from matplotlib.figure import Figure
+
+from experiments.records import Records
+
+HERE = Path(__file__).parent
+
+
+class Line(NamedTuple):
+    """One method on test: means over its seeds, in percent of the own adapters."""
+
+    method: str
+    normalised: np.ndarray  # [tasks]
+    mean: float
+    spread: float | None  # standard deviation of the mean over seeds
+    accuracy: float  # mean over tasks, in percent
+    seconds: float  # of the first seed, compilation included
+    chosen: str
+
+
+def read_lines(records: Records) -> tuple[list[str], Line, list[Line]]:
+    """Names of the tasks, the base, and the methods from best to worst.
+
+    Raises:
+      ValueError: the run has not measured the references yet.
+    """
+    base = records.find(kind="base", part="test")
+    own = records.find(kind="own", part="test")
+    if base is None or own is None:
+        raise ValueError(f"{records.path}: no references; python -m experiments.run")
+    tasks, alone = list(own["accuracy"]), own["accuracy"]
+    rows = records.all(kind="merge", part="test")
+    methods = dict.fromkeys(row["method"] for row in rows)
+    lines = [
+        _line(method, [row for row in rows if row["method"] == method], alone, records)
+        for method in methods
+    ]
+    unmerged = [base | {"candidate": {}, "seconds": 0.0}]
+    return (
+        tasks,
+        _line("Base, no adapter", unmerged, alone, records),
+        sorted(lines, key=lambda line: -line.mean),
+    )
+
+
+def _line(
+    method: str, rows: list[dict[str, Any]], own: dict[str, float], records: Records
+) -> Line:
+    accuracy = 100 * np.array([[row["accuracy"][task] for task in own] for row in rows])
+    normalised = accuracy / np.array(list(own.values()))[None]
+    means = normalised.mean(axis=1)
+    candidate = rows[0]["candidate"]
+    chosen = candidate.get("pipeline") or _fit_text(candidate)
+    seconds = rows[0]["seconds"]
+    fits = records.all(kind="fit", method=method, rate=candidate.get("rate"))
+    if fits:
+        seconds = max(fit["seconds"] for fit in fits)
+    return Line(
+        method,
+        normalised.mean(axis=0),
+        float(means.mean()),
+        float(means.std(ddof=1)) if len(means) > 1 else None,
+        float(accuracy.mean()),
+        seconds,
+        chosen,
+    )
+
+
+def _fit_text(candidate: dict[str, Any]) -> str:
+    if not candidate:
+        return ""
+    return f"rate {candidate['rate']:g}, {candidate['steps']} steps"
+
+
+def markdown(tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> str:
+    """The table as Markdown, base first, then from best to worst."""
+    head = ["method", *tasks, "mean", "mean accuracy", "chosen on validation", "s"]
+    rule = ["---", *["---:"] * (len(tasks) + 2), "---", "---:"]
+    rows = [head, rule]
+    for line in (base, *lines):
+        spread = "" if line.spread is None else f" ± {line.spread:.1f}"
+        rows.append(
+            [
+                line.method,
+                *(f"{value:.1f}" for value in line.normalised),
+                f"**{line.mean:.1f}**{spread}",
+                f"{line.accuracy:.1f}",
+                f"`{line.chosen}`".replace("|", "\\|") if line.chosen else "",
+                f"{line.seconds:.0f}",
+            ]
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> None:
+    """Bars of the means, with a dot for every task."""
+    shown = [*reversed(lines), base]
+    figure = Figure(figsize=(8, 0.34 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(shown))
+    means = [line.mean for line in shown]
+    spreads = [line.spread or 0 for line in shown]
+    axes.barh(places, means, xerr=spreads, color="#c9d7ea", height=0.7)
+    for index, task in enumerate(tasks):
+        dots = [line.normalised[index] for line in shown]
+        axes.plot(dots, places, "o", markersize=4, label=task)
+    axes.set_yticks(places, [line.method for line in shown])
+    axes.set_xlabel("accuracy on test, in % of the task's own adapter")
+    axes.legend(fontsize=7, loc="lower left", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="folder in experiments")],
+) -> None:
+    """Writes table and plot of one experiment."""
+    folder = HERE / name / "results"
+    tasks, base, lines = read_lines(Records(folder / "merging.jsonl"))
+    text = markdown(tasks, base, lines)
+    (folder / "merging.md").write_text(text, encoding="utf-8")
+    draw(folder / "merging.png", tasks, base, lines)
+    print(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,253 @@
+"""Compares merges on the tasks of an experiment.
+
+    python -m experiments.run nli6
+    python -m experiments.run vision8
+
+Every method tries the same number of candidates on validation; the best one is measured
+on test, with several seeds where anything is random. Each result is appended to
+``experiments/<suite>/results/merging.jsonl`` as it comes, and a run that was cut off
+goes on where it stopped. ``python -m experiments.report`` makes tables and plots of it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+
+import jaxmerge as jm
+from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.methods import LOOKS, METHODS, RATES, DataFree, Fitted
+from experiments.records import Records
+from experiments.suite import Suite
+from experiments.unlabeled import unlabeled_batches
+from jaxmerge.cli.runtime import start_jax
+from jaxmerge.fitting.step import merge
+from jaxmerge.io import load_peft
+
+HERE = Path(__file__).parent
+FIRST_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of one experiment.
+
+    Attributes:
+      validation: examples of each task that candidates are measured on, at most.
+      test: examples of each task in the final measurement, at most.
+      learning_batch: unlabeled examples of each task in one step.
+      longest_fit: steps; candidates are taken after each quarter of them.
+      anchor_batches: batches that the anchors are averaged over.
+    """
+
+    load: Callable[[], Suite]
+    validation: int
+    test: int
+    learning_batch: int = 16
+    longest_fit: int
+    anchor_batches: int = 8
+
+
+def _nli6() -> Suite:
+    from experiments.nli6.suite import load_suite
+
+    return load_suite()
+
+
+def _vision8() -> Suite:
+    from experiments.vision8.suite import load_suite
+
+    return load_suite()
+
+
+SETTINGS = {
+    "nli6": Settings(
+        load=_nli6, validation=200, test=1000, learning_batch=8, longest_fit=100
+    ),
+    "vision8": Settings(load=_vision8, validation=500, test=3000, longest_fit=200),
+}
+
+
+class Experiment:
+    """One experiment: data, adapters, and the results so far."""
+
+    def __init__(self, name: str, settings: Settings, results: Path, work: Path):
+        self.name, self.settings, self.work = name, settings, work
+        self.records = Records(results / "merging.jsonl")
+        self.suite = settings.load()
+        self.tasks = tuple(task.name for task in self.suite.tasks)
+        folders = [task.adapter for task in self.suite.tasks]
+        self.stacks = load_peft(folders, heads="keep").stacks
+        self.exams = {
+            "validation": make_exam(self.suite, "validation", rows=settings.validation),
+            "test": make_exam(self.suite, "test", rows=settings.test),
+        }
+
+    @cached_property
+    def losses(self) -> Any:
+        """Entropy of every task through the suite's model."""
+        heads = {task.name: task.head for task in self.suite.tasks}
+        return jm.entropies(self.suite.apply, self.suite.logits, heads)
+
+    @cached_property
+    def anchors(self) -> np.ndarray:
+        """Entropy of each task under its own adapter alone, [T]; measured once."""
+        known = self.records.find(kind="anchors")
+        if known is None:
+            source = self.batches(FIRST_SEED)
+            some = [next(source) for _ in range(self.settings.anchor_batches)]
+            find = partial(jm.single_adapter_losses, self.tasks, self.stacks)
+            values = find(self.losses, some, params=self.suite.params)
+            known = self.records.add(kind="anchors", values=np.asarray(values).tolist())
+        return np.asarray(known["values"], np.float32)
+
+    def batches(self, seed: int, size: int | None = None) -> Any:
+        size = self.settings.learning_batch if size is None else size
+        return unlabeled_batches(self.suite, size=size, seed=seed)
+
+    def measure_references(self) -> None:
+        """The base, and every adapter alone on its own task."""
+        for part, exam in self.exams.items():
+            if self.records.find(kind="base", part=part) is None:
+                self.records.add(kind="base", part=part, accuracy=accuracies(exam, {}))
+            if self.records.find(kind="own", part=part) is None:
+                own = {}
+                for index, task in enumerate(self.tasks):
+                    own |= accuracies(exam, own_updates(self.stacks, index), (task,))
+                self.records.add(kind="own", part=part, accuracy=own)
+
+    def normalised(self, accuracy: Mapping[str, float], part: str) -> float:
+        """Mean over tasks of accuracy divided by that of the own adapter."""
+        own = self.records.find(kind="own", part=part)["accuracy"]
+        return float(np.mean([accuracy[task] / own[task] for task in accuracy]))
+
+    def compare(self, method: DataFree | Fitted, seeds: int) -> None:
+        """All candidates on validation, then the best one on test."""
+        tried = [
+            (self._measured(method, candidate, FIRST_SEED, "validation"), candidate)
+            for candidate in _candidates(method, self.settings.longest_fit)
+        ]
+        scores = [self.normalised(row["accuracy"], "validation") for row, _ in tried]
+        best = tried[int(np.argmax(scores))][1]
+        for seed in range(seeds if _random(method, best) else 1):
+            self._measured(method, best, seed, "test")
+
+    def _measured(self, method, candidate, seed, part) -> dict[str, Any]:
+        identity = {
+            "kind": "merge",
+            "method": method.name,
+            "candidate": candidate,
+            "seed": seed,
+            "part": part,
+        }
+        row = self.records.find(**identity)
+        if row is None:
+            started = time.perf_counter()
+            if isinstance(method, DataFree):
+                updates = merged(self.stacks, candidate["pipeline"], seed)
+            else:
+                updates = self.fitted(method, candidate, seed)
+            jax.block_until_ready(updates)
+            seconds = time.perf_counter() - started
+            accuracy = accuracies(self.exams[part], updates)
+            row = self.records.add(**identity, accuracy=accuracy, seconds=seconds)
+            score = self.normalised(accuracy, part)
+            print(f"{part:10} {method.name:24} {candidate} seed {seed}: {score:.4f}")
+        return row
+
+    def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
+        """The merge after some steps of a fit, which leaves phi in the work folder."""
+        rate, steps = candidate["rate"], candidate["steps"]
+        label = f"{method.name}, rate {rate}, seed {seed}".replace(" ", "_")
+        folder = self.work / label
+        path = folder / f"{steps}.npz"
+        if not path.is_file():
+            self._fit(method, rate, steps, seed, folder)
+        phis = dict(np.load(path))
+        bases = jm.map_modules(method.learned.prepare, self.stacks)
+        return merge(method.learned, phis, bases)
+
+    def _fit(self, method, rate, steps, seed, folder) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        scalarise = partial(method.scalarise, anchors=self.anchors)
+
+        def keep(progress: jm.Progress) -> None:
+            np.savez(folder / f"{progress.step}.npz", **progress.phis)
+            objective = progress.history.objective
+            print(
+                f"{folder.name}: step {progress.step}, {objective[-1]:.4f}", flush=True
+            )
+
+        started = time.perf_counter()
+        fitted = jm.fit(
+            method.learned,
+            self.tasks,
+            self.stacks,
+            self.losses,
+            self.batches(seed),
+            method.optimizer(rate),
+            steps=steps,
+            params=self.suite.params,
+            scalarise=scalarise,
+            steps_per_call=self.settings.longest_fit // len(LOOKS),
+            checkpoint=folder / "checkpoints",
+            report=keep,
+        )
+        self.records.add(
+            kind="fit",
+            method=method.name,
+            rate=rate,
+            steps=steps,
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            objective=fitted.history.objective.tolist(),
+            losses=fitted.history.losses.tolist(),
+        )
+
+
+def merged(stacks: Any, pipeline: str, seed: int) -> dict[str, jm.Update]:
+    """A data-free merge; the seed matters where the pipeline draws at random."""
+    parsed = jm.parse(pipeline)
+    return parsed.run(stacks, key=jax.random.key(seed) if parsed.random else None)
+
+
+def _candidates(method: DataFree | Fitted, longest: int) -> list[dict[str, Any]]:
+    if isinstance(method, DataFree):
+        return [{"pipeline": pipeline} for pipeline in method.pipelines]
+    steps = sorted((longest * look // len(LOOKS) for look in LOOKS), reverse=True)
+    return [{"rate": rate, "steps": n} for rate, n in product(RATES, steps)]
+
+
+def _random(method: DataFree | Fitted, candidate: dict[str, Any]) -> bool:
+    return isinstance(method, Fitted) or jm.parse(candidate["pipeline"]).random
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(SETTINGS)}")],
+    only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
+    seeds: Annotated[int, typer.Option(help="of methods that draw at random")] = 3,
+) -> None:
+    """Runs one experiment, or what is left of it."""
+    start_jax()
+    if name not in SETTINGS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(SETTINGS)}")
+    known = {method.name: method for method in METHODS}
+    unknown = sorted(set(only or ()) - set(known))
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
+    folder = HERE / name
+    experiment = Experiment(name, SETTINGS[name], folder / "results", folder / "work")
+    experiment.measure_references()
+    for method_name in only or known:
+        experiment.compare(known[method_name], seeds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

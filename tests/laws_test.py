@@ -1,5 +1,7 @@
 """Laws that every merger obeys, from one table (tests/methods.py)."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -187,6 +189,27 @@ def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     zero = stack.replace(b=stack.b.at[2].set(0))
     two = stack.replace(a=stack.a[:2], b=stack.b[:2], ranks=(3, 3))
     assert distance(METHODS[name](zero), METHODS[name](two)) < tolerance(dtype)
+
+
+@pytest.mark.parametrize(
+    ("space", "share"), [("full", 1), ("knots", 6 / 9), ("core", 36 / 81)]
+)
+def test_zero_adapter_counts_in_the_density_of_a_small_space(space, share):
+    """Its null directions are entries there; with a converted share nothing changes."""
+    stack = random_stack((3, 3), 14, 11)
+    more = stack.replace(
+        a=jnp.concatenate([stack.a, stack.a[:1] * 0]),
+        b=jnp.concatenate([stack.b, stack.b[:1] * 0]),
+        ranks=(3, 3, 3),
+    )
+    in_space = {"full": jm.full_space, "knots": jm.knots_space, "core": jm.core_space}
+
+    def merged(stack, density):
+        return jm.dense(in_space[space](partial(jm.ties, density=density))(stack))
+
+    without = merged(stack, 0.3)
+    assert distance(merged(more, 0.3 * share), without) < 1e-9
+    assert (distance(merged(more, 0.3), without) < 1e-9) == (space == "full")
 
 
 def test_orthogonal_tasks():

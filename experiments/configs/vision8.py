@@ -1,0 +1,16 @@
+"""Eight image tasks on a small vision tower that is pretrained here.
+
+    python -m experiments.vision8.train
+    python -m experiments.run vision8
+
+Needs the folder of `experiments.suite.shared_folder` with ``data/images``. Candidates
+are measured on 500 validation images of every task, the chosen ones on all test images
+(360 to 3,000). Learned merges see validation images without labels.
+"""
+
+from experiments.settings import Settings
+from experiments.vision8.suite import load_suite
+
+
+def get_config() -> Settings:
+    return Settings(load=load_suite, validation=500, test=3000, longest_fit=200)

@@ -29,12 +29,26 @@ from jaxmerge.fitting import (
 from jaxmerge.gauge import balance, balanced
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
+from jaxmerge.moments import (
+    Moments,
+    Sketch,
+    collect,
+    equal_parts,
+    mean_square,
+    merge_moments,
+    moments_of,
+    sketch_of,
+    spectrum,
+    stack_moments,
+    times_gram,
+)
 from jaxmerge.objectives import (
     effective_rank,
     entropy,
     linear_scalarisation,
     smooth_tchebycheff,
 )
+from jaxmerge.osrm import kaiming_init, osrm_init, osrm_null_space, osrm_project
 from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.spaces import (
     core,
@@ -97,6 +111,11 @@ __all__ = [
     "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
     "single_adapter_losses", "tara_a", "tara_b",
     "effective_rank", "entropy", "linear_scalarisation", "smooth_tchebycheff",
+    # rows of A before training
+    "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
+    # statistics of inputs
+    "Moments", "Sketch", "collect", "equal_parts", "mean_square", "merge_moments",
+    "moments_of", "sketch_of", "spectrum", "stack_moments", "times_gram",
     # whole models
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text

@@ -75,6 +75,18 @@ _thin_qr = _of_each_matrix(lambda x: tuple(jnp.linalg.qr(x)), "(m,k),(k,n)")
 _thin_svd = _of_each_matrix(
     lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), "(m,k),(k),(k,n)"
 )
+_symmetric_eigen = _of_each_matrix(lambda x: tuple(jnp.linalg.eigh(x)), "(m),(m,n)")
+
+
+def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues [..., n], ascending, and vectors [..., n, n] of a symmetric matrix.
+
+    For statistics, which are data: no derivative passes through it.
+
+    >>> print(eigh(jnp.diag(jnp.array([2.0, 1.0])))[0])
+    [1. 2.]
+    """
+    return _symmetric_eigen(jax.lax.stop_gradient(x))
 
 
 @jax.custom_jvp

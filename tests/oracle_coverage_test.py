@@ -11,9 +11,6 @@ from documented import DOCS
 
 OUTSIDE = {
     "tara.FreeMerge": "filters in the frequency domain: not a method of this library",
-    "osrm.A": "an initialisation before training, not a merge",
-    "osrm.B": "an initialisation before training, not a merge",
-    "osrm.features": "statistics for an initialisation",
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxmerge.io.options import ReadOptions
     from jaxmerge.io.plan import Plan, plan_peft
     from jaxmerge.io.read import load_peft
+    from jaxmerge.io.statistics import load_moments, save_moments
     from jaxmerge.io.write import SaveReport, save_peft
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "ReadOptions",
     "SaveReport",
     "Source",
+    "load_moments",
     "load_orbax",
     "load_peft",
     "plan_peft",
+    "save_moments",
     "save_orbax",
     "save_peft",
 ]
@@ -40,6 +43,7 @@ _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "options": ("ReadOptions",),
     "plan": ("Plan", "plan_peft"),
     "read": ("load_peft",),
+    "statistics": ("load_moments", "save_moments"),
     "write": ("SaveReport", "save_peft"),
 }
 

@@ -1,0 +1,283 @@
+"""Statistics of the inputs of linear layers: first and second moments, streaming.
+
+`Moments` keep the Gram matrix of all inputs, n x n; a `Sketch` keeps a few rows that
+stand for it. Whoever needs statistics works with either, through `times_gram` and
+`spectrum`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge import linalg
+from jaxmerge.models.adapt import Apply, with_taps
+
+
+class Moments(NamedTuple):
+    """Exact moments of the inputs z of one module; a leading axis holds tasks."""
+
+    count: jax.Array  # []: number of tokens
+    mean: jax.Array  # [n]
+    gram: jax.Array  # [n, n], sum of z z^T
+
+
+class Sketch(NamedTuple):
+    """Moments whose Gram matrix G is known by l rows S: ``G - S^T S`` is small.
+
+    Frequent Directions (arXiv 1501.01711): ``0 <= G - S^T S <= lost * I`` as quadratic
+    forms, and ``lost <= ||Z - Z_k||^2 / (l + 1 - k)`` for every k <= l, Z_k being the
+    best approximation of rank k of all inputs Z. Inputs of rank l at most are exact.
+    """
+
+    count: jax.Array  # []
+    mean: jax.Array  # [n]
+    rows: jax.Array  # [l, n]
+    lost: jax.Array  # []: bound of the error, in the units of G
+
+
+Statistics = Moments | Sketch
+
+
+def moments_of(inputs: jax.Array, *, mask: jax.Array | None = None) -> Moments:
+    """Moments of given inputs.
+
+    Args:
+      inputs: [..., n]; bf16 and fp16 are computed in float32.
+      mask: bool of the leading shape, True for tokens that count; all unless given.
+        Values of the others do not matter, not even NaN.
+
+    >>> moments = moments_of(jnp.array([[1.0, 0.0], [3.0, 0.0]]))
+    >>> print(moments.count, moments.mean, moments.gram[0, 0])
+    2.0 [2. 0.] 10.0
+    """
+    rows, count, mean = _first_moments(inputs, mask)
+    return Moments(count=count, mean=mean, gram=linalg.matmul(rows.T, rows))
+
+
+def sketch_of(inputs: jax.Array, *, size: int, mask: jax.Array | None = None) -> Sketch:
+    """The same as a `Sketch` of ``size`` rows.
+
+    Cost: O(N n min(N, n)) for N tokens, O(N n) memory; no n x n array where N < n.
+    """
+    return _shrink(_exact_sketch(inputs, mask=mask), size)
+
+
+def merge_moments(first: Statistics, second: Statistics) -> Statistics:
+    """Moments of the inputs of both together; sketches give one of the smaller size.
+
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> both = merge_moments(moments_of(x[:1]), moments_of(x[1:]))
+    >>> print(both.mean, bool(jnp.allclose(both.gram, x.T @ x)))
+    [3. 4.] True
+    """
+    if isinstance(first, Sketch) != isinstance(second, Sketch):
+        raise ValueError("merge_moments: cannot merge a sketch with exact moments")
+    if isinstance(first, Sketch):
+        size = min(first.rows.shape[-2], second.rows.shape[-2])
+        return _shrink(_joined(first, second), size)
+    count, mean = _merged_mean(first, second)
+    return Moments(count=count, mean=mean, gram=first.gram + second.gram)
+
+
+def collect(
+    apply: Apply,
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    modules: Iterable[str],
+    mask: Callable[[Any], jax.Array] | None = None,
+    sketch: int | None = None,
+) -> dict[str, Statistics]:
+    """Moments of the inputs of the named modules over all batches.
+
+    One compiled step for all batches of one shape; nothing but the moments is kept.
+    Sharded batches are reduced by the compiler. Around `with_updates` it sees the
+    inputs in an adapted model.
+
+    Args:
+      apply: pure function of parameters and batch that runs a Flax model, not jitted.
+      params: its parameters.
+      batches: its inputs.
+      modules: names of linear layers.
+      mask: gives for a batch which tokens count, bool of the leading shape of the
+        inputs of every module; all unless given. Leave padding out.
+      sketch: rows of a `Sketch` of each module, for an n x n that is too big.
+
+    Returns:
+      module -> `Moments`, or `Sketch`. They accumulate in float32 at least.
+
+    Raises:
+      ValueError: no batch, a mask of another shape, or as for `with_taps`.
+    """
+    tapped = with_taps(apply, modules)
+
+    def measure(params: Any, batch: Any) -> dict[str, Statistics]:
+        _, taps = tapped(params, batch)
+        keep = None if mask is None else mask(batch)
+        return {name: _of_batch(name, x, keep, sketch) for name, x in taps.items()}
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(before: Any, params: Any, batch: Any) -> dict[str, Statistics]:
+        new = measure(params, batch)
+        return {name: _accumulate(before[name], new[name]) for name in new}
+
+    statistics = None
+    for batch in batches:
+        if statistics is None:
+            shapes = jax.eval_shape(measure, params, batch)
+            statistics = {name: _nothing(x, sketch) for name, x in shapes.items()}
+        statistics = step(statistics, params, batch)
+    if statistics is None:
+        raise ValueError("collect: no batch was given")
+    return statistics
+
+
+def stack_moments(
+    tasks: Sequence[Mapping[str, Statistics]],
+) -> dict[str, Statistics]:
+    """Statistics of T tasks as mergers take them: a leading task axis, by module.
+
+    >>> one = {"q": moments_of(jnp.ones((2, 3)))}
+    >>> print(stack_moments([one, one])["q"].gram.shape)
+    (2, 3, 3)
+    """
+    if not tasks:
+        raise ValueError("stack_moments: no task was given")
+    for number, task in enumerate(tasks):
+        different = sorted(set(task) ^ set(tasks[0]))
+        if different:
+            raise ValueError(
+                f"stack_moments: module {different[0]!r} has statistics in one of the "
+                f"tasks 0 and {number} only; collect the same modules for all tasks"
+            )
+    return {
+        name: jax.tree.map(lambda *x: jnp.stack(x), *(task[name] for task in tasks))
+        for name in tasks[0]
+    }
+
+
+def times_gram(x: jax.Array, statistics: Statistics) -> jax.Array:
+    """``x G / count``, [..., k, n] times the mean of z z^T; zeros without tokens.
+
+    >>> print(times_gram(jnp.ones((1, 2)), moments_of(jnp.array([[1.0, 2.0]] * 3))))
+    [[3. 6.]]
+    """
+    share = _masked_inverse(statistics.count)[..., None, None]
+    if isinstance(statistics, Sketch):
+        rows = statistics.rows
+        return linalg.matmul(linalg.matmul(x, linalg.transpose(rows)), rows) * share
+    return linalg.matmul(x, statistics.gram) * share
+
+
+def mean_square(statistics: Statistics) -> jax.Array:
+    """Mean square of each input feature, [..., n]: the diagonal of G / count."""
+    if isinstance(statistics, Sketch):
+        diagonal = jnp.sum(statistics.rows**2, axis=-2)
+    else:
+        diagonal = jnp.diagonal(statistics.gram, axis1=-2, axis2=-1)
+    return diagonal * _masked_inverse(statistics.count)[..., None]
+
+
+def equal_parts(statistics: Statistics) -> Statistics:
+    """Of stacked statistics [T, ..], the sum in which each task counts as one token.
+
+    ``sum_t G_t / count_t``: whoever has more tokens does not count more.
+    """
+    share = _masked_inverse(statistics.count)
+    one = jnp.ones((), share.dtype)
+    mean = jnp.sum(statistics.mean, axis=0)
+    if isinstance(statistics, Sketch):
+        rows = statistics.rows * linalg.root(share)[:, None, None]
+        lost = jnp.sum(statistics.lost * share)
+        return Sketch(one, mean, rows.reshape(-1, rows.shape[-1]), lost)
+    return Moments(one, mean, linalg.einsum("t,tnp->np", share, statistics.gram))
+
+
+def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues [d], ascending, and vectors [n, d] of G / count of one module.
+
+    d = n for `Moments`, the number of rows for a `Sketch`: the rest of its eigenvalues
+    is 0. Data, so no derivative passes through it.
+    """
+    share = _masked_inverse(statistics.count)
+    if isinstance(statistics, Sketch):
+        _, s, vt = linalg.svd(jax.lax.stop_gradient(statistics.rows))
+        return (s * s * share)[::-1], vt[::-1].T
+    values, vectors = linalg.eigh(statistics.gram * share)
+    return jnp.maximum(values, 0), vectors
+
+
+def _of_batch(name, inputs, mask, sketch):
+    if mask is not None and mask.shape != inputs.shape[:-1]:
+        raise ValueError(
+            f"collect: {name} has inputs of the leading shape {inputs.shape[:-1]}, the "
+            f"mask has {mask.shape}"
+        )
+    measure = moments_of if sketch is None else _exact_sketch
+    return measure(inputs, mask=mask)
+
+
+def _nothing(like, sketch):
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    if sketch is None:
+        return zeros
+    n, dtype = like.rows.shape[-1], like.rows.dtype
+    return zeros._replace(rows=jnp.zeros((sketch, n), dtype))
+
+
+def _accumulate(before, new):
+    if isinstance(before, Sketch):
+        return _shrink(_joined(before, new), before.rows.shape[-2])
+    return merge_moments(before, new)
+
+
+def _first_moments(inputs, mask):
+    wide = jnp.float32 if jnp.finfo(inputs.dtype).bits < 32 else inputs.dtype
+    rows = inputs.reshape(-1, inputs.shape[-1]).astype(wide)
+    if mask is None:
+        count = jnp.asarray(rows.shape[0], wide)
+    else:
+        keep = jnp.asarray(mask, bool).reshape(-1)
+        rows = jnp.where(keep[:, None], rows, 0)
+        count = jnp.sum(keep, dtype=wide)
+    return rows, count, jnp.sum(rows, axis=0) * _masked_inverse(count)
+
+
+def _merged_mean(first, second):
+    count = first.count + second.count
+    step = second.count * _masked_inverse(count)
+    return count, first.mean + (second.mean - first.mean) * step[..., None]
+
+
+def _exact_sketch(inputs, *, mask):
+    rows, count, mean = _first_moments(inputs, mask)
+    return Sketch(count=count, mean=mean, rows=rows, lost=jnp.zeros((), rows.dtype))
+
+
+def _joined(first, second):
+    count, mean = _merged_mean(first, second)
+    rows = jnp.concatenate([first.rows, second.rows], axis=-2)
+    return Sketch(count=count, mean=mean, rows=rows, lost=first.lost + second.lost)
+
+
+def _shrink(sketch, size):
+    """Frequent Directions: all squares are lowered by the first that must be 0."""
+    if size < 1:
+        raise ValueError(f"a sketch needs at least one row, got {size}")
+    if sketch.rows.shape[-2] > size:
+        _, s, vt = linalg.svd(sketch.rows)
+        squares = s * s
+        cut = squares[..., size] if s.shape[-1] > size else jnp.zeros_like(sketch.lost)
+        kept = linalg.root(squares[..., :size] - cut[..., None])
+        rows = kept[..., None] * vt[..., :size, :]
+        sketch = sketch._replace(rows=rows, lost=sketch.lost + cut)
+    missing = size - sketch.rows.shape[-2]
+    padding = [(0, 0)] * (sketch.rows.ndim - 2) + [(0, missing), (0, 0)]
+    return sketch._replace(rows=jnp.pad(sketch.rows, padding))
+
+
+def _masked_inverse(x):
+    return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1), 0)

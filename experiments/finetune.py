@@ -15,8 +15,7 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
-from experiments.suite import Split, Suite, Task, batches
-from jaxmerge.io import load_peft
+from experiments.suite import Suite, Task
 from jaxmerge.models import with_updates
 from jaxmerge.types import LowRank
 
@@ -203,12 +202,6 @@ def save_adapter(folder: Path, factors: Factors, lora: Lora, *, base: str) -> No
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_updates(folder: Path) -> Factors:
-    """One adapter from its folder, the scale folded into B."""
-    stacks = load_peft([folder], heads="keep").stacks
-    return {name: LowRank(b=stack.b[0], a=stack.a[0]) for name, stack in stacks.items()}
-
-
 def train_adapter(
     suite: Suite,
     task: Task,
@@ -297,25 +290,3 @@ def finetune(
         settings = {"seed": seed, "initial_a": initial_a, "augment": augment}
         factors = train_adapter(suite, task, lora, recipe, report=tell, **settings)
         save_adapter(task.adapter, factors, lora, base=base)
-
-
-def scorer(suite: Suite) -> Callable[[Task, Split, Factors], float]:
-    """Gives a function that measures accuracies, compiled once for all tasks.
-
-    Returns:
-      ``score(task, split, updates)``: the share of the split that the base with
-      ``updates`` and the task's head classifies right.
-    """
-
-    @jax.jit
-    def features(params, updates, inputs):
-        return with_updates(suite.apply, updates)(params, inputs)
-
-    def score(task: Task, split: Split, updates: Factors) -> float:
-        correct = 0
-        for inputs, chosen in batches(suite, split, 256):
-            found = suite.logits(task.head, features(suite.params, updates, inputs))
-            correct += int((np.argmax(found, -1) == split.labels[chosen]).sum())
-        return correct / len(split.labels)
-
-    return score

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.finetune import Lora, Recipe, finetune, load_updates, scorer
+from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.finetune import Lora, Recipe, finetune
 from experiments.suite import Suite
 from experiments.vision8.heads import fit_heads
-from experiments.vision8.pretrain import pretrain, vary
+from experiments.vision8.pretrain import pretrain
 from experiments.vision8.suite import (
     BASE,
     CONFIG,
@@ -34,7 +35,7 @@ from jaxmerge.spec import parse
 
 PRETRAINING_STEPS = 10_000
 LORA = Lora(rank=16, alpha=32)
-RECIPE = Recipe(steps=600, rate=3e-3, batch=64)
+RECIPE = Recipe(steps=700, rate=3e-3, batch=64)
 BASE_NAME = "experiments/vision8/trained/base"
 SUM_SCALE = 0.3
 
@@ -43,22 +44,21 @@ report = partial(print, flush=True)
 
 def measure(suite: Suite) -> dict[str, Any]:
     """Accuracies on validation and test: with the base, own adapter, and the sum."""
-    score = scorer(suite)
-    adapters = load_peft([task.adapter for task in suite.tasks])
-    merged = parse(f"concat|scale({SUM_SCALE})").run(adapters.stacks)
-    results = {}
-    for task in suite.tasks:
-        own = load_updates(task.adapter)
-        results[task.name] = {}
-        for part in ("validation", "test"):
-            split = task.load(part)
-            results[task.name][part] = {
-                "images": len(split.labels),
-                "probe": round(score(task, split, {}), 4),
-                "adapter": round(score(task, split, own), 4),
-                "sum": round(score(task, split, merged), 4),
+    stacks = load_peft([task.adapter for task in suite.tasks]).stacks
+    merged = parse(f"concat|scale({SUM_SCALE})").run(stacks)
+    results = {task.name: {} for task in suite.tasks}
+    for part in ("validation", "test"):
+        exam = make_exam(suite, part)
+        probe, everything = accuracies(exam, {}), accuracies(exam, merged)
+        for index, name in enumerate(results):
+            own = accuracies(exam, own_updates(stacks, index), (name,))
+            found = {
+                "probe": probe[name],
+                "adapter": own[name],
+                "sum": everything[name],
             }
-        report(f"{task.name}: {results[task.name]['test']}")
+            results[name][part] = {key: round(x, 4) for key, x in found.items()}
+            report(f"{name}, {part}: {results[name][part]}")
     return results
 
 
@@ -80,7 +80,7 @@ def main(
     if not (out / HEADS).is_file():
         fit_heads(load_base(out), out / HEADS, report=report)
     suite = load_suite(out)
-    settings = {"seed": seed, "force": force, "augment": vary, "report": report}
+    settings = {"seed": seed, "force": force, "report": report}
     finetune(suite, LORA, RECIPE, base=BASE_NAME, **settings)
     content = {
         "seed": seed,

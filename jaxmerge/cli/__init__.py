@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from jaxmerge import __version__
-from jaxmerge.cli import convert, demo, look, merge, methods, verify
+from jaxmerge.cli import convert, demo, learn, look, merge, methods, verify
 from jaxmerge.cli.errors import Commands
 from jaxmerge.cli.runtime import limit_threads
 
@@ -36,7 +36,7 @@ def options(
 
 
 for command in (
-    *(merge.merge, look.plan, look.inspect, convert.convert),
+    *(merge.merge, learn.learn, look.plan, look.inspect, convert.convert),
     *(verify.verify, methods.methods, demo.demo),
 ):
     app.command()(command)

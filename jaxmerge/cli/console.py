@@ -41,8 +41,8 @@ class Console:
                 console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar on stderr; gives what advances it.
+    def progress(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar on stderr; gives what advances it: ``(steps, title=None)``.
 
         Silent with --quiet, with --json, or where stderr is not a terminal.
         """
@@ -60,7 +60,9 @@ class Console:
             disable=silent,
         ) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda steps=1: bar.advance(task, steps)
+            yield lambda steps=1, title=None: bar.update(
+                task, advance=steps, description=title
+            )
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

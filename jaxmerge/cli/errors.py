@@ -20,6 +20,7 @@ _OPTIONS = (
     *("heads", "assume_alpha", "strip_prefix", "add_prefix", "allow_different_bases"),
     *("allow_zero", "weights", "ignore_config_keys", "vera_inputs", "layout"),
     *("rank", "energy", "ragged", "dense", "dtype"),
+    *("text_heads", "logit_scale", "max_length", "work"),
 )
 _ASSIGNMENT = re.compile(
     rf"\b({'|'.join(_OPTIONS)})=(True\b|\[?'[^']*'\]?|<[^>]*>|[-+.\w]+)?"
@@ -34,6 +35,12 @@ class CommandError(Exception):
 
 class VerificationFailed(CommandError):
     """A folder that is not what its record says."""
+
+    code = FAILED
+
+
+class FitDiverged(CommandError):
+    """A fit whose numbers are no longer finite."""
 
     code = FAILED
 

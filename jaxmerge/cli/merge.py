@@ -146,6 +146,11 @@ def _lines(recipe: "Recipe", report: "SaveReport", document: dict[str, Any]):
     yield f"  pipeline  {recipe.pipeline.text}"
     if len(recipe.pipeline.calls) > 1:
         yield f"  in order  {', '.join(recipe.pipeline.order)}"
+    yield from written_lines(report, document)
+
+
+def written_lines(report: "SaveReport", document: dict[str, Any]):
+    """What was written, for people."""
     if report.rank:
         needed = report.max_lora_rank
         serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"

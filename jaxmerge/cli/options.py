@@ -98,9 +98,17 @@ def _read_options(
     }
 
 
-def with_read_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter ``read`` is filled from the flags of reading."""
-    flags = inspect.signature(_read_options).parameters
+def with_read_options(
+    command: Callable[..., None], *, heads: Heads = Heads.error
+) -> Callable[..., None]:
+    """A command whose parameter ``read`` is filled from the flags of reading.
+
+    Args:
+      command: the command.
+      heads: what ``--heads`` is unless given.
+    """
+    flags = dict(inspect.signature(_read_options).parameters)
+    flags["heads"] = flags["heads"].replace(default=heads)
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
 

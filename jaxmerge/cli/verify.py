@@ -16,6 +16,8 @@ from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.cli.compare import Difference
+    from jaxmerge.io import Adapters
+    from jaxmerge.types import Update
 
 _SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 _SHOWN = 20  # differences
@@ -23,7 +25,9 @@ _SHOWN = 20  # differences
 
 def verify(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder written by jaxmerge merge.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder written by jaxmerge merge or learn.")
+    ],
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(help="Where the inputs are now, in their order, if they moved."),
@@ -41,7 +45,8 @@ def verify(
 ) -> None:
     """Compute a merged folder again and compare.
 
-    Inputs and outputs are also checked against the SHA-256 in its record.
+    Inputs and outputs are also checked against the SHA-256 in its record. Of a learned
+    merge the coefficients are taken from phi.safetensors, the fit is not repeated.
     Exit code 1 if anything differs by more than rounding.
     """
     console = Console(as_json=as_json, quiet=quiet)
@@ -68,6 +73,7 @@ def verify(
         "tolerance": tolerance,
         "differences": [d._asdict() for d in found],
         "recipe": record["recipe"],
+        "read_by_fit": _read_by_fit(record["recipe"]),
         "versions": {"then": record["versions"], "now": _versions(record)},
     }
     console.result(
@@ -95,8 +101,14 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(checked_file(path).read_text(encoding="utf-8"))
         usable = (
             record["format"] == 1
-            and isinstance(record["recipe"]["pipeline"], str)
-            and all(entry["path"] and entry["sha256"] for entry in record["inputs"])
+            and isinstance(record["recipe"][_kind(record)], str)
+            and all(
+                entry["path"] and dict(entry["sha256"])
+                for entry in (
+                    *record["inputs"],
+                    *record["recipe"].get("files", {}).values(),
+                )
+            )
             and all(name in record["output"] for name in (*_SETTINGS, "sha256"))
             and isinstance(record["read_options"], dict)
             and isinstance(record["versions"], dict)
@@ -109,6 +121,11 @@ def read_record(folder: Path) -> dict[str, Any]:
             "computed again"
         )
     return record
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    """The entry of the recipe that says how the merge was made."""
+    return "learned" if "learned" in record["recipe"] else "pipeline"
 
 
 def _input_paths(
@@ -162,19 +179,54 @@ def _differences_from_record(
 ) -> "list[Difference]":
     """Merges again as the record says and compares the two folders."""
     from jaxmerge import io
-    from jaxmerge.cli.compare import differences
+    from jaxmerge.cli.compare import Difference, differences
     from jaxmerge.cli.recipe import Recipe
 
-    recipe = Recipe.from_record(record["recipe"])
     adapters = io.load_peft(paths, **record["read_options"])
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
-    updates, biases = recipe.run(adapters)
+    written = dict(record["output"]["sha256"])
+    if _kind(record) == "pipeline":
+        updates, biases = Recipe.from_record(record["recipe"]).run(adapters)
+    else:
+        from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE
+
+        try:
+            updates, biases = _apply_phi(record, adapters, folder / PHI_FILE), None
+        except (ValueError, TypeError) as error:  # AdapterError is a ValueError
+            return [Difference(PHI_FILE, f"cannot be used: {error}")]
+        for given in (PHI_FILE, HISTORY_FILE):
+            written.pop(given, None)
     settings = {name: record["output"][name] for name in _SETTINGS}
     with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
         again = Path(scratch) / "again"
         io.save_peft(again, updates, like=adapters, biases=biases, **settings)
-        return differences(folder, again, record["output"]["sha256"])
+        return differences(folder, again, written)
+
+
+def _apply_phi(
+    record: Mapping[str, Any], adapters: "Adapters", path: Path
+) -> "dict[str, Update]":
+    """Merges with learned coefficients as they were stored."""
+    from jaxmerge.io.files import checked_file
+    from jaxmerge.io.tensors import SafetensorsFile, read_finite
+    from jaxmerge.learning import Recipe
+
+    file = SafetensorsFile(checked_file(path))
+    phis = {name: read_finite(file, name) for name in file.infos}
+    return Recipe.from_record(record["recipe"]).apply(adapters, phis)
+
+
+def _read_by_fit(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Whether what a fit read is still there; it does not decide the verification."""
+    found = {}
+    for role, entry in recipe.get("files", {}).items():
+        differing = list(
+            _changed_files(Path(entry["path"]), entry["sha256"], "changed")
+        )
+        missing = any(difference.says == "is missing" for difference in differing)
+        found[role] = "missing" if missing else "changed" if differing else "unchanged"
+    return found
 
 
 def _rounding(dtype: str) -> float:
@@ -209,6 +261,9 @@ def _lines(document: Mapping[str, Any], serious: list, *, inputs: int):
         yield f"  and {len(serious) - _SHOWN} more (--json shows all)"
     if not document["recomputed"]:
         yield "  not computed again, because the inputs are not those of the record"
+    if document["read_by_fit"]:
+        states = ", ".join(f"{k} {v}" for k, v in document["read_by_fit"].items())
+        yield f"  with the stored coefficients, the fit is not repeated ({states})"
     then, now = document["versions"]["then"], document["versions"]["now"]
     if then != now and not document["identical"]:
         yield f"  made with {_listed(then)}; this is {_listed(now)}"

@@ -20,7 +20,8 @@ def build_record(
     Args:
       like: the adapters that were merged.
       recipe: how: the text of a pipeline, or a mapping with "pipeline", "weights",
-        "seed" and whatever else the caller needs to repeat it.
+        "seed" and whatever else the caller needs to repeat it; a learned merge has
+        "learned" in the place of "pipeline", and "files" that its fit read.
       output: what was written.
     """
     if isinstance(recipe, str):
@@ -61,21 +62,26 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     recipe = record["recipe"]
     inputs = record["inputs"]
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    learned = "learned" in recipe
     sections = [
         _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
         f"# Merge of {len(inputs)} LoRA adapter{'s' if len(inputs) > 1 else ''}",
-        f"Made without loading the base model, by {versions}.",
+        f"Coefficients learned through the base model without labels, by {versions}."
+        if learned
+        else f"Made without loading the base model, by {versions}.",
     ]
     if recipe:
         sections += ["## Recipe", _recipe(recipe)]
     if inputs:
         sections += ["## Inputs", _input_table(inputs)]
+    if "files" in recipe:
+        sections += ["## Read by the fit", _file_table(recipe["files"])]
     sections += [
         "## Energy kept",
         _energy_table(energy),
         "## Record",
         "`jaxmerge.json` holds what `jaxmerge verify` needs to compute this folder "
-        "again.",
+        + ("again from `phi.safetensors`, without the fit." if learned else "again."),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -101,7 +107,8 @@ def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in recipe.items() if key != "pipeline"}
+    apart = ("pipeline", "files")
+    rest = {key: value for key, value in recipe.items() if key not in apart}
     parts = [_fenced(str(recipe["pipeline"]), "text")] if "pipeline" in recipe else []
     parts += [
         "\n".join(f"- {_cell(k)}: {_cell(json.dumps(v))}" for k, v in rest.items())
@@ -115,6 +122,17 @@ def _input_table(inputs: list[Mapping[str, Any]]) -> str:
         base = entry["base_model"] if is_hub_id(entry["base_model"]) else "-"
         rows += [
             f"| {_cell(entry['name'])} | {_cell(base)} | {_cell(file)} | `{digest}` |"
+            for file, digest in entry["sha256"].items()
+        ]
+    return "\n".join(rows)
+
+
+def _file_table(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The files of each group; where they lay is in the record only."""
+    rows = ["| | file | SHA-256 |", "|---|---|---|"]
+    for group, entry in files.items():
+        rows += [
+            f"| {_cell(group)} | {_cell(file)} | `{digest}` |"
             for file, digest in entry["sha256"].items()
         ]
     return "\n".join(rows)

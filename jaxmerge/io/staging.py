@@ -37,7 +37,7 @@ def staged_folder(
         replaced, or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    _check_target(out, force=force, inputs=inputs)
+    check_target(out, force=force, inputs=inputs)
     made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
     mark = uuid.uuid4().hex[:12]
     staged = out.with_name(f".{out.name}.{mark}.new")
@@ -55,9 +55,10 @@ def staged_folder(
         raise
 
 
-def _check_target(
+def check_target(
     out: Path, *, force: bool, inputs: Sequence[str | os.PathLike]
 ) -> None:
+    """Refuses what `staged_folder` would not replace; AdapterError says why."""
     if not os.path.lexists(out):
         return
     if not force:

@@ -78,6 +78,7 @@ def save_peft(
     biases: Mapping[str, ArrayLike] | None = None,
     heads: HeadPolicy | Mapping[str, ArrayLike] | None = None,
     card: str | Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     force: bool = False,
 ) -> SaveReport:
     """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
@@ -104,6 +105,7 @@ def save_peft(
         table of tensors by name.
       card: the recipe for README.md and ``jaxmerge.json``: the pipeline as text, or a
         mapping with "pipeline", "weights", "seed" and so on.
+      extra_files: further safetensors files to write into the folder, by name.
       force: replace ``out`` if it is an adapter folder.
 
     Returns:
@@ -137,6 +139,10 @@ def save_peft(
             heads=inside,
         )
     output.files.update(head_files(like, policy))
+    for name, tensors in (extra_files or {}).items():
+        if name in output.files:
+            raise AdapterError(f"{name!r} is a file of the adapter itself")
+        output.files[name] = {key: np.asarray(value) for key, value in tensors.items()}
     settings = {
         "rank": rank_given,
         "energy": energy,

@@ -1,0 +1,302 @@
+"""``jaxmerge learn``: adapters, their base and unlabeled data in, one adapter out."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jaxmerge.cli.console import Console
+from jaxmerge.cli.errors import CommandError, FitDiverged
+from jaxmerge.cli.learned import lines, summary, title
+from jaxmerge.cli.merge import Dtype
+from jaxmerge.cli.options import (
+    Folders,
+    Force,
+    Heads,
+    Json,
+    Out,
+    Quiet,
+    numbers,
+    with_read_options,
+)
+from jaxmerge.cli.runtime import start_jax
+
+if TYPE_CHECKING:
+    from jaxmerge.fitting import Progress
+    from jaxmerge.io import Adapters
+    from jaxmerge.learning import Base, Outcome, Recipe, Unlabeled
+
+
+class Method(StrEnum):
+    tara_a = "tara-a"
+    tara_b = "tara-b"
+    adamerging = "adamerging"
+
+
+class Objective(StrEnum):
+    tchebycheff = "tchebycheff"
+    tchebycheff_absolute = "tchebycheff-absolute"
+    linear = "linear"
+
+
+@partial(with_read_options, heads=Heads.keep)
+def learn(
+    *,
+    folders: Folders,
+    base: Annotated[
+        Path,
+        typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP."),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with the inputs of each adapter, labels ignored: <name>.jsonl "
+            "(text_a and text_b, sentence1 and sentence2, premise and hypothesis, or "
+            "text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz "
+            "with images [N, H, W, C], uint8 or normalised floats."
+        ),
+    ],
+    method: Annotated[Method, typer.Option(help="What is learned.")],
+    out: Out,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Of the tasks; the adapters' folders' unless given.",
+        ),
+    ] = None,
+    text_heads: Annotated[
+        Path | None,
+        typer.Option(
+            help="For CLIP: safetensors file with text vectors [classes, d] by the "
+            "names of the tasks."
+        ),
+    ] = None,
+    pico: Annotated[
+        bool, typer.Option("--pico", help="Learn on directions calibrated by Pico.")
+    ] = False,
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared", help="One coefficient of a task for all modules (AdaMerging)."
+        ),
+    ] = False,
+    initial: Annotated[
+        float | None,
+        typer.Option(help="Every coefficient at the start; 0.4, AdaMerging 0.3."),
+    ] = None,
+    objective: Annotated[
+        Objective | None,
+        typer.Option(help="Of all tasks together; tchebycheff, AdaMerging linear."),
+    ] = None,
+    preference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P,...", help="One for each adapter, scaled to sum 1; else equal."
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="Smoothing: small cares for the worst task only.")
+    ] = 1.0,
+    rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    steps: Annotated[int, typer.Option(min=1)] = 500,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Inputs of each task in a step.")
+    ] = 16,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the batches.")
+    ] = 0,
+    logit_scale: Annotated[
+        float | None,
+        typer.Option(help="Multiplies the logits; 1 for texts, CLIP's own if stored."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=8, help="Tokens of a text; at most 128 unless given."),
+    ] = None,
+    accumulate: Annotated[
+        bool,
+        typer.Option("--accumulate", help="Less memory: one task after the other."),
+    ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the checkpoints, which is kept; by default beside --out, "
+            "and removed at the end."
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the output; the inputs' unless given.")
+    ] = None,
+    read: dict[str, Any],
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Learn how to merge adapters, from inputs without labels.
+
+    Coefficients are fitted through the base model so that the merged model is sure of
+    its predictions on every task. If the command is stopped, the same command goes on
+    from the last checkpoint. Exit code 1 if the fit diverges.
+    """
+    from jaxmerge.io.staging import check_target
+
+    check_target(out, force=force, inputs=[*folders, base, data])
+    console = Console(as_json=as_json, quiet=quiet)
+    given = numbers(preference, "--preference") or [1.0] * len(folders)
+    if len(given) != len(folders):
+        raise CommandError(
+            f"--preference has {len(given)} numbers for {len(folders)} adapters"
+        )
+    start_jax()
+    from jaxmerge import io
+    from jaxmerge.learning import Recipe, load_base, load_unlabeled, task_heads
+    from jaxmerge.learning.record import (
+        HISTORY_FILE,
+        PHI_FILE,
+        files_read,
+        fit_identity,
+    )
+    from jaxmerge.learning.run import check_fit
+    from jaxmerge.learning.work import Work
+
+    clock = time.perf_counter()
+    with _bad_input():
+        asked = Recipe(
+            method=method.value,
+            pico=pico,
+            shared=shared,
+            initial=initial,
+            objective=objective and objective.value,
+            preference=tuple(given),
+            alpha=alpha,
+            rate=rate,
+            steps=steps,
+            batch=batch,
+            seed=seed,
+            accumulate=accumulate,
+        )
+    with console.progress("reading", 3) as advance, _bad_input():
+        adapters = io.load_peft(folders, **read)
+        adapters = replace(adapters, names=_names(names, adapters.names))
+        advance(1)
+        model = load_base(base)
+        advance(1)
+        unlabeled = load_unlabeled(data, adapters.names, model, max_length=max_length)
+        heads = task_heads(model, adapters, text_heads)
+        check_fit(model, adapters, heads, unlabeled)
+        recipe = replace(asked, logit_scale=model.scale(logit_scale))
+        advance(1)
+    files = files_read(model, data, unlabeled, text_heads)
+    place = Path(os.path.abspath(out))
+    with _bad_input():
+        kept = Work(
+            work or place.with_name(f"{place.name}.learning"),
+            fit_identity(recipe, adapters, unlabeled, files),
+        )
+    outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
+    record = {
+        **recipe.to_record(),
+        "max_length": unlabeled.max_length,
+        "anchors": outcome.anchors,
+        "files": files,
+    }
+    with console.progress("writing and reading back", 1) as advance:
+        report = io.save_peft(
+            out,
+            outcome.updates,
+            like=adapters,
+            dtype=dtype and dtype.value,
+            card=record,
+            extra_files={
+                PHI_FILE: outcome.phis,
+                HISTORY_FILE: outcome.history._asdict(),
+            },
+            force=force,
+        )
+        advance(1)
+    if work is None:
+        kept.remove()
+    document = {
+        "recipe": record,
+        "adapters": list(adapters.names),
+        **summary(adapters.names, outcome),
+        "seconds": round(time.perf_counter() - clock, 3),
+        "bytes": sum((out / name).stat().st_size for name in report.files),
+        "notes": list(unlabeled.notes),
+        **report.to_json(),
+    }
+    console.result(document, lambda: lines(recipe, report, document))
+
+
+def _learn(
+    console: Console,
+    recipe: "Recipe",
+    model: "Base",
+    adapters: "Adapters",
+    heads: dict[str, Any],
+    unlabeled: "Unlabeled",
+    work: Any,
+) -> "Outcome":
+    """Fits with a progress bar; says where a fit that is stopped can go on."""
+    from jaxmerge.learning import learn as fit
+
+    done = 0
+    with console.progress("measuring each adapter alone", recipe.steps) as advance:
+
+        def report(progress: "Progress") -> None:
+            nonlocal done
+            advance(progress.step - done, title=title(adapters.names, progress))
+            done = progress.step
+
+        try:
+            return fit(
+                *(recipe, model, adapters, heads, unlabeled), work=work, report=report
+            )
+        except FloatingPointError as error:
+            raise FitDiverged(
+                f"{error} (remove {work.folder} before a fit with other options)"
+            ) from error
+        except KeyboardInterrupt:
+            if not console.quiet:
+                print(
+                    f"stopped; the same command goes on from {work.folder}",
+                    file=sys.stderr,
+                )
+            raise
+
+
+@contextmanager
+def _bad_input() -> Iterator[None]:
+    """What loaders and checks refuse is for the caller to change."""
+    from jaxmerge.io import AdapterError
+
+    try:
+        yield
+    except AdapterError:
+        raise
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
+    if text is None:
+        return folders
+    given = tuple(text.split(","))
+    if len(given) != len(folders) or len(set(given)) < len(given):
+        raise CommandError(
+            f"--names {text}: expected {len(folders)} different names, one for each "
+            "adapter"
+        )
+    for name in given:
+        if not name or name.startswith(".") or "/" in name or os.sep in name:
+            raise CommandError(f"--names {text}: {name!r} cannot be the name of a file")
+    return given

@@ -1,0 +1,24 @@
+"""Learned merges from files: a model folder, adapters, and unlabeled data.
+
+`load_base` makes a pure function of a Hugging Face folder, `load_unlabeled` reads one
+file of inputs for each adapter, and `learn` fits a `Recipe` with both.
+"""
+
+from jaxmerge.learning.bases import Base, load_base
+from jaxmerge.learning.heads import task_heads
+from jaxmerge.learning.recipe import METHODS, OBJECTIVES, Recipe
+from jaxmerge.learning.run import Outcome, learn
+from jaxmerge.learning.unlabeled import Unlabeled, load_unlabeled
+
+__all__ = [
+    "METHODS",
+    "OBJECTIVES",
+    "Base",
+    "Outcome",
+    "Recipe",
+    "Unlabeled",
+    "learn",
+    "load_base",
+    "load_unlabeled",
+    "task_heads",
+]

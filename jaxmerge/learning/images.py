@@ -1,0 +1,48 @@
+"""Files of images as arrays of pixels."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+KEY = "images"
+
+
+def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
+    """Images [N, size, size, channels] of an ``.npz`` file.
+
+    Its array ``images`` is in uint8, from 0 to 255, or in float, normalised as the
+    model expects; other arrays, such as labels, are ignored.
+
+    Returns:
+      uint8 as stored, or float32.
+
+    Raises:
+      ValueError: no such array, or images of another shape, type, or not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if KEY not in arrays:
+                raise ValueError(
+                    f"no array {KEY!r} [N, {size}, {size}, {channels}]; it holds "
+                    f"{', '.join(arrays) or 'none'}"
+                )
+            images = arrays[KEY]
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if images.ndim != 4 or images.shape[1:] != (size, size, channels):
+        raise ValueError(
+            f"{path}: {KEY} {images.shape}, the model reads [N, {size}, {size}, "
+            f"{channels}]; resize them first"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{path}: {KEY} holds no image")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"{path}: {KEY} in {images.dtype}; expected uint8, or float if normalised"
+        )
+    if not np.isfinite(images).all():
+        raise ValueError(f"{path}: {KEY} holds NaN or infinite values")
+    return images.astype(np.float32)

@@ -1,0 +1,128 @@
+"""From a base, adapters, heads and inputs to a learned merge."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.fitting import Progress, entropies, fit, single_adapter_losses
+from jaxmerge.fitting.loop import History
+from jaxmerge.io import Adapters
+from jaxmerge.learning.bases import Base
+from jaxmerge.learning.recipe import Recipe
+from jaxmerge.learning.unlabeled import Unlabeled
+from jaxmerge.learning.work import Work
+from jaxmerge.models import with_updates
+from jaxmerge.types import LowRank, Update
+
+ANCHOR_BATCHES = 8
+
+
+class Outcome(NamedTuple):
+    """A finished fit.
+
+    Attributes:
+      updates: module -> merged update.
+      phis: module -> coefficients.
+      history: objective [steps] and losses [steps, T].
+      anchors: loss of each task in the model with its own adapter alone, [T].
+    """
+
+    updates: dict[str, Update]
+    phis: dict[str, np.ndarray]
+    history: History
+    anchors: list[float]
+
+
+def learn(
+    recipe: Recipe,
+    base: Base,
+    adapters: Adapters,
+    heads: Mapping[str, Any],
+    unlabeled: Unlabeled,
+    *,
+    work: Work,
+    report: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Fits the coefficients of a recipe.
+
+    The anchors are mean entropies over the first 8 batches. A fit that was stopped goes
+    on from its last checkpoint in ``work`` and ends with the same bits.
+
+    Args:
+      recipe: how.
+      base: the model.
+      adapters: T adapters of it.
+      heads: task -> head, see `task_heads`.
+      unlabeled: inputs of every task.
+      work: keeps the checkpoints.
+      report: see `jaxmerge.fit`.
+
+    Raises:
+      FloatingPointError: a loss or its gradient is not finite; names task and step.
+    """
+    losses = entropies(base.apply, base.logits, heads, logit_scale=recipe.logit_scale)
+    stream = {"size": recipe.batch, "seed": recipe.seed}
+    anchors = work.anchors
+    if anchors is None:
+        some = itertools.islice(unlabeled.batches(**stream), ANCHOR_BATCHES)
+        found = single_adapter_losses(
+            adapters.names, adapters.stacks, losses, some, params=base.params
+        )
+        anchors = np.asarray(found).tolist()
+    work.start(anchors)
+    preference = recipe.preference
+    fitted = fit(
+        recipe.learned,
+        adapters.names,
+        adapters.stacks,
+        losses,
+        unlabeled.batches(**stream),
+        recipe.optimizer,
+        steps=recipe.steps,
+        params=base.params,
+        scalarise=recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
+        preference=None if preference is None else jnp.asarray(preference, jnp.float32),
+        shared=recipe.shared,
+        accumulate=recipe.accumulate,
+        checkpoint=work.checkpoints,
+        report=report,
+    )
+    phis = {name: np.asarray(phi) for name, phi in fitted.phis.items()}
+    return Outcome(fitted.updates, phis, fitted.history, anchors)
+
+
+def check_fit(
+    base: Base, adapters: Adapters, heads: Mapping[str, Any], unlabeled: Unlabeled
+) -> None:
+    """Refuses adapters and heads that do not fit the base, before any computation.
+
+    Raises:
+      ValueError: names the module and the nearest names, or the head.
+    """
+    if adapters.biases:
+        raise ValueError(
+            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which no "
+            "coefficient weighs; train without lora_bias"
+        )
+    inputs = {
+        task: jax.tree.map(lambda x: x[:1], arrays)
+        for task, arrays in unlabeled.inputs.items()
+    }
+    updates = {
+        module: LowRank(stack.b[0], stack.a[0])
+        for module, stack in adapters.stacks.items()
+    }
+    apply = with_updates(base.apply, updates)
+    for task, head in heads.items():
+        # a new function each time: eval_shape does not trace one again that it knows
+        features = jax.eval_shape(lambda *x: apply(*x), base.params, inputs[task])
+        width = head["kernel"].shape[0] if isinstance(head, dict) else head.shape[1]
+        if width != features.shape[-1]:
+            raise ValueError(
+                f"the head of {task} reads {width} features, {base.folder} gives "
+                f"{features.shape[-1]}"
+            )

@@ -1,0 +1,139 @@
+"""Files of texts as arrays of tokens."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FIELDS = (
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("text",),
+)
+_MULTIPLE = 16  # token counts are rounded up to it, so that more tasks share a shape
+
+Texts = list[tuple[str, ...]]  # single texts or pairs
+
+
+def read_texts(path: Path) -> Texts:
+    """Texts or pairs of texts of a JSON lines file, gzipped or not.
+
+    The first line decides which of `FIELDS` are read; other fields, such as labels,
+    are ignored.
+
+    Raises:
+      ValueError: a file or a line that cannot be read, names the line.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as lines:
+            rows = [
+                (number, json.loads(line))
+                for number, line in enumerate(lines, 1)
+                if line.strip()
+            ]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON lines ({error})") from None
+    if not rows:
+        raise ValueError(f"{path}: holds no texts")
+    fields = _fields(path, rows[0][1])
+    return [_texts(path, number, row, fields) for number, row in rows]
+
+
+def _fields(path: Path, row: Any) -> tuple[str, ...]:
+    names = set(row) if isinstance(row, dict) else set()
+    found = [fields for fields in FIELDS if names.issuperset(fields)]
+    if len(found) != 1:
+        wanted = ", or ".join(" and ".join(fields) for fields in FIELDS)
+        raise ValueError(
+            f"{path}: the fields of a line must be {wanted}, and only one of these; "
+            f"found {', '.join(sorted(names)) or 'none'}"
+        )
+    return found[0]
+
+
+def _texts(path: Path, number: int, row: Any, fields: tuple[str, ...]) -> tuple:
+    texts = tuple(row.get(field) for field in fields) if isinstance(row, dict) else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path}: line {number} has no text in {' and '.join(fields)}")
+    return texts
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """The tokeniser of a model folder.
+
+    Raises:
+      ValueError: no ``tokenizer.json`` that can be read, or the library is missing.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError(
+            "texts need the library tokenizers: pip install 'jaxmerge[learn]'"
+        ) from None
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; save the model's fast tokenizer beside it "
+            "(AutoTokenizer.from_pretrained(..).save_pretrained(..))"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{path}: not readable as a tokenizer ({error})") from None
+
+
+def tokenise(
+    texts: Texts,
+    tokenizer: "Tokenizer",
+    *,
+    length: int,
+    pad_id: int = 0,
+    token_types: bool = False,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Texts as arrays [N, S] in int32, padded on the right.
+
+    S is the largest number of tokens rounded up to a multiple of 16, at most
+    ``length``. Of a longer pair the longer text is truncated first.
+
+    Args:
+      texts: N texts or pairs.
+      tokenizer: its own settings of padding and truncation are replaced.
+      length: tokens of an input, special tokens included.
+      pad_id: token that fills an input up.
+      token_types: add ``token_type_ids``.
+
+    Returns:
+      ``input_ids``, ``attention_mask`` and possibly ``token_type_ids``; and how many
+      inputs were truncated.
+    """
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    single = len(texts[0]) == 1
+    encodings = tokenizer.encode_batch([x[0] for x in texts] if single else texts)
+    longest = max(1, *(len(encoding.ids) for encoding in encodings))
+    width = min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
+    ids = [encoding.ids for encoding in encodings]
+    inputs = {
+        "input_ids": _padded(ids, width, pad_id),
+        "attention_mask": _padded([[1] * len(row) for row in ids], width, 0),
+    }
+    if token_types:
+        types = [encoding.type_ids for encoding in encodings]
+        inputs["token_type_ids"] = _padded(types, width, 0)
+    return inputs, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:
+    padded = np.full((len(rows), width), fill, np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

@@ -1,7 +1,9 @@
 """What a config decides: the data and the sizes of one comparison."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from experiments.suite import Suite
 
@@ -29,3 +31,17 @@ class Settings:
     longest_fit: int
     logit_scale: float = 1.0
     anchor_batches: int = 8
+
+
+def named_path(variable: str, what: str) -> Path:
+    """The path in an environment variable.
+
+    Raises:
+      ValueError: it is not set, or there is nothing; says ``what`` it should name.
+    """
+    if not os.environ.get(variable):
+        raise ValueError(f"set {variable} to {what}")
+    path = Path(os.environ[variable])
+    if not path.exists():
+        raise ValueError(f"{variable}: {path} does not exist; it should be {what}")
+    return path

@@ -19,6 +19,7 @@ class Method(NamedTuple):
     order: the order of the tasks does not matter.
     rank: a bound of the rank of the result, "sum", "max" or "full".
     random: needs a key.
+    data: needs statistics of inputs.
     """
 
     merger: jm.Merger
@@ -27,11 +28,15 @@ class Method(NamedTuple):
     order: bool = True
     rank: str = "sum"
     random: bool = False
+    data: bool = False
 
     def __call__(self, stack, **extra):
-        if self.random:
-            extra.setdefault("key", jax.random.key(7))
-        return jm.dense(self.merger(stack, **extra))
+        return jm.dense(self.merger(stack, **self.inputs(stack) | extra))
+
+    def inputs(self, stack) -> dict:
+        """What a call needs beside the adapters."""
+        inputs = {"key": jax.random.key(7)} if self.random else {}
+        return inputs | ({"stats": statistics(stack)} if self.data else {})
 
 
 RULES: dict[str, tuple[Callable, dict]] = {
@@ -115,7 +120,32 @@ METHODS: dict[str, Method] = {
     "lora_lego": Method(
         jm.lora_lego, gauge=False, order=False, random=True, rank="max"
     ),
+    "ctm(total)": Method(jm.ctm(jm.total, rank=4)),
+    "ctm(ties)": Method(jm.ctm(RULES["ties"][0], rank=4), one=False),
+    "regmean": Method(jm.regmean, data=True),
+    "regmean(shrunk)": Method(
+        partial(jm.regmean, off_diagonal=0.9, ridge=0.1), data=True
+    ),
+    "ssr": Method(jm.ssr, data=True),
+    "ssr(ridge)": Method(partial(jm.ssr, ridge=0.1), gauge=False, data=True),
+    "pico(regmean)": Method(jm.pico(jm.regmean), gauge=False, data=True),
 }
+
+
+def statistics(stack: jm.AdapterStack) -> jm.Moments:
+    """Moments of inputs near what each adapter sees, [T, ..].
+
+    A function of the row spaces of A alone, so that they follow the order of the tasks
+    and no change of factors.
+    """
+    n, dtype = stack.a.shape[-1], stack.a.dtype
+    _, _, rows = jm.linalg.svd(jax.lax.stop_gradient(stack.a))
+    sample = jnp.asarray(np.random.default_rng(n).normal(size=(3 * n, n)), dtype)
+    seen = jnp.einsum("tkn,tkp->tnp", rows, rows)
+    inputs = jnp.einsum(
+        "in,tnp->tip", sample, seen + 0.3 * jnp.eye(n, dtype=dtype)[None]
+    )
+    return jax.vmap(jm.moments_of)(inputs)
 
 
 def random_stack(

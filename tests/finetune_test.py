@@ -107,6 +107,17 @@ def test_saved_adapters_are_the_trained_factors(suite):
     assert any((first[name].a != second[name].a).any() for name in first)
 
 
+def test_only_named_tasks_are_augmented(suite):
+    recipe = Recipe(steps=3, rate=1e-2, batch=4)
+    augment = {"two": lambda _, images: jnp.zeros_like(images)}
+    finetune(suite, LORA, recipe, base="tiny", augment=augment, report=lambda _: None)
+    plain = [train_adapter(suite, task, LORA, recipe) for task in suite.tasks]
+    found = [updates_of(task.adapter) for task in suite.tasks]
+    name = "vision_model.encoder.layers.0.self_attn.v_proj"
+    np.testing.assert_array_equal(found[0][name].a, plain[0][name].a)
+    assert (found[1][name].a != plain[1][name].a).any()
+
+
 def test_rank_stabilised_scale_survives_saving(suite, tmp_path):
     lora = Lora(rank=4, alpha=6, rslora=True, targets=("q_proj", "fc1"))
     shapes = lora_shapes(suite.params, lora.targets)

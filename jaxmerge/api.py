@@ -2,6 +2,7 @@
 
 from jaxmerge import io, linalg, models
 from jaxmerge.calibration import calibrate, pico
+from jaxmerge.compression import compressed, ctm
 from jaxmerge.directions import adamerging, compose, tara_a, tara_b
 from jaxmerge.dropout import dare, della, della_probabilities
 from jaxmerge.election import (
@@ -37,6 +38,7 @@ from jaxmerge.moments import (
     mean_square,
     merge_moments,
     moments_of,
+    shrink_off_diagonal,
     sketch_of,
     spectrum,
     stack_moments,
@@ -46,9 +48,12 @@ from jaxmerge.objectives import (
     effective_rank,
     entropy,
     linear_scalarisation,
+    null_space_ratio,
+    row_basis,
     smooth_tchebycheff,
 )
 from jaxmerge.osrm import kaiming_init, osrm_init, osrm_null_space, osrm_project
+from jaxmerge.regression import merge_with_stats, regmean, ssr
 from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.spaces import (
     core,
@@ -97,10 +102,11 @@ __all__ = [
     "largest_of_agreeing", "magnitude_threshold", "mean_of_agreeing", "sign_of_count",
     "sign_of_sum", "sum_of_agreeing",
     # spaces: rule to merger
-    "core", "core_space", "full", "full_space", "in_space", "knots", "knots_space",
-    "knots_unscaled", "knots_unscaled_space",
+    "compressed", "core", "core_space", "full", "full_space", "in_space", "knots",
+    "knots_space", "knots_unscaled", "knots_unscaled_space",
     # mergers: the T adapters of a module to an update
-    "average", "concat", "lora_lego", "robust_merge", "task_arithmetic", "tsv_m",
+    "average", "concat", "ctm", "lora_lego", "regmean", "robust_merge", "ssr",
+    "task_arithmetic", "tsv_m",
     # merger to merger
     "balanced", "pico", "then",
     # stack to stack
@@ -110,14 +116,16 @@ __all__ = [
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
     "single_adapter_losses", "tara_a", "tara_b",
-    "effective_rank", "entropy", "linear_scalarisation", "smooth_tchebycheff",
+    "effective_rank", "entropy", "linear_scalarisation", "null_space_ratio",
+    "row_basis", "smooth_tchebycheff",
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs
     "Moments", "Sketch", "collect", "equal_parts", "mean_square", "merge_moments",
-    "moments_of", "sketch_of", "spectrum", "stack_moments", "times_gram",
+    "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum", "stack_moments",
+    "times_gram",
     # whole models
-    "map_modules", "module_mesh", "trim_whole_model",
+    "map_modules", "merge_with_stats", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "parse",
     # packages of their own

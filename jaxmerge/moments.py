@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.models.adapt import Apply, with_taps
@@ -194,6 +195,27 @@ def equal_parts(statistics: Statistics) -> Statistics:
         lost = jnp.sum(statistics.lost * share)
         return Sketch(one, mean, rows.reshape(-1, rows.shape[-1]), lost)
     return Moments(one, mean, linalg.einsum("t,tnp->np", share, statistics.gram))
+
+
+def shrink_off_diagonal(statistics: Statistics, *, keep: ArrayLike) -> Statistics:
+    """Multiplies what is beside the diagonal of the Gram matrix; ``keep`` may trace.
+
+    Raises:
+      ValueError: a sketch, whose rows do not allow it, unless ``keep`` is the number 1.
+
+    >>> moments = moments_of(jnp.array([[1.0, 2.0]]))
+    >>> print(shrink_off_diagonal(moments, keep=0.5).gram)
+    [[1. 1.]
+     [1. 4.]]
+    """
+    if isinstance(keep, int | float) and keep == 1:
+        return statistics
+    if isinstance(statistics, Sketch):
+        raise ValueError("off-diagonals shrink for exact moments only, not a sketch")
+    gram = statistics.gram
+    diagonal = jnp.eye(gram.shape[-1], dtype=bool)
+    shrunk = jnp.where(diagonal, gram, jnp.asarray(keep, gram.dtype) * gram)
+    return statistics._replace(gram=shrunk)
 
 
 def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:

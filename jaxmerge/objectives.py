@@ -1,8 +1,11 @@
-"""Objectives without labels: entropy of predictions, and how to weigh the tasks."""
+"""Objectives without labels: entropy of predictions, inputs outside of an adapter's
+reach, and how to weigh the tasks."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from jaxmerge import linalg
 
 
 def entropy(
@@ -25,6 +28,55 @@ def entropy(
         logits = logits.astype(jnp.float32)
     p = jax.nn.softmax(logits * jnp.asarray(logit_scale, logits.dtype), axis=-1)
     return jnp.mean(-jnp.sum(p * jnp.log(p + epsilon), axis=-1))
+
+
+def row_basis(a: jax.Array) -> jax.Array:
+    """Orthonormal basis of the row space of A: [..., r, n] -> [..., n, min(r, n)].
+
+    Columns beyond the rank of A are zero, so padded rows change nothing.
+    """
+    return linalg.transpose(linalg.svd(a)[2])
+
+
+def null_space_ratio(
+    inputs: jax.Array, basis: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Mean share of the inputs that an adapter cannot see (NSC, arXiv 2603.26317).
+
+    ``mean(||z - Q Q^T z|| / ||z||)`` over the inputs z of a module, Q being a basis of
+    the row space of A_t: 0 if A_t sees all of z, 1 if ``A_t z = 0``. Training lowers it
+    for the task of the adapter, so NSC fits coefficients that lower it for every task
+    in the merged model, without labels or outputs.
+
+    Args:
+      inputs: [..., n], of the merged model on data of task t (`jaxmerge.models
+        .with_taps`); bf16 and fp16 are computed in float32.
+      basis: Q [n, r], from `row_basis`.
+      mask: bool of the leading shape, True for tokens that count; all unless given.
+
+    Returns:
+      A number in [0, 1]; inputs that are zero count as 0. Finite gradients everywhere.
+
+    Deviations: the official code takes ``sqrt(1 - z^T A^T (A A^T)^-1 A z / ||z||^2)``
+    with alpha/r in one of the two A, so that the root can be of a negative number.
+
+    >>> inputs = jnp.array([[3.0, 4.0], [0.0, 2.0]])
+    >>> basis = row_basis(jnp.array([[5.0, 0.0]]))
+    >>> print(null_space_ratio(inputs, basis).round(4))
+    0.9
+    """
+    if jnp.finfo(inputs.dtype).bits < 32:
+        inputs = inputs.astype(jnp.float32)
+    z = inputs.reshape(-1, inputs.shape[-1])
+    keep = jnp.ones(z.shape[0], bool) if mask is None else mask.reshape(-1)
+    z = jnp.where(keep[:, None], z, 0)
+    basis = basis.astype(z.dtype)
+    outside = z - linalg.matmul(linalg.matmul(z, basis), basis.T)
+    size = linalg.root(jnp.sum(z * z, axis=1))
+    unseen = linalg.root(jnp.sum(outside * outside, axis=1))
+    ratios = jnp.where(size > 0, unseen / jnp.where(size > 0, size, 1), 0)
+    count = jnp.sum(keep, dtype=z.dtype)
+    return jnp.sum(ratios) / jnp.maximum(count, 1)
 
 
 def smooth_tchebycheff(

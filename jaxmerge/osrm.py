@@ -13,7 +13,7 @@ from jaxmerge.moments import (
     Moments,
     Statistics,
     equal_parts,
-    mean_square,
+    shrink_off_diagonal,
     spectrum,
     times_gram,
 )
@@ -81,10 +81,7 @@ def osrm_init(
             f"subspace {subspace}, n {n}"
         )
     others = equal_parts(stats)
-    keep = jnp.asarray(1 - shrinkage, others.gram.dtype)
-    diagonal = jnp.diag(mean_square(others))
-    shrunk = keep * others.gram + (1 - keep) * diagonal
-    _, vectors = spectrum(others._replace(gram=shrunk))
+    _, vectors = spectrum(shrink_off_diagonal(others, keep=1 - shrinkage))
     quiet = vectors[:, :size].T
     if own is None:
         return quiet

@@ -16,6 +16,7 @@ from jaxmerge.learning.recipe import Recipe
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.learning.work import Work
 from jaxmerge.models import with_updates
+from jaxmerge.models.adapt import Apply
 from jaxmerge.types import LowRank, Update
 
 ANCHOR_BATCHES = 8
@@ -108,21 +109,29 @@ def check_fit(
             f"module {next(iter(adapters.biases))!r} has a LoRA bias, which no "
             "coefficient weighs; train without lora_bias"
         )
-    inputs = {
-        task: jax.tree.map(lambda x: x[:1], arrays)
-        for task, arrays in unlabeled.inputs.items()
-    }
     updates = {
         module: LowRank(stack.b[0], stack.a[0])
         for module, stack in adapters.stacks.items()
     }
-    apply = with_updates(base.apply, updates)
+    adapted = with_updates(base.apply, updates)
     for task, head in heads.items():
-        # a new function each time: eval_shape does not trace one again that it knows
-        features = jax.eval_shape(lambda *x: apply(*x), base.params, inputs[task])
+        inputs = jax.tree.map(lambda x: x[:1], unlabeled.inputs[task])
+        features = _shape(base.apply, base.params, inputs)
+        try:
+            _shape(adapted, base.params, inputs)
+        except ValueError as error:
+            raise ValueError(
+                f"{base.folder}: {error}; the adapters belong to another base, or need "
+                "add_prefix=<text> or strip_prefix=<text>"
+            ) from None
         width = head["kernel"].shape[0] if isinstance(head, dict) else head.shape[1]
         if width != features.shape[-1]:
             raise ValueError(
                 f"the head of {task} reads {width} features, {base.folder} gives "
                 f"{features.shape[-1]}"
             )
+
+
+def _shape(apply: Apply, params: Any, inputs: Any) -> jax.ShapeDtypeStruct:
+    # a new function each time: eval_shape does not trace one again that it knows
+    return jax.eval_shape(lambda *x: apply(*x), params, inputs)

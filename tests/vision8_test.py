@@ -217,11 +217,16 @@ def metrics():
     return json.loads(METRICS.read_text())["tasks"]
 
 
-def test_every_adapter_is_clearly_above_the_probe_and_the_sum_is_below(metrics):
+def test_adapters_are_above_the_probes_and_their_sum_below(metrics):
     assert tuple(metrics) == TASKS
-    for found in metrics.values():
-        assert found["test"]["adapter"] >= found["test"]["probe"] + 0.02
-        assert found["test"]["sum"] < found["test"]["adapter"]
+    probe, adapter, everything = (
+        np.array([found["test"][kind] for found in metrics.values()])
+        for kind in ("probe", "adapter", "sum")
+    )
+    assert (adapter >= probe + 0.01).all()
+    assert (adapter - probe).mean() >= 0.05
+    assert (everything < adapter).all()
+    assert everything.mean() < probe.mean()
 
 
 @pytest.fixture(scope="module")

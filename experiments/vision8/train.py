@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 
 from experiments.evaluation import accuracies, make_exam, own_updates
@@ -64,6 +65,11 @@ def measure(suite: Suite) -> dict[str, Any]:
     return results
 
 
+def mean(tasks: dict[str, Any]) -> dict[str, Any]:
+    """The same accuracies averaged over the tasks."""
+    return jax.tree.map(lambda *x: round(sum(x) / len(x), 4), *tasks.values())
+
+
 def main(
     out: Annotated[Path, typer.Option(help="folder for the weights")] = TRAINED,
     metrics: Annotated[Path, typer.Option(help="file for accuracies")] = METRICS,
@@ -84,6 +90,7 @@ def main(
     suite = load_suite(out)
     settings = {"seed": seed, "force": force, "augment": AUGMENT, "report": report}
     finetune(suite, LORA, RECIPE, base=BASE_NAME, **settings)
+    tasks = measure(suite)
     content = {
         "seed": seed,
         "pretraining_steps": PRETRAINING_STEPS,
@@ -91,7 +98,8 @@ def main(
         "recipe": vars(RECIPE),
         "augmented": list(AUGMENT),
         "sum_scale": SUM_SCALE,
-        "tasks": measure(suite),
+        "mean": mean(tasks),
+        "tasks": tasks,
     }
     metrics.write_text(json.dumps(content, indent=2) + "\n")
 

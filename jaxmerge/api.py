@@ -2,6 +2,7 @@
 
 from jaxmerge import io, linalg, models
 from jaxmerge.calibration import calibrate, pico
+from jaxmerge.collection import collect
 from jaxmerge.compression import compressed, ctm
 from jaxmerge.directions import adamerging, compose, tara_a, tara_b
 from jaxmerge.dropout import dare, della, della_probabilities
@@ -28,12 +29,12 @@ from jaxmerge.fitting import (
     single_adapter_losses,
 )
 from jaxmerge.gauge import balance, balanced
+from jaxmerge.iterative import iteris
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
 from jaxmerge.moments import (
     Moments,
     Sketch,
-    collect,
     equal_parts,
     mean_square,
     merge_moments,
@@ -125,7 +126,7 @@ __all__ = [
     "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum", "stack_moments",
     "times_gram",
     # whole models
-    "map_modules", "merge_with_stats", "module_mesh", "trim_whole_model",
+    "iteris", "map_modules", "merge_with_stats", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "parse",
     # packages of their own

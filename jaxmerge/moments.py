@@ -5,16 +5,14 @@ stand for it. Whoever needs statistics works with either, through `times_gram` a
 `spectrum`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.models.adapt import Apply, with_taps
 
 
 class Moments(NamedTuple):
@@ -54,7 +52,8 @@ def moments_of(inputs: jax.Array, *, mask: jax.Array | None = None) -> Moments:
     >>> print(moments.count, moments.mean, moments.gram[0, 0])
     2.0 [2. 0.] 10.0
     """
-    rows, count, mean = _first_moments(inputs, mask)
+    rows, count = counted_rows(inputs, mask)
+    mean = jnp.sum(rows, axis=0) * _masked_inverse(count)
     return Moments(count=count, mean=mean, gram=linalg.matmul(rows.T, rows))
 
 
@@ -63,11 +62,20 @@ def sketch_of(inputs: jax.Array, *, size: int, mask: jax.Array | None = None) ->
 
     Cost: O(N n min(N, n)) for N tokens, O(N n) memory; no n x n array where N < n.
     """
-    return _shrink(_exact_sketch(inputs, mask=mask), size)
+    rows, count = counted_rows(inputs, mask)
+    mean = jnp.sum(rows, axis=0) * _masked_inverse(count)
+    return _shrink(Sketch(count, mean, rows, jnp.zeros((), rows.dtype)), size)
 
 
-def merge_moments(first: Statistics, second: Statistics) -> Statistics:
-    """Moments of the inputs of both together; sketches give one of the smaller size.
+def merge_moments(
+    first: Statistics, second: Statistics, *, size: int | None = None
+) -> Statistics:
+    """Moments of the inputs of both together.
+
+    Args:
+      first: moments or sketch.
+      second: of the same kind.
+      size: rows of the result for sketches; those of the smaller unless given.
 
     >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     >>> both = merge_moments(moments_of(x[:1]), moments_of(x[1:]))
@@ -76,64 +84,36 @@ def merge_moments(first: Statistics, second: Statistics) -> Statistics:
     """
     if isinstance(first, Sketch) != isinstance(second, Sketch):
         raise ValueError("merge_moments: cannot merge a sketch with exact moments")
-    if isinstance(first, Sketch):
-        size = min(first.rows.shape[-2], second.rows.shape[-2])
-        return _shrink(_joined(first, second), size)
-    count, mean = _merged_mean(first, second)
-    return Moments(count=count, mean=mean, gram=first.gram + second.gram)
+    count = first.count + second.count
+    step = (second.count * _masked_inverse(count))[..., None]
+    mean = first.mean + (second.mean - first.mean) * step
+    if isinstance(first, Moments):
+        return Moments(count=count, mean=mean, gram=first.gram + second.gram)
+    rows = jnp.concatenate([first.rows, second.rows], axis=-2)
+    lost = first.lost + second.lost
+    smaller = min(first.rows.shape[-2], second.rows.shape[-2])
+    return _shrink(Sketch(count, mean, rows, lost), smaller if size is None else size)
 
 
-def collect(
-    apply: Apply,
-    params: Any,
-    batches: Iterable[Any],
-    *,
-    modules: Iterable[str],
-    mask: Callable[[Any], jax.Array] | None = None,
-    sketch: int | None = None,
-) -> dict[str, Statistics]:
-    """Moments of the inputs of the named modules over all batches.
+def check_mask(name: str, inputs: jax.Array, mask: jax.Array | None) -> None:
+    """Refuses a mask that is not of the leading shape of a module's inputs."""
+    if mask is not None and mask.shape != inputs.shape[:-1]:
+        raise ValueError(
+            f"{name} has inputs of the leading shape {inputs.shape[:-1]}, the mask "
+            f"that says which tokens count has {mask.shape}"
+        )
 
-    One compiled step for all batches of one shape; nothing but the moments is kept.
-    Sharded batches are reduced by the compiler. Around `with_updates` it sees the
-    inputs in an adapted model.
 
-    Args:
-      apply: pure function of parameters and batch that runs a Flax model, not jitted.
-      params: its parameters.
-      batches: its inputs.
-      modules: names of linear layers.
-      mask: gives for a batch which tokens count, bool of the leading shape of the
-        inputs of every module; all unless given. Leave padding out.
-      sketch: rows of a `Sketch` of each module, for an n x n that is too big.
-
-    Returns:
-      module -> `Moments`, or `Sketch`. They accumulate in float32 at least.
-
-    Raises:
-      ValueError: no batch, a mask of another shape, or as for `with_taps`.
-    """
-    tapped = with_taps(apply, modules)
-
-    def measure(params: Any, batch: Any) -> dict[str, Statistics]:
-        _, taps = tapped(params, batch)
-        keep = None if mask is None else mask(batch)
-        return {name: _of_batch(name, x, keep, sketch) for name, x in taps.items()}
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(before: Any, params: Any, batch: Any) -> dict[str, Statistics]:
-        new = measure(params, batch)
-        return {name: _accumulate(before[name], new[name]) for name in new}
-
-    statistics = None
-    for batch in batches:
-        if statistics is None:
-            shapes = jax.eval_shape(measure, params, batch)
-            statistics = {name: _nothing(x, sketch) for name, x in shapes.items()}
-        statistics = step(statistics, params, batch)
-    if statistics is None:
-        raise ValueError("collect: no batch was given")
-    return statistics
+def counted_rows(
+    inputs: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Inputs as rows [N, n], zeros where a token does not count, and their number."""
+    wide = jnp.float32 if jnp.finfo(inputs.dtype).bits < 32 else inputs.dtype
+    rows = inputs.reshape(-1, inputs.shape[-1]).astype(wide)
+    if mask is None:
+        return rows, jnp.asarray(rows.shape[0], wide)
+    keep = jnp.asarray(mask, bool).reshape(-1)
+    return jnp.where(keep[:, None], rows, 0), jnp.sum(keep, dtype=wide)
 
 
 def stack_moments(
@@ -230,59 +210,6 @@ def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
         return (s * s * share)[::-1], vt[::-1].T
     values, vectors = linalg.eigh(statistics.gram * share)
     return jnp.maximum(values, 0), vectors
-
-
-def _of_batch(name, inputs, mask, sketch):
-    if mask is not None and mask.shape != inputs.shape[:-1]:
-        raise ValueError(
-            f"collect: {name} has inputs of the leading shape {inputs.shape[:-1]}, the "
-            f"mask has {mask.shape}"
-        )
-    measure = moments_of if sketch is None else _exact_sketch
-    return measure(inputs, mask=mask)
-
-
-def _nothing(like, sketch):
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    if sketch is None:
-        return zeros
-    n, dtype = like.rows.shape[-1], like.rows.dtype
-    return zeros._replace(rows=jnp.zeros((sketch, n), dtype))
-
-
-def _accumulate(before, new):
-    if isinstance(before, Sketch):
-        return _shrink(_joined(before, new), before.rows.shape[-2])
-    return merge_moments(before, new)
-
-
-def _first_moments(inputs, mask):
-    wide = jnp.float32 if jnp.finfo(inputs.dtype).bits < 32 else inputs.dtype
-    rows = inputs.reshape(-1, inputs.shape[-1]).astype(wide)
-    if mask is None:
-        count = jnp.asarray(rows.shape[0], wide)
-    else:
-        keep = jnp.asarray(mask, bool).reshape(-1)
-        rows = jnp.where(keep[:, None], rows, 0)
-        count = jnp.sum(keep, dtype=wide)
-    return rows, count, jnp.sum(rows, axis=0) * _masked_inverse(count)
-
-
-def _merged_mean(first, second):
-    count = first.count + second.count
-    step = second.count * _masked_inverse(count)
-    return count, first.mean + (second.mean - first.mean) * step[..., None]
-
-
-def _exact_sketch(inputs, *, mask):
-    rows, count, mean = _first_moments(inputs, mask)
-    return Sketch(count=count, mean=mean, rows=rows, lost=jnp.zeros((), rows.dtype))
-
-
-def _joined(first, second):
-    count, mean = _merged_mean(first, second)
-    rows = jnp.concatenate([first.rows, second.rows], axis=-2)
-    return Sketch(count=count, mean=mean, rows=rows, lost=first.lost + second.lost)
 
 
 def _shrink(sketch, size):

@@ -40,7 +40,7 @@ def read_texts(path: Path) -> Texts:
                 for number, line in enumerate(lines, 1)
                 if line.strip()
             ]
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON lines ({error})") from None
     if not rows:
         raise ValueError(f"{path}: holds no texts")

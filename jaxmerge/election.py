@@ -98,18 +98,36 @@ def elect(
     return combine(jnp.where(jnp.sign(matrices) == elected[None], matrices, 0))
 
 
-def kept_count(density: ArrayLike, size: int) -> int | jax.Array:
-    """How many of ``size`` entries a density keeps: ``floor(density * size)``.
+def kept_count(
+    density: ArrayLike, entries: int, *, size: jax.Array | None = None
+) -> int | jax.Array:
+    """How many entries a density keeps: ``floor(density * size)``.
 
-    A Python number is exact; a traced one is rounded down from its own precision.
+    A Python density of all entries is exact; a traced density or size is rounded from
+    its own precision.
+
+    Args:
+      density: share to keep, in (0, 1].
+      entries: how many there are.
+      size: how many of them are no null directions (see `Space`); all unless given.
 
     Raises:
-      ValueError: a Python number outside (0, 1].
+      ValueError: a Python density outside (0, 1].
     """
     if isinstance(density, (int, float)):
         check_density(density)
-        return int(density * size)
-    return jnp.floor(jnp.asarray(density) * size)
+        every = int(density * entries)
+        if size is None:
+            return every
+        return jnp.where(size == entries, every, _share(density, size))
+    return _share(density, entries if size is None else size)
+
+
+def _share(density, size):
+    """``floor(density * size)``, also where rounding puts a whole number just below."""
+    density = jnp.asarray(density, jnp.result_type(float))
+    product = density * jnp.asarray(size).astype(density.dtype)
+    return jnp.floor(product * (1 + 4 * jnp.finfo(density.dtype).eps))
 
 
 def check_density(density: ArrayLike) -> None:
@@ -187,20 +205,22 @@ def _count_from(bound, values):
     return jnp.sum(rows.astype(_counter()), axis=range(1, rows.ndim))
 
 
-def keep_largest(matrices: jax.Array, density: ArrayLike) -> jax.Array:
+def keep_largest(
+    matrices: jax.Array, density: ArrayLike, *, size: jax.Array | None = None
+) -> jax.Array:
     """Sets all but the largest entries of each task to zero.
 
-    ``floor(density * p * q)`` entries are kept, zeros counting as entries, and all that
-    tie with the last one.
+    ``floor(density * size)`` entries are kept, and all that tie with the last one.
 
     Args:
       matrices: [T, p, q].
       density: share of the entries to keep, in (0, 1]; may be traced.
+      size: entries that count, p * q unless given; zeros count among them.
 
     >>> print(keep_largest(jnp.array([[[1.0, -4.0, 2.0, 0.5]]]), 0.5))
     [[[ 0. -4.  2.  0.]]]
     """
-    count = kept_count(density, matrices[0].size)
+    count = kept_count(density, matrices[0].size, size=size)
     return above(matrices, magnitude_threshold([matrices], count))
 
 
@@ -218,13 +238,17 @@ def trim(rule: Rule, *, density: ArrayLike) -> Rule:
       rule: what merges the trimmed matrices.
       density: share of the entries to keep, in (0, 1]; may be traced.
 
+    In a space with null directions their entries do not count (see `Space`).
+
     Source: TIES, arXiv 2306.01708, step 1. Deviation: exactly
     ``floor(density * size)`` entries are kept; the official code keeps one more.
     """
     check_density(density)
 
-    def merge(matrices: jax.Array, **extra: Any) -> jax.Array:
-        return rule(keep_largest(matrices, density), **extra)
+    def merge(
+        matrices: jax.Array, *, size: jax.Array | None = None, **extra: Any
+    ) -> jax.Array:
+        return rule(keep_largest(matrices, density, size=size), size=size, **extra)
 
     return merge
 
@@ -235,6 +259,7 @@ def ties(
     density: ArrayLike,
     sign: Sign = sign_of_sum,
     combine: Combine = mean_of_agreeing,
+    size: jax.Array | None = None,
     **extra: Any,
 ) -> jax.Array:
     """TIES-Merging (arXiv 2306.01708): trim, elect, disjoint mean.
@@ -244,4 +269,5 @@ def ties(
     >>> print(ties(jnp.array([[[1.0, 4.0]], [[3.0, -5.0]]]), density=0.5))
     [[ 0. -5.]]
     """
-    return elect(keep_largest(matrices, density), sign=sign, combine=combine)
+    trimmed = keep_largest(matrices, density, size=size)
+    return elect(trimmed, sign=sign, combine=combine)

@@ -165,8 +165,9 @@ def trim_whole_model(
     devices = {name: options[name] for name in ("chunk", "mesh") if name in options}
     project, merge = _project_every_task(space), _merge_above(space, rule)
     projected = map_modules(project, stacks, weights=weights, **devices)
-    blocks = [matrices for matrices, _ in projected.values()]
-    count = kept_count(density, sum(block[0].size for block in blocks))
+    blocks = [matrices for matrices, _, _ in projected.values()]
+    size = sum(size for _, _, size in projected.values())
+    count = kept_count(density, sum(block[0].size for block in blocks), size=size)
     threshold = magnitude_threshold(blocks, count)
     return map_modules(merge, stacks, projected, threshold=threshold, **options)
 
@@ -178,8 +179,10 @@ def _project_every_task(space):
     def project(stack, *, weights):
         matrices, basis = space.project(stack)
         matrices = matrices * task_weights(stack, weights)[:, None, None]
+        entries = jnp.asarray(matrices[0].size)
+        size = entries if space.size is None else space.size(matrices, basis)
         every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
-        return every.at[jnp.asarray(stack.present)].set(matrices), basis
+        return every.at[jnp.asarray(stack.present)].set(matrices), basis, size
 
     return project
 
@@ -189,7 +192,7 @@ def _merge_above(space, rule):
     """The rest of the merge, once the threshold of each task is known."""
 
     def merge(stack, projected, *, threshold, **extra):
-        matrices, basis = projected
+        matrices, basis, _ = projected
         kept = above(matrices, threshold)[jnp.asarray(stack.present)]
         ranks = tuple(stack.ranks[t] for t in stack.present)
         return space.rebuild(rule(kept, ranks=ranks, **extra), basis)

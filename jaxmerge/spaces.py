@@ -98,17 +98,32 @@ def project_knots_unscaled(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
     return _knots_rows(stack, u * inverse[None, :]), u * s[None, :]
 
 
+def core_size(matrices: jax.Array, basis: LowRank) -> jax.Array:
+    """Entries of a core matrix in directions that exist."""
+    return _directions(basis.b.T) * _directions(basis.a)
+
+
+def knots_size(matrices: jax.Array, basis: jax.Array) -> jax.Array:
+    """Entries of a matrix of KnOTS in directions that exist."""
+    return _directions(basis.T) * matrices.shape[-1]
+
+
+def _directions(vectors):
+    return jnp.sum(jnp.any(vectors != 0, axis=1))
+
+
 full = Space(project_full, rebuild_full)
-core = Space(project_core, rebuild_core)
-knots = Space(project_knots, rebuild_knots)
-knots_unscaled = Space(project_knots_unscaled, rebuild_knots)
+core = Space(project_core, rebuild_core, core_size)
+knots = Space(project_knots, rebuild_knots, knots_size)
+knots_unscaled = Space(project_knots_unscaled, rebuild_knots, knots_size)
 
 
 def in_space(space: Space, rule: Rule) -> Merger:
     """A merger that applies a rule to the coordinates of a space.
 
     Tasks that do not adapt a module take no part in its merge. The rule receives the
-    true ranks of the others as ``ranks``, and everything else that is given in a call.
+    true ranks of the others as ``ranks``, the number of entries without null directions
+    as ``size`` if the space has any, and everything else that is given in a call.
     Task ``weights`` multiply the coordinates, so they do not change the basis.
 
     >>> from jaxmerge.linear import total
@@ -126,6 +141,8 @@ def in_space(space: Space, rule: Rule) -> Merger:
         matrices, basis = space.project(stack)
         if weights is not None:
             matrices = matrices * task_weights(stack, weights)[:, None, None]
+        if space.size is not None:
+            extra["size"] = space.size(matrices, basis)
         ranks = tuple(stack.ranks[t] for t in stack.present)
         return space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
 

@@ -82,10 +82,16 @@ class Space(NamedTuple):
 
     ``project`` gives the coordinates of every present task, ``[T, p, q]``, and what
     ``rebuild`` needs to map one matrix of coordinates back to an update.
+
+    Shapes are static, so null directions (of deficient, duplicate or zero adapters)
+    keep their rows and columns, filled with zeros. ``size`` counts the entries of one
+    matrix without them; rules get it as ``size``, and densities are shares of it. None
+    where every entry counts.
     """
 
     project: Callable[[AdapterStack], tuple[jax.Array, Any]]
     rebuild: Callable[[jax.Array, Any], Update]
+    size: Callable[[jax.Array, Any], jax.Array] | None = None
 
 
 class Learned(NamedTuple):

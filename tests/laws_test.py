@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -191,25 +192,29 @@ def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     assert distance(METHODS[name](zero), METHODS[name](two)) < tolerance(dtype)
 
 
-@pytest.mark.parametrize(
-    ("space", "share"), [("full", 1), ("knots", 6 / 9), ("core", 36 / 81)]
-)
-def test_zero_adapter_counts_in_the_density_of_a_small_space(space, share):
-    """Its null directions are entries there; with a converted share nothing changes."""
+@pytest.mark.parametrize("space", ["full", "core", "knots", "knots_unscaled"])
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.7])
+def test_zero_adapter_does_not_change_what_a_density_keeps(space, density):
+    """Its null directions are no entries, module by module and over a whole model."""
     stack = random_stack((3, 3), 14, 11)
     more = stack.replace(
         a=jnp.concatenate([stack.a, stack.a[:1] * 0]),
         b=jnp.concatenate([stack.b, stack.b[:1] * 0]),
         ranks=(3, 3, 3),
     )
-    in_space = {"full": jm.full_space, "knots": jm.knots_space, "core": jm.core_space}
-
-    def merged(stack, density):
-        return jm.dense(in_space[space](partial(jm.ties, density=density))(stack))
-
-    without = merged(stack, 0.3)
-    assert distance(merged(more, 0.3 * share), without) < 1e-9
-    assert (distance(merged(more, 0.3), without) < 1e-9) == (space == "full")
+    space = getattr(jm, space)
+    merge = jm.in_space(space, partial(jm.ties, density=density))
+    traced = jax.jit(
+        lambda stack, density: jm.in_space(space, jm.trim(jm.elect, density=density))(
+            stack
+        )
+    )
+    whole = partial(jm.trim_whole_model, space, jm.elect, density=density)
+    without = jm.dense(merge(stack))
+    assert distance(jm.dense(merge(more)), without) < 1e-9
+    assert distance(jm.dense(traced(more, density)), without) < 1e-9
+    alone, doubled = {"q": stack, "k": stack}, {"q": more, "k": more}
+    assert distance(jm.dense(whole(doubled)["k"]), jm.dense(whole(alone)["k"])) < 1e-9
 
 
 def test_orthogonal_tasks():

@@ -36,12 +36,12 @@ def singular_values(matrices) -> np.ndarray:
 
 def density_in_knots(entry, coordinates) -> float:
     """KnOTS counts the entries of directions with s > 1e-5, an absolute cut."""
-    blocks = [matrices for matrices, _ in coordinates.values()]
     counted = [
-        int(np.sum(singular_values(block) > 1e-5)) * block.shape[2] for block in blocks
+        int(np.sum(singular_values(block) > 1e-5)) * block.shape[2]
+        for block, _ in coordinates.values()
     ]
-    every = sum(block[0].size for block in blocks)
-    return ties.one_more(entry["topK"], sum(counted), of=every)
+    ours = sum(int(jm.knots.size(*each)) for each in coordinates.values())
+    return ties.one_more(entry["topK"], sum(counted), of=ours)
 
 
 def updates(merged) -> dict[str, np.ndarray]:

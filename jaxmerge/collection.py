@@ -47,6 +47,14 @@ def collect(
 
     Raises:
       ValueError: no batch, a mask of another shape, or as for `with_taps`.
+
+    >>> import flax.linen as nn
+    >>> model = nn.Sequential([nn.Dense(2), nn.tanh, nn.Dense(1)])
+    >>> batches = [jnp.ones((4, 3)), 3 * jnp.ones((4, 3))]
+    >>> params = model.init(jax.random.key(0), batches[0])
+    >>> stats = collect(model.apply, params, batches, modules=["layers_0", "layers_2"])
+    >>> print(stats["layers_0"].mean, stats["layers_2"].gram.shape)
+    [2. 2. 2.] (2, 2)
     """
     tapped = with_taps(apply, modules)
 

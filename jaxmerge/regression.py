@@ -2,7 +2,8 @@
 
 Both ask that the merged update D does to each task's inputs what the task's own update
 does, ``min sum_t ||D_t X_t - D X_t||^2``, with the same weight for every task whatever
-the number of its tokens. They read the statistics of the module from ``stats``.
+the number of its tokens. They read the statistics of the module from ``stats``, which
+are constants: derivatives reach the factors and the weights.
 """
 
 from collections.abc import Mapping
@@ -60,8 +61,7 @@ def regmean(
       ValueError: statistics of other tasks or inputs, or off-diagonals of a sketch.
 
     Cost: O(K n^2) and one eigendecomposition, O(n^3); with a sketch of l rows
-    O(n (T l)^2 + K n T l). Statistics are constants: derivatives reach the factors and
-    the weights only.
+    O(n (T l)^2 + K n T l).
 
     Deviations: the official code inverts G, whatever its rank, weighs tasks by their
     token counts, and merges whole weights. Here eigenvalues up to ``n * eps`` of the
@@ -219,6 +219,7 @@ def _check(stack, stats, name):
 
 def _of_present_tasks(stack, stats):
     _check(stack, stats, "stats")
+    stats = jax.lax.stop_gradient(stats)
     return [jax.tree.map(lambda x, t=t: x[t], stats) for t in stack.present]
 
 
@@ -226,7 +227,7 @@ def _total(stack, stats):
     if len(stack.present) < len(stack.ranks):
         present = jnp.asarray(stack.present)
         stats = jax.tree.map(lambda x: x[present], stats)
-    return equal_parts(stats)
+    return equal_parts(jax.lax.stop_gradient(stats))
 
 
 def _times_own_gram(stack, parts):

@@ -94,6 +94,22 @@ def test_equal_norms_give_a_small_adapter_its_share():
     assert kept[0.0] > 2 * kept[1.0]
 
 
+def test_an_entrywise_rule_sees_the_updates_alone():
+    """Unlike in core space: the last decomposition fixes the bases up to signs."""
+    stack = random_stack((3, 3, 3), M, N)
+    turns = np.random.default_rng(1).normal(size=(3, 3, 3)) + 3 * np.eye(3)
+    other = stack.replace(
+        b=stack.b @ turns, a=jnp.asarray(np.linalg.solve(turns, np.asarray(stack.a)))
+    )
+    order = jnp.array([2, 0, 1])
+    moved = stack.replace(a=stack.a[order], b=stack.b[order])
+    merge = jm.ctm(ties, rank=4)
+    for same in (other, moved):
+        assert distance(jm.dense(merge(same)), jm.dense(merge(stack))) < 1e-8
+    in_core = jm.core_space(ties)
+    assert distance(jm.dense(in_core(other)), jm.dense(in_core(stack))) > 1e-2
+
+
 def test_zero_adapters_and_ranks_of_no_sense():
     stack = random_stack((3, 3, 3), M, N)
     zero = stack.replace(b=stack.b.at[1].set(0))

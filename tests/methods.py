@@ -121,11 +121,7 @@ METHODS: dict[str, Method] = {
         jm.lora_lego, gauge=False, order=False, random=True, rank="max"
     ),
     "ctm(total)": Method(jm.ctm(jm.total, rank=4)),
-    "ctm(ties)": Method(jm.ctm(RULES["ties"][0], rank=4)),  # one core is diagonal
     "regmean": Method(jm.regmean, data=True),
-    "regmean(shrunk)": Method(
-        partial(jm.regmean, off_diagonal=0.9, ridge=0.1), data=True
-    ),
     "ssr": Method(jm.ssr, data=True),
 }
 

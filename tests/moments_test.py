@@ -189,6 +189,21 @@ def test_guarantee_of_the_sketch(size):
     assert sketch.lost <= min(bounds) * (1 + 1e-9)
 
 
+def test_collected_sketches_keep_the_guarantee(params):
+    batches = in_pieces(made(), 3)
+    exact = collect(params, batches, mask=counted)
+    sketches = collect(params, batches, mask=counted, sketch=3)
+    for name in MODULES:
+        sketch = sketches[name]
+        assert sketch.rows.shape == (3, exact[name].mean.size)
+        assert sketch.count == exact[name].count
+        assert distance(sketch.mean, exact[name].mean) < 1e-6
+        error = np.linalg.eigvalsh(exact[name].gram - sketch.rows.T @ sketch.rows)
+        noise = 1e-5 * float(jnp.trace(exact[name].gram))
+        assert -noise < error.min()
+        assert 0 < error.max() < float(sketch.lost) + noise
+
+
 def test_sketch_of_inputs_of_low_rank_is_exact():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(50, 3)) @ rng.normal(size=(3, 12)))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _FORMAT = "jaxmerge-moments-1"
 
 
-def save_moments(path: str | os.PathLike, statistics: "Mapping[str, Statistics]"):
+def save_moments(
+    path: str | os.PathLike, statistics: "Mapping[str, Statistics]"
+) -> None:
     """Saves module -> `Moments` or `Sketch` of one task, or of tasks stacked.
 
     Tensors are named ``module:field``; a file of this name is replaced at once.

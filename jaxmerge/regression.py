@@ -219,15 +219,17 @@ def _check(stack, stats, name):
 
 def _of_present_tasks(stack, stats):
     _check(stack, stats, "stats")
-    stats = jax.lax.stop_gradient(stats)
-    return [jax.tree.map(lambda x, t=t: x[t], stats) for t in stack.present]
+    return [
+        jax.tree.map(lambda x, t=t: jax.lax.stop_gradient(x[t]), stats)
+        for t in stack.present
+    ]
 
 
 def _total(stack, stats):
     if len(stack.present) < len(stack.ranks):
         present = jnp.asarray(stack.present)
         stats = jax.tree.map(lambda x: x[present], stats)
-    return equal_parts(jax.lax.stop_gradient(stats))
+    return jax.lax.stop_gradient(equal_parts(stats))
 
 
 def _times_own_gram(stack, parts):

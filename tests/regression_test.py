@@ -170,6 +170,8 @@ def test_derivatives(merger):
 
     expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
     assert jax.grad(loss)(0.0) == pytest.approx(float(expected), rel=1e-5)
+    to_data = jax.grad(lambda x: jm.norm(merger(stack, stats=x)))(stats)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in to_data)
 
 
 @pytest.mark.parametrize("merger", [jm.regmean, jm.ssr])
@@ -180,6 +182,19 @@ def test_single_precision(merger):
     single = merger(stack, stats=statistics(inputs, dtype=np.float32))
     assert single.a.dtype == single.b.dtype == np.float32
     assert distance(jm.dense(single), jm.dense(exact)) < 1e-3
+
+
+@pytest.mark.parametrize("merger", [jm.regmean, jm.ssr])
+def test_tasks_that_do_not_meet_add_up(merger):
+    """Disjoint row and column spaces, inputs in the matching ones: the sum is exact."""
+    rng, eye = np.random.default_rng(0), np.eye(N)
+    stack = jm.stack_adapters(
+        [(eye[:M, :2] * [3.0, 2.0], eye[:2]), (eye[:M, 2:5], eye[2:5])],
+        dtype=np.float64,
+    )
+    inputs = [rng.normal(size=(20, 2)) @ eye[:2], rng.normal(size=(30, 3)) @ eye[2:5]]
+    merged = merger(stack, stats=statistics(inputs))
+    assert distance(jm.dense(merged), jm.dense(jm.concat(stack))) < 1e-12
 
 
 def test_whole_models():

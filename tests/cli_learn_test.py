@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import io_samples as samples
 import jax
@@ -39,13 +40,24 @@ def as_a_user(monkeypatch):
         yield
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A base, three adapters and their data, written once."""
+    place = tmp_path_factory.mktemp("written")
+    with jax.numpy_dtype_promotion("standard"):
+        learn_samples.bert(place / "base")
+    learn_samples.bert_adapters(place / "in")
+    learn_samples.texts(place / "data")
+    return place
+
+
 @pytest.fixture
-def bert(tmp_path):
-    """A base, three adapters and their data, as arguments."""
-    base = learn_samples.bert(tmp_path / "base")
-    folders = learn_samples.bert_adapters(tmp_path / "in")
-    data = learn_samples.texts(tmp_path / "data")
-    return [*folders, "--base", base, "--data", data, "--batch", 4]
+def bert(written, tmp_path):
+    """A copy of them, as arguments."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    folders = [tmp_path / "in" / task for task in TASKS]
+    place = ["--base", tmp_path / "base", "--data", tmp_path / "data"]
+    return [*folders, *place, "--batch", 4]
 
 
 def ask(inputs, out, method="tara-a", **options):
@@ -363,9 +375,11 @@ def test_bad_inputs(damage, messages, bert, tmp_path):
         ({"text_heads": "x"}, "--text-heads x are for CLIP"),
         ({"heads": "error"}, "pass --heads keep"),
         ({"work": "tests"}, "not that of a fit"),
+        ({"work": "pyproject.toml/work"}, "cannot be made"),
     ],
 )
-def test_bad_options(options, message, bert, tmp_path):
+def test_bad_options(options, message, bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
     assert message in refuse(*ask(bert, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
 
@@ -376,10 +390,10 @@ def test_an_existing_folder_is_replaced_on_demand_but_never_an_input(bert, tmp_p
     said = refuse(*ask(bert, bert[0], force=True))
     assert "is or holds the input" in said
     out = samples.write(tmp_path / "out")
-    succeed(*ask(bert, out, steps=1, force=True, names="cars,dtd,svhn"))
-    assert record_of(out)["recipe"]["steps"] == 1
-
-
-def test_quiet_is_silent(bert, tmp_path):
-    result = jaxmerge(*ask(bert, tmp_path / "out", steps=1), "--quiet")
+    (tmp_path / "data" / "cars.jsonl").rename(tmp_path / "data" / "vans.jsonl")
+    names = "vans,dtd,svhn"
+    fit = {"steps": 1, "force": True, "names": names, "quiet": True}
+    result = jaxmerge(*ask(bert, out, **fit))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert [entry["name"] for entry in record_of(out)["inputs"]] == names.split(",")
+    assert (out / "heads" / "vans.safetensors").is_file()

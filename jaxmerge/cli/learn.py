@@ -1,5 +1,6 @@
 """``jaxmerge learn``: adapters, their base and unlabeled data in, one adapter out."""
 
+import logging
 import os
 import sys
 import time
@@ -157,6 +158,7 @@ def learn(
             f"--preference has {len(given)} numbers for {len(folders)} adapters"
         )
     start_jax()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
     from jaxmerge import io
     from jaxmerge.learning import Recipe, load_base, load_unlabeled, task_heads
     from jaxmerge.learning.record import (

@@ -18,7 +18,7 @@ class Work:
       identity: as JSON values, everything that determines the fit; ``steps`` may grow.
 
     Raises:
-      ValueError: the folder holds something else, or belongs to another fit.
+      ValueError: the folder holds something else, belongs to another fit or cannot be made.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
@@ -29,6 +29,13 @@ class Work:
             self._refuse_other(known["identity"], identity)
         self.anchors: list[float] | None = None if known is None else known["anchors"]
         self._identity = dict(identity)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder}: cannot be made ({error.strerror}); pass another "
+                "work=<folder>"
+            ) from None
 
     @property
     def checkpoints(self) -> Path:
@@ -38,7 +45,6 @@ class Work:
     def start(self, anchors: list[float]) -> None:
         """Notes what the checkpoints will belong to."""
         self.anchors = anchors
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {"identity": self._identity, "anchors": anchors}
         unfinished = self._path.with_suffix(".new")
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

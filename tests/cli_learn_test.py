@@ -183,6 +183,18 @@ def check_verification(out, base):
         assert "is not the file that was written" in result.stdout
         assert message in result.stdout
         (out / PHI).write_bytes(good)
+    record = record_of(out)
+    for changes, code, message in (
+        ({"learned": "guess"}, 1, "method 'guess' is not one of"),
+        ({"pico": True}, 1, "differs"),
+        ({"files": {"base": {"path": "x"}}}, 2, "not a record of a merge"),
+        ({"files": [1]}, 2, "not a record of a merge"),
+    ):
+        changed = record | {"recipe": record["recipe"] | changes}
+        (out / "jaxmerge.json").write_text(json.dumps(changed))
+        result = jaxmerge("verify", out)
+        assert result.exit_code == code
+        assert message in result.stdout + result.stderr
 
 
 def test_resumed_after_an_interruption_is_the_same_to_the_byte(

@@ -80,7 +80,10 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, PipelineError) or _is_adapter_error(error):
         return BAD_INPUT, as_flags(str(error))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return INTERNAL, "not enough memory; --chunk 1 works on one module at a time"
+        return INTERNAL, (
+            "not enough memory; merge --chunk 1 works on one module at a time, "
+            "learn --accumulate on one task"
+        )
     first = (str(error).splitlines() or [""])[0][:300]
     return INTERNAL, (
         f"internal failure, {type(error).__name__}: {first}\n"

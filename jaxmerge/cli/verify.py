@@ -113,7 +113,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             and isinstance(record["read_options"], dict)
             and isinstance(record["versions"], dict)
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
     if not usable or record["output"]["heads"] == "table":
         raise AdapterError(

@@ -18,7 +18,7 @@ class Work:
       identity: as JSON values, everything that determines the fit; ``steps`` may grow.
 
     Raises:
-      ValueError: the folder holds something else, belongs to another fit or cannot be made.
+      ValueError: the folder is another fit's or nobody's, or cannot be made.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):

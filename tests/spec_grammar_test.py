@@ -14,7 +14,8 @@ import jaxmerge as jm
 from jaxmerge.spec import PRESETS, STEPS, PipelineError, method_markdown, parse
 from jaxmerge.spec.steps import REQUIRED, names_of, resolve
 
-SUPPLIED = {"key", "weights", "stack", "ranks"}  # by the pipeline, not by the text
+# by the pipeline or the space, not by the text
+SUPPLIED = {"key", "weights", "stack", "ranks", "size"}
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,12 @@ def load_base(folder: Path) -> Suite:
     return Suite("vision8", params, vision_apply(config), logits, tasks=())
 
 
-def load_suite(folder: Path = TRAINED) -> Suite:
+def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
     """Reads what ``python -m experiments.vision8.train`` wrote, and images when asked.
 
     Args:
       folder: with the base, the heads and the adapters.
+      probes: with the linear probes of the base in the place of the heads.
 
     Returns:
       Suite whose inputs are images [B, 32, 32, 3] and whose features are the pooled
@@ -72,7 +73,10 @@ def load_suite(folder: Path = TRAINED) -> Suite:
         Task(
             name=name,
             adapter=folder / ADAPTERS / name,
-            head={part: stored[f"{name}.{part}"] for part in ("kernel", "bias")},
+            head={
+                part: stored[f"{name}.{'probe_' * probes}{part}"]
+                for part in ("kernel", "bias")
+            },
             load=partial(load_split, name),
         )
         for name in TASKS

@@ -1,6 +1,6 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
-from jaxmerge import io, linalg, models
+from jaxmerge import diagnostics, io, linalg, models
 from jaxmerge.calibration import calibrate, pico
 from jaxmerge.collection import collect
 from jaxmerge.compression import compressed, ctm
@@ -130,5 +130,5 @@ __all__ = [
     # pipelines as text
     "Pipeline", "PipelineError", "parse",
     # packages of their own
-    "io", "linalg", "models",
+    "diagnostics", "io", "linalg", "models",
 ]  # fmt: skip

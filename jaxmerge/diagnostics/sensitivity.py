@@ -1,0 +1,137 @@
+"""How strongly, and how unevenly, the losses react to each direction (TARA)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+
+from jaxmerge import linalg
+from jaxmerge.fitting.step import (
+    Losses,
+    Problem,
+    Scalarise,
+    check_tasks,
+    merge,
+    task_gradients,
+)
+from jaxmerge.mapping import map_modules
+from jaxmerge.objectives import smooth_tchebycheff
+from jaxmerge.types import AdapterStack, Learned
+
+
+class TaskJacobian(NamedTuple):
+    """Derivatives of the losses in the coefficients phi.
+
+    Attributes:
+      matrix: [T, D], ``J_tk = d f_t / d phi_k``; D coefficients, those of one module
+        after those of another, in the sorted order of the names of the modules.
+      losses: [T], f at the same phi.
+    """
+
+    matrix: jax.Array
+    losses: jax.Array
+
+
+def task_jacobian(
+    learned: Learned,
+    tasks: Sequence[str],
+    stacks: Mapping[str, AdapterStack],
+    losses: Losses,
+    batch: Mapping[str, Any],
+    *,
+    phis: Mapping[str, jax.Array] | None = None,
+    params: Any = None,
+) -> TaskJacobian:
+    """The task-direction Jacobian of TARA (arXiv 2603.26299), by autodiff in phi.
+
+    ``J_tk = <dL_t/dW, S_k>_F``: phi_k multiplies direction S_k (``b_k a_k^T`` for
+    `jaxmerge.tara_a`), so ``dL_t/dW`` is never formed. TARA measures anisotropy by its
+    condition number: ``condition_number(jaxmerge.linalg.svd(J.matrix)[1])``, the ratio
+    of the largest to the smallest change of the losses for a unit step of phi.
+
+    Args:
+      learned: what phi means: `jaxmerge.tara_a`, `tara_b`, `adamerging` or `compose`.
+      tasks: names of the adapters, in the order of the stacks.
+      stacks: module -> adapters.
+      losses: as for `jaxmerge.fit`.
+      batch: task -> batch.
+      phis: module -> coefficients; the first ones of ``learned`` unless given.
+      params: passed to the losses.
+
+    Raises:
+      ValueError: a stack of another number of adapters.
+
+    >>> from jaxmerge.directions import tara_a
+    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> stacks = {"w": stack_adapters([([[2.0]], [[1.0]]), ([[3.0]], [[1.0]])])}
+    >>> def losses(params, updates, batch):
+    ...     return {t: x * dense(updates["w"])[0, 0] for t, x in batch.items()}
+    >>> batch = {"low": jnp.float32(1), "high": jnp.float32(10)}
+    >>> print(task_jacobian(tara_a(), ("low", "high"), stacks, losses, batch).matrix)
+    [[ 2.  3.]
+     [20. 30.]]
+    """
+    check_tasks(tasks, stacks)
+    problem = Problem(learned, tuple(tasks), losses, smooth_tchebycheff)
+    bases = map_modules(learned.prepare, stacks)
+    if phis is None:
+        phis = {name: learned.init(basis) for name, basis in bases.items()}
+    matrix, values = jax.jit(partial(_jacobian, problem))(
+        dict(phis), bases, params, dict(batch)
+    )
+    return TaskJacobian(matrix=matrix, losses=values)
+
+
+def sensitivity(
+    jacobian: TaskJacobian,
+    *,
+    preference: ArrayLike | None = None,
+    scalarise: Scalarise = smooth_tchebycheff,
+) -> jax.Array:
+    """``h(rho) = d scalarise(f, rho) / d phi = J^T (d scalarise / d f)``, [D].
+
+    How the objective under a preference reacts to each direction (arXiv 2603.26299).
+
+    Args:
+      jacobian: from `task_jacobian`.
+      preference: rho, [T]; 1/T for each task unless given.
+      scalarise: `jaxmerge.smooth_tchebycheff` or `linear_scalarisation`, with further
+        arguments bound by ``functools.partial``.
+
+    >>> from jaxmerge.objectives import linear_scalarisation
+    >>> jacobian = TaskJacobian(jnp.array([[1.0, 0.0], [0.0, 4.0]]), jnp.zeros(2))
+    >>> print(sensitivity(jacobian, scalarise=linear_scalarisation))
+    [0.5 2. ]
+    """
+    rho = None if preference is None else jnp.asarray(preference, jacobian.losses.dtype)
+    weights = jax.grad(partial(scalarise, preference=rho))(jacobian.losses)
+    return linalg.matmul(weights, jacobian.matrix)
+
+
+def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
+    """``xi = 1 - |cos(h(rho1), h(rho2))|`` of two sensitivities [D], in [0, 1].
+
+    0 if the same directions matter under both preferences, 1 if others do (TARA, arXiv
+    2603.26299, the figure of misalignment between preferences), and 1 where one of them
+    is zero.
+
+    >>> print(misalignment(jnp.array([1.0, 0.0]), jnp.array([-2.0, 0.0])))
+    0.0
+    >>> print(misalignment(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))
+    1.0
+    """
+    size = linalg.root(jnp.sum(first * first)) * linalg.root(jnp.sum(second * second))
+    cosine = jnp.abs(jnp.sum(first * second)) / jnp.where(size > 0, size, 1)
+    return 1 - jnp.minimum(cosine, 1)
+
+
+def _jacobian(problem, phis, bases, params, batch):
+    rows = task_gradients(problem, phis, bases, params, batch)
+    found = problem.losses(params, merge(problem.learned, phis, bases), batch)
+    matrix = jnp.stack([ravel_pytree(rows[task])[0] for task in problem.tasks])
+    return matrix, jnp.stack([found[task] for task in problem.tasks])

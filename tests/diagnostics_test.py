@@ -12,6 +12,7 @@ import jaxmerge as jm
 from jaxmerge import diagnostics
 from jaxmerge.updates import task_norms
 
+DIAGNOSE = jax.jit(diagnostics.diagnose)
 CLOSE = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 
 
@@ -165,7 +166,7 @@ def test_cosines_norm_ratio_and_energy_are_those_of_dense_updates():
     CLOSE(diagnostics.norm_ratio(stack, jm.concat(stack)), expected)
     CLOSE(diagnostics.norm_ratio(stack, jnp.asarray(total)), expected)
     CLOSE(diagnostics.norm_ratio(stack, jm.pico(jm.concat)(stack)), 1.0)
-    found = diagnostics.diagnose(stack)
+    found = DIAGNOSE(stack)
     for rank, kept in enumerate(found.energy, start=1):
         truncated = jm.dense(jm.truncate(jnp.asarray(total), rank=rank))
         lost = np.linalg.norm(total - np.asarray(truncated)) ** 2
@@ -182,7 +183,7 @@ def test_cosines_norm_ratio_and_energy_are_those_of_dense_updates():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_every_number_is_finite_and_in_its_range(name, dtype):
     stack = jm.stack_adapters(degenerate()[name], dtype=dtype)
-    found = diagnostics.diagnose(stack)
+    found = DIAGNOSE(stack)
     for leaf in jax.tree.leaves(found):
         assert leaf.dtype == dtype
         assert np.isfinite(leaf).all()
@@ -196,24 +197,24 @@ def test_every_number_is_finite_and_in_its_range(name, dtype):
 
 
 def test_zero_adapters_have_rank_and_overlap_zero():
-    found = diagnostics.diagnose(stacked(degenerate()["zero beside another"]))
+    found = DIAGNOSE(stacked(degenerate()["zero beside another"]))
     assert found.ranks.tasks[0] == 0
     assert found.overlaps.b[0, 1] == 0
     assert found.signs.pairs[0, 1] == 0
     assert found.norm_ratio == pytest.approx(2.0)  # the sum is one of two updates
-    nothing = diagnostics.diagnose(stacked(degenerate()["all zero"]))
+    nothing = DIAGNOSE(stacked(degenerate()["all zero"]))
     assert nothing.ranks.directions == nothing.norm_ratio == nothing.before.norm == 0
     assert nothing.before.condition == 0
     assert nothing.energy.tolist() == [1.0] * 4
 
 
 def test_duplicates_overlap_fully_and_opposites_conflict_everywhere():
-    found = diagnostics.diagnose(stacked(degenerate()["duplicates"]))
+    found = DIAGNOSE(stacked(degenerate()["duplicates"]))
     CLOSE(found.overlaps.b, np.ones((3, 3)))
     CLOSE(found.overlaps.a, np.ones((3, 3)))
     CLOSE(found.norm_ratio, 3)
     assert not found.signs.pairs.any()
-    found = diagnostics.diagnose(stacked(degenerate()["opposites"]))
+    found = DIAGNOSE(stacked(degenerate()["opposites"]))
     assert found.signs.pairs.tolist() == [[0, 1], [1, 0]]
     assert found.signs.anywhere == 1
     CLOSE(found.cosines[0, 1], -1)
@@ -226,7 +227,7 @@ def test_the_gauge_changes_only_what_says_so():
     for b, a in pairs:
         change = rng.standard_normal((b.shape[1], b.shape[1]))
         other.append((b @ change, np.linalg.solve(change, a)))
-    before, after = (diagnostics.diagnose(stacked(x)) for x in (pairs, other))
+    before, after = (DIAGNOSE(stacked(x)) for x in (pairs, other))
     for name in ("norms", "norm_ratio", "overlaps", "signs", "cosines", "energy"):
         jax.tree.map(CLOSE, getattr(after, name), getattr(before, name))
     CLOSE(after.ranks.tasks, before.ranks.tasks)
@@ -242,8 +243,8 @@ def test_the_gauge_changes_only_what_says_so():
 
 def test_order_and_padding_of_tasks_change_nothing():
     pairs = random_pairs([3, 1, 2])
-    found = diagnostics.diagnose(stacked(pairs))
-    turned = diagnostics.diagnose(stacked(pairs[::-1]))
+    found = DIAGNOSE(stacked(pairs))
+    turned = DIAGNOSE(stacked(pairs[::-1]))
     CLOSE(turned.overlaps.b, found.overlaps.b[::-1, ::-1])
     CLOSE(turned.signs.pairs, found.signs.pairs[::-1, ::-1])
     CLOSE(turned.ranks.directions, found.ranks.directions)
@@ -293,16 +294,6 @@ def problem():
     return stacks, losses, batch, params
 
 
-def merged_losses(learned, stacks, losses, batch, params, flat, unravel):
-    phis = unravel(flat)
-    updates = {
-        name: learned.apply(phis[name], learned.prepare(stack))
-        for name, stack in stacks.items()
-    }
-    found = losses(params, updates, batch)
-    return np.array([float(found[t]) for t in TASKS])
-
-
 @pytest.mark.parametrize("learned", [jm.tara_a(), jm.tara_b(), jm.adamerging()])
 def test_the_jacobian_is_that_of_finite_differences(problem, learned):
     stacks, losses, batch, params = problem
@@ -312,7 +303,15 @@ def test_the_jacobian_is_that_of_finite_differences(problem, learned):
     phis = {name: learned.init(learned.prepare(s)) for name, s in stacks.items()}
     flat, unravel = jax.flatten_util.ravel_pytree(phis)
     assert found.matrix.shape == (2, flat.size)
-    at = partial(merged_losses, learned, stacks, losses, batch, params, unravel=unravel)
+    bases = {name: learned.prepare(stack) for name, stack in stacks.items()}
+
+    @jax.jit
+    def at(flat):
+        phis = unravel(flat)
+        updates = {name: learned.apply(phis[name], bases[name]) for name in stacks}
+        found = losses(params, updates, batch)
+        return jnp.stack([found[t] for t in TASKS])
+
     CLOSE(found.losses, at(flat))
     step = 1e-5
     for k, unit in enumerate(np.eye(flat.size)):

@@ -1,0 +1,101 @@
+"""What the diagnostics of a set of adapters come to, in one line.
+
+The rule compares overlaps above those of random subspaces, ``(O - E) / (1 - E)``:
+
+* two tasks whose A overlap above `SAME_START` are said to share their initial A;
+* of the other pairs (of all, if there is no other) the means for B and for A count;
+* both below `NEAR_RANDOM`: the adapters are about as independent as random ones;
+* one at least `CLEARLY` times the other: that one is more shared. Shared B is the
+  case that Pico was made for (arXiv 2604.16826);
+* otherwise both are about equally shared.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmerge.cli.findings import Pair
+
+SAME_START = 0.5
+NEAR_RANDOM = 0.02
+CLEARLY = 1.5
+
+
+def above(pair: Pair) -> tuple[float, float]:
+    """Overlaps of B and of A, above those of random subspaces.
+
+    >>> above(Pair(("x", "y"), 0.4, 0.2, 0.1, 0.1, 0.5, 0.0))
+    (0.25, 0.0)
+    """
+    return (
+        _above(pair.overlap_b, pair.random_b),
+        _above(pair.overlap_a, pair.random_a),
+    )
+
+
+def of_pair(pair: Pair) -> str:
+    """What two tasks share, in a few words."""
+    b, a = above(pair)
+    if a >= SAME_START:
+        return "same initial A"
+    return {"B": "B more shared", "A": "A more shared", "": "B and A alike"}.get(
+        _more_shared(b, a), "as if random"
+    )
+
+
+def of_all(pairs: Sequence[Pair]) -> str:
+    """The verdict on all adapters.
+
+    >>> of_all([Pair(("x", "y"), 0.31, 0.01, 0.12, 0.01, 0.5, 0.0)])
+    'B is more shared than A (0.31 against 0.12): calibrate with pico'
+    """
+    if not pairs:
+        return "no two adapters change the same module: their sum is exact"
+    started = [pair for pair in pairs if above(pair)[1] >= SAME_START]
+    others = [pair for pair in pairs if pair not in started]
+    if not started or not others:
+        return _comparison(pairs)
+    names = " and ".join(started[0].tasks)
+    if len(started) > 1:
+        names = f"{len(started)} of {len(pairs)} pairs, such as {names},"
+    overlap = np.mean([pair.overlap_a for pair in started])
+    start = f"{names} share their initial A (overlap {overlap:.2f})"
+    return f"{start}; for the other pairs {_comparison(others)}"
+
+
+def _comparison(pairs: Sequence[Pair]) -> str:
+    b, a = np.mean([above(pair) for pair in pairs], axis=0)
+    mean_b = np.mean([pair.overlap_b for pair in pairs])
+    mean_a = np.mean([pair.overlap_a for pair in pairs])
+    match _more_shared(b, a):
+        case "B":
+            says, then = "B is more shared than A", "calibrate with pico"
+            found = f"{mean_b:.2f} against {mean_a:.2f}"
+        case "A":
+            says, then = "A is more shared than B", "not the case pico is made for"
+            if a >= SAME_START:
+                says = "all started from one A, which is more shared than B"
+            found = f"{mean_a:.2f} against {mean_b:.2f}"
+        case "":
+            says, then = "B and A are about equally shared", "pico is worth a try"
+            found = f"{mean_b:.2f} and {mean_a:.2f}"
+        case _:
+            says = "B and A overlap hardly more than random subspaces"
+            then = "concat loses little to interference"
+            found = f"{mean_b:.2f} and {mean_a:.2f}"
+    return f"{says} ({found}): {then}"
+
+
+def _more_shared(b: float, a: float) -> str | None:
+    """'B', 'A', '' for about equal, None for near random; of overlaps above random."""
+    if max(b, a) < NEAR_RANDOM:
+        return None
+    if b >= CLEARLY * a:
+        return "B"
+    if a >= CLEARLY * b:
+        return "A"
+    return ""
+
+
+def _above(overlap: float, random: float) -> float:
+    return (overlap - random) / (1 - random) if random < 1 else 0.0

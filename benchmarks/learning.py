@@ -1,12 +1,13 @@
 """Times one step of learned merging against plain LoRA and against torch with PEFT.
 
-    python -m benchmarks.learning [--steps 5] [--out benchmarks/results]
+    python -m benchmarks.learning [--rounds 5] [--out benchmarks/results]
 
 A BERT of MiniLM-L6's size with random weights, T = 6 adapters of rank 16 on all its
 linear layers, 16 texts of 64 tokens for each task. The plain step is the forward and
 backward pass of every task through the model with its own adapter, with gradients for
-both factors. Each side is timed several times in turn, so that a busy moment of the
-machine meets all of them.
+both factors, which plain gradient descent applies. As in `fit`, several steps are one
+compiled call; seconds are those of one step. Each side is timed several times in turn,
+so that a busy moment of the machine meets all of them.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from jaxmerge.fitting.step import Problem, gradient
 from jaxmerge.models import BertConfig, bert_apply, head_logits, init_bert
 
 CONFIG = BertConfig(**SIZES)
+STEPS_PER_CALL = 4
 
 
 def adapters(rng: np.random.Generator) -> dict[str, list[tuple]]:
@@ -81,9 +83,17 @@ def steps() -> dict[str, tuple]:
             find = jm.entropies(apply, head_logits, heads, merged=False)
             return sum(find(params, own[t], {t: batch[t]})[t] for t in names)
 
-        return jax.value_and_grad(total)(own)
+        value, change = jax.value_and_grad(total)(own)
+        return jax.tree.map(lambda x, y: x - 1e-3 * y, own, change), value
 
-    found = {"plain LoRA": (jax.jit(plain), (own, params, batch))}
+    def several(step):
+        def run(carry, fixed, batches):
+            return jax.lax.scan(lambda c, batch: step(c, *fixed, batch), carry, batches)
+
+        return jax.jit(run)
+
+    batches = jax.tree.map(lambda x: jnp.stack([x] * STEPS_PER_CALL), batch)
+    found = {"plain LoRA": (several(plain), (own, (params,), batches))}
     losses = jm.entropies(apply, head_logits, heads)
     optimizer = optax.adamw(1e-3)
     for name, learned in (("TARA-A", jm.tara_a()), ("TARA-B", jm.tara_b())):
@@ -91,13 +101,14 @@ def steps() -> dict[str, tuple]:
         bases = jm.map_modules(learned.prepare, stacks)
         phis = {module: learned.init(basis) for module, basis in bases.items()}
 
-        def step(phis, state, bases, params, batch, problem=problem):
+        def step(carry, bases, params, batch, problem=problem):
+            phis, state = carry
             record, change = gradient(problem, phis, bases, params, batch, None)
             change, state = optimizer.update(change, state, phis)
-            return optax.apply_updates(phis, change), state, record
+            return (optax.apply_updates(phis, change), state), record
 
-        arguments = (phis, optimizer.init(phis), bases, params, batch)
-        found[name] = (jax.jit(step), arguments)
+        carry = (phis, optimizer.init(phis))
+        found[name] = (several(step), (carry, (bases, params), batches))
     return found
 
 
@@ -130,17 +141,17 @@ def time_torch(count: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__}"
     ready, rows = compile_all(steps())
     seconds = {name: [] for name in ready}
     torch_seconds = []
-    for _ in range(options.steps):
+    for _ in range(options.rounds):
         for name, run in ready.items():
-            seconds[name] += clock(run, repeats=1)
-        torch_seconds += time_torch(1)
+            seconds[name] += [x / STEPS_PER_CALL for x in clock(run, repeats=1)]
+        torch_seconds += time_torch(STEPS_PER_CALL)
     rows.append({"side": "TARA-A, torch with PEFT"})
     plain = float(np.median(seconds["plain LoRA"]))
     options.out.mkdir(parents=True, exist_ok=True)

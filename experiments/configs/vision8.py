@@ -13,4 +13,4 @@ from experiments.vision8.suite import load_suite
 
 
 def get_config() -> Settings:
-    return Settings(load=load_suite, validation=500, test=3000, longest_fit=200)
+    return Settings(load=load_suite, validation=500, test=3000, longest_fit=100)

@@ -26,6 +26,7 @@ from jaxmerge.fitting import (
     Progress,
     entropies,
     fit,
+    null_space_ratios,
     single_adapter_losses,
 )
 from jaxmerge.gauge import balance, balanced
@@ -116,7 +117,7 @@ __all__ = [
     "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
-    "single_adapter_losses", "tara_a", "tara_b",
+    "null_space_ratios", "single_adapter_losses", "tara_a", "tara_b",
     "effective_rank", "entropy", "linear_scalarisation", "null_space_ratio",
     "row_basis", "smooth_tchebycheff",
     # rows of A before training

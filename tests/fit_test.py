@@ -416,3 +416,43 @@ def test_bfloat16_compute_with_float32_phi():
     np.testing.assert_allclose(
         fitted.history.losses[0], whole.history.losses[0], rtol=0.05
     )
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_null_space_compression_without_heads(merged):
+    """NSC's losses fall, equal the formula, and leave out masked rows."""
+    stacks, batch = make_stacks(), next(make_batches())
+    batch = {task: x.at[-1].set(jnp.nan) for task, x in batch.items()}
+    losses = jm.null_space_ratios(
+        Model().apply,
+        TASKS,
+        stacks,
+        modules=["hidden"],
+        mask=lambda inputs: ~jnp.any(jnp.isnan(inputs), axis=-1),
+        merged=merged,
+    )
+    found = losses(PARAMS, {}, batch)
+    for index, (task, inputs) in enumerate(batch.items()):
+        z, rank = np.asarray(inputs[:-1], np.float64), stacks["hidden"].ranks[index]
+        q = np.linalg.qr(np.asarray(stacks["hidden"].a[index, :rank], np.float64).T)[0]
+        ratio = np.linalg.norm(z - z @ q @ q.T, axis=1) / np.linalg.norm(z, axis=1)
+        np.testing.assert_allclose(found[task], ratio.mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match="'other' has no adapters"):
+        jm.null_space_ratios(Model().apply, TASKS, stacks, modules=["other"])
+
+
+def test_null_space_compression_is_fitted():
+    stacks = make_stacks()
+    losses = jm.null_space_ratios(Model().apply, TASKS, stacks, modules=["out"])
+    fitted = jm.fit(
+        METHODS["adamerging"],
+        TASKS,
+        stacks,
+        losses,
+        itertools.repeat(next(make_batches())),
+        adamw(0.02),
+        steps=20,
+        params=PARAMS,
+        scalarise=jm.linear_scalarisation,
+    )
+    assert fitted.history.objective[-1] < fitted.history.objective[0] - 1e-3

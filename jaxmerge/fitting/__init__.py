@@ -2,6 +2,7 @@
 
 from jaxmerge.fitting.entropies import entropies
 from jaxmerge.fitting.loop import Fitted, History, Progress, fit
+from jaxmerge.fitting.null_space import null_space_ratios
 from jaxmerge.fitting.step import single_adapter_losses
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "Progress",
     "entropies",
     "fit",
+    "null_space_ratios",
     "single_adapter_losses",
 ]

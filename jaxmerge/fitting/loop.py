@@ -94,8 +94,8 @@ def fit(
       batches: for each step a dict of task -> batch. Shapes stay the same from step to
         step and may differ between tasks. To resume, it is iterated from the start
         again and must give the same batches.
-      optimizer: any optax optimiser. A checkpoint does not know its learning rate: a fit
-        that goes on with another one is not refused.
+      optimizer: any optax optimiser. A checkpoint does not know its learning rate, so
+        going on with another one is not refused.
       steps: how many in all, those before an interruption included.
       params: passed to the losses: a large model belongs here, not into a closure.
       scalarise: `smooth_tchebycheff` (default) or `linear_scalarisation`, with further

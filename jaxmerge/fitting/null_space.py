@@ -1,0 +1,73 @@
+"""Losses without labels, heads or logits: what the adapters no longer see (NSC)."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.fitting.step import Losses, Updates, check_tasks
+from jaxmerge.models.adapt import Apply, with_taps, with_updates
+from jaxmerge.objectives import null_space_ratio, row_basis
+from jaxmerge.types import AdapterStack
+
+
+def null_space_ratios(
+    apply: Apply,
+    tasks: Sequence[str],
+    stacks: Mapping[str, AdapterStack],
+    *,
+    modules: Collection[str] | None = None,
+    mask: Callable[[Any], jax.Array] | None = None,
+    merged: bool | None = None,
+) -> Losses:
+    """NSC's loss of each task (arXiv 2603.26317), for `fit` on any kind of model.
+
+    For task t the mean over modules of `null_space_ratio`: the share of the inputs of a
+    module, in the merged model on data of task t, that A_t maps to zero.
+
+    Args:
+      apply: pure function of parameters and inputs that runs a Flax model; what it
+        gives is not used, so generative models serve as well.
+      tasks: names of the adapters, in the order of the stacks.
+      stacks: module -> adapters.
+      modules: which of them are measured; all unless given. The paper takes the last
+        quarter of the blocks. Coefficients behind the last one never change.
+      mask: inputs -> bool, of the leading shape of a module's inputs; True for tokens
+        that count. All do unless given.
+      merged: see `jaxmerge.models.with_updates`; by default the faster of the two.
+
+    Returns:
+      A function as `fit` takes it.
+
+    Raises:
+      ValueError: a stack of another number of adapters, or a module without adapters.
+    """
+    check_tasks(tasks, stacks)
+    modules = list(stacks) if modules is None else list(modules)
+    unknown = sorted(set(modules) - set(stacks))
+    if unknown:
+        raise ValueError(f"null_space_ratios: {unknown[0]!r} has no adapters")
+    bases = {name: row_basis(stacks[name].a) for name in modules}
+
+    def of_task(index: int, params: Any, updates: Updates, inputs: Any) -> jax.Array:
+        own = [name for name in modules if stacks[name].ranks[index] > 0]
+        _, taps = with_taps(with_updates(apply, updates, merged=merged), own)(
+            params, inputs
+        )
+        visible = None if mask is None else mask(inputs)
+        ratios = [
+            null_space_ratio(taps[name], bases[name][index], mask=visible)
+            for name in own
+        ]
+        return jnp.mean(jnp.stack(ratios))
+
+    def losses(
+        params: Any, updates: Updates, batch: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        return {
+            task: of_task(tasks.index(task), params, updates, inputs)
+            for task, inputs in batch.items()
+        }
+
+    return losses

@@ -1,6 +1,7 @@
 """The report as one HTML page that needs no other file and no network."""
 
 import base64
+import itertools
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -9,7 +10,7 @@ from jaxmerge.cli.comparison import CELLS, shown
 from jaxmerge.cli.console import span
 from jaxmerge.cli.findings import Findings
 from jaxmerge.cli.page_parts import SCRIPT, STYLE
-from jaxmerge.cli.plots import DARK, LIGHT, Plot, Theme, plots_of, render
+from jaxmerge.cli.plots import DARK, LIGHT, Plot, Theme, layers, plots_of, render
 from jaxmerge.cli.spectra import TaskSummary
 from jaxmerge.cli.verdict import of_pair
 
@@ -164,11 +165,24 @@ def _pairs(found: Findings) -> tuple[Sequence[str], list[Row]]:
 
 def _modules(found: Findings) -> tuple[Sequence[str], list[Row]]:
     titles = [title for title, _ in _named((title, None) for title, _ in CELLS)]
+    stem = _common_stem(list(found.modules))
     rows: list[Row] = [
-        (name, *(cell(numbers) for _, cell in CELLS))
-        for name, numbers in found.modules.items()
+        (name.removeprefix(stem), *(cell(found.modules[name]) for _, cell in CELLS))
+        for layer in layers(list(found.modules)).values()
+        for name in layer
     ]
-    return ("module", *titles), rows
+    return (f"module{f' of {stem[:-1]}' if stem else ''}", *titles), rows
+
+
+def _common_stem(names: Sequence[str]) -> str:
+    """What all names begin with, up to a dot.
+
+    >>> _common_stem(["model.h.1.q", "model.h.10.q"])
+    'model.h.'
+    """
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
+    return "".join(f"{level[0]}." for level in same)
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Row]) -> str:

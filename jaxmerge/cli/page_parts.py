@@ -35,6 +35,12 @@ thead th {
   position: sticky; top: 0; z-index: 1; background: var(--card); padding: 0;
   box-shadow: inset 0 -1px var(--faint); vertical-align: bottom;
 }
+th:first-child, td:first-child {
+  position: sticky; left: 0; z-index: 1; background: inherit;
+  min-width: 8.5rem; max-width: 11rem; white-space: normal;
+}
+thead th:first-child { z-index: 2; background: var(--card); }
+tbody tr { background: var(--card); }
 tbody tr:nth-child(even) { background: var(--stripe); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th button {

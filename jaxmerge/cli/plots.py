@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmerge.cli.comparison import shown
 from jaxmerge.cli.errors import CommandError
-from jaxmerge.cli.findings import Findings
+from jaxmerge.cli.findings import SHARE, Findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +92,9 @@ def render(plot: Plot, theme: Theme = LIGHT) -> bytes:
 
 def plots_of(found: Findings) -> list[Plot]:
     """All plots of some adapters."""
+    b = _over_modules(found, lambda d: d.overlaps.b)
+    a = _over_modules(found, lambda d: d.overlaps.a)
+    top = max(_largest(b), _largest(a))  # one scale, so that the two can be compared
     return [
         _effective_ranks(found),
         _overlap_by_layer(found),
@@ -100,14 +103,16 @@ def plots_of(found: Findings) -> list[Plot]:
             name="overlap_b",
             title="Overlap of outputs (B), pair by pair",
             source="Pico's heat maps of overlap, B",
-            values=_over_modules(found, lambda d: d.overlaps.b),
+            values=b,
+            top=top,
         ),
         _heat_map(
             found,
             name="overlap_a",
             title="Overlap of inputs (A), pair by pair",
             source="Pico's heat maps of overlap, A",
-            values=_over_modules(found, lambda d: d.overlaps.a),
+            values=a,
+            top=top,
         ),
         _spectrum(found),
         _energy(found),
@@ -116,14 +121,14 @@ def plots_of(found: Findings) -> list[Plot]:
             name="sign_conflict",
             title="Entries with opposite signs, pair by pair",
             source="TIES' figure of sign conflicts",
-            values=_of_pairs(found, "sign_conflict", diagonal=0.0),
+            values=_of_pairs(found, "sign_conflict"),
         ),
         _heat_map(
             found,
             name="cosine",
             title="Cosine of the updates, pair by pair",
             source="the figure of cosines in task arithmetic",
-            values=_of_pairs(found, "cosine", diagonal=1.0),
+            values=_of_pairs(found, "cosine"),
         ),
     ]
 
@@ -149,8 +154,8 @@ def layers(names: Sequence[str]) -> dict[str, list[str]]:
 def _effective_ranks(found: Findings) -> Plot:
     title = "Effective rank by layer"
     lines = {
-        "sum over the tasks": lambda x: x.sum_of_directions,
-        "all rank-1 directions": lambda x: x.directions,
+        "sum over tasks": lambda x: x.sum_of_directions,
+        "all directions": lambda x: x.directions,
         "updates": lambda x: x.updates,
     }
     total = found.total
@@ -271,6 +276,7 @@ def _energy(found: Findings) -> Plot:
                 linestyle=_DASHES[index],
                 linewidth=2,
             )
+        axes.axhline(SHARE, color=theme.ink, linewidth=0.8, alpha=0.5)
         axes.set(xlabel="rank", ylabel="share of squared norm", ylim=(0, 1.02))
         _legend(axes, theme)
 
@@ -282,17 +288,22 @@ def _energy(found: Findings) -> Plot:
 
 
 def _heat_map(
-    found: Findings, *, name: str, title: str, source: str, values: np.ndarray
+    found: Findings,
+    *,
+    name: str,
+    title: str,
+    source: str,
+    values: np.ndarray,
+    top: float | None = None,
 ) -> Plot:
     tasks = found.tasks
+    top = max(_largest(values) if top is None else top, 1e-3)
+    low = min(float(np.nanmin(values, initial=0.0)), 0.0)
 
     def draw(axes: "Axes", theme: Theme) -> None:
         from matplotlib import colormaps
 
-        off = values[~np.eye(len(tasks), dtype=bool)]
-        top = max(float(np.nanmax(off, initial=0.0)), 1e-3)
         colours = colormaps["cividis"].with_extremes(bad=theme.faint)
-        low = min(float(np.nanmin(off, initial=0.0)), 0.0)
         image = axes.imshow(values, cmap=colours, vmin=low, vmax=top)
         axes.set_xticks(range(len(tasks)), [_short(t) for t in tasks], rotation=35)
         axes.set_yticks(range(len(tasks)), [_short(t) for t in tasks])
@@ -305,16 +316,17 @@ def _heat_map(
         if len(tasks) <= _LABELLED:
             for i, j in np.ndindex(values.shape):
                 value = values[i, j]
-                missing = np.isnan(value)
-                bright = (value - low) / (top - low) > 0.6
+                if np.isnan(value):
+                    continue
+                bright = (value - low) / (top - low) > 0.5
                 axes.text(
                     j,
                     i,
-                    "-" if missing else f"{value:.2f}",
+                    f"{round(value, 2) + 0:.2f}",
                     ha="center",
                     va="center",
                     fontsize=11 if len(tasks) <= 5 else 9,
-                    color=theme.ink if missing else _ON_CELLS[bool(bright)],
+                    color=_ON_CELLS[bool(bright)],
                 )
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
         bar.ax.tick_params(colors=theme.ink, labelsize=10)
@@ -329,21 +341,25 @@ def _heat_map(
 
 
 def _over_modules(found: Findings, matrix: Callable) -> np.ndarray:
-    """Mean [T, T] over the modules that both tasks change; NaN where there is none."""
+    """Mean [T, T] over the modules that both tasks change; NaN on the diagonal."""
     values = np.array([matrix(d) for d in found.arrays.values()])
     there = np.array([d.overlaps.random_b > 0 for d in found.arrays.values()])
+    there &= ~np.eye(len(found.tasks), dtype=bool)
     count = there.sum(axis=0)
     total = np.where(there, values, 0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _of_pairs(found: Findings, name: str, *, diagonal: float) -> np.ndarray:
+def _of_pairs(found: Findings, name: str) -> np.ndarray:
     values = np.full((len(found.tasks),) * 2, np.nan)
-    np.fill_diagonal(values, diagonal)
     for pair in found.pairs:
         i, j = (found.tasks.index(task) for task in pair.tasks)
         values[i, j] = values[j, i] = getattr(pair, name)
     return values
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.nanmax(values, initial=0.0))
 
 
 def _mean_of_ragged(rows: Sequence[np.ndarray], *, fill: float = 0.0) -> np.ndarray:
@@ -359,4 +375,12 @@ def _short(name: str) -> str:
 def _legend(axes: "Axes", theme: Theme) -> None:
     axes.grid(axis="y", color=theme.faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=10.5)
+    axes.figure.legend(
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        labelcolor=theme.ink,
+        fontsize=10.5,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )

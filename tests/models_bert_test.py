@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from models_torch import (
+    add_updates,
+    as_torch,
+    assert_close,
+    kernels,
+    linear_layers,
+    randomise,
+    save_torch,
+)
 from safetensors.numpy import load_file, save_file
 
 from jaxmerge.models import (
@@ -22,7 +30,6 @@ from jaxmerge.models import (
     save_bert,
     with_updates,
 )
-from jaxmerge.types import LowRank
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -43,16 +50,7 @@ def random_reference(seed):
     """A sequence classifier with large weights, so that no layer is near identity."""
     config = transformers.BertConfig(**(DEFAULTS | SIZES[seed]), num_labels=3)
     reference = transformers.BertForSequenceClassification(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return reference.eval()
-
-
-def save_torch(model, folder, capfd):
-    model.save_pretrained(folder)
-    capfd.readouterr()  # transformers draws a progress bar
+    return randomise(reference, seed)
 
 
 def texts_for(config, length=9):
@@ -66,22 +64,6 @@ def texts_for(config, length=9):
         "attention_mask": mask,
         "token_type_ids": rng.integers(0, config.type_vocab_size, shape, np.int32),
     }
-
-
-def as_torch(inputs):
-    return {
-        name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()
-    }
-
-
-def assert_close(ours, theirs, mask=None):
-    """Equal to 1e-5 of the largest entry, where the mask lets tokens be seen."""
-    ours, theirs = np.asarray(ours), theirs.detach().numpy()
-    if mask is not None:
-        ours, theirs = ours[mask == 1], theirs[mask == 1]
-    assert ours.dtype == np.float32
-    scale = float(np.abs(theirs).max())
-    np.testing.assert_allclose(ours, theirs, atol=1e-5 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(len(SIZES)))
@@ -127,13 +109,7 @@ def test_linear_layers_carry_the_names_that_peft_gives(tmp_path, capfd):
     reference = random_reference(0)
     save_torch(reference, tmp_path, capfd)
     _, params = load_bert(tmp_path)
-    named = {
-        name
-        for name, layer in reference.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    }
-    leaves = flatten_dict(params, sep=".")
-    ours = {path.removesuffix(".kernel") for path in leaves if path.endswith(".kernel")}
+    named, ours = linear_layers(reference), kernels(params)
     assert ours == named - {"classifier"}
     assert "bert.encoder.layer.1.attention.self.query" in ours
 
@@ -143,15 +119,8 @@ def test_updates_reach_every_linear_layer(tmp_path, capfd):
     save_torch(reference, tmp_path, capfd)
     config, params = load_bert(tmp_path)
     inputs = texts_for(config)
-    rng = np.random.default_rng(1)
-    updates = {}
+    updates = add_updates(reference.bert, "bert.")
     with torch.no_grad():
-        for name, layer in reference.bert.named_modules():
-            if isinstance(layer, torch.nn.Linear):
-                b = rng.normal(size=(layer.out_features, 2)).astype(np.float32)
-                a = rng.normal(size=(2, layer.in_features)).astype(np.float32)
-                updates[f"bert.{name}"] = LowRank(b=jnp.asarray(b), a=jnp.asarray(a))
-                layer.weight += torch.tensor(b @ a)
         expected = reference.bert(**as_torch(inputs)).pooler_output
     assert len(updates) == 6 * config.num_hidden_layers + 1
     ours = with_updates(bert_apply(config), updates)(params, inputs)

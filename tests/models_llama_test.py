@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from models_torch import (
+    add_updates,
+    as_torch,
+    assert_close,
+    kernels,
+    linear_layers,
+    randomise,
+    save_torch,
+)
 from safetensors.numpy import load_file, save_file
 
 from jaxmerge.models import (
@@ -23,7 +31,6 @@ from jaxmerge.models import (
     with_updates,
 )
 from jaxmerge.models.rope import frequencies
-from jaxmerge.types import LowRank
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -51,16 +58,7 @@ def random_reference(seed):
     """A sequence classifier with large weights, so that no layer is near identity."""
     config = transformers.LlamaConfig(**(DEFAULTS | SIZES[seed]), num_labels=3)
     reference = transformers.LlamaForSequenceClassification(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return reference.eval()
-
-
-def save_torch(model, folder, capfd, **options):
-    model.save_pretrained(folder, **options)
-    capfd.readouterr()  # transformers draws a progress bar
+    return randomise(reference, seed)
 
 
 def texts_for(config, length=11):
@@ -70,12 +68,6 @@ def texts_for(config, length=11):
     mask[1, 5:] = mask[2, 1:] = mask[3, :4] = 0
     ids = rng.integers(1, config.vocab_size, mask.shape, np.int32)
     return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def as_torch(inputs):
-    return {
-        name: torch.tensor(value, dtype=torch.long) for name, value in inputs.items()
-    }
 
 
 def stages_of(reference, inputs):
@@ -94,15 +86,6 @@ def mixed_dtypes():
     """Lets jax.nn.dot_product_attention go from bf16 to float32 by itself."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-def assert_close(ours, theirs, mask=None, tolerance=1e-5):
-    """Equal relative to the largest entry, where the mask lets tokens be seen."""
-    ours, theirs = np.asarray(ours, np.float32), theirs.detach().float().numpy()
-    if mask is not None:
-        ours, theirs = ours[mask == 1], theirs[mask == 1]
-    scale = float(np.abs(theirs).max())
-    np.testing.assert_allclose(ours, theirs, atol=tolerance * scale, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(len(SIZES)))
@@ -163,13 +146,7 @@ def test_linear_layers_carry_the_names_that_peft_gives(tmp_path, capfd):
     reference = random_reference(0)
     save_torch(reference, tmp_path, capfd)
     _, params = load_llama(tmp_path)
-    named = {
-        name
-        for name, layer in reference.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    }
-    leaves = flatten_dict(params, sep=".")
-    ours = {path.removesuffix(".kernel") for path in leaves if path.endswith(".kernel")}
+    named, ours = linear_layers(reference), kernels(params)
     assert ours == named - {"score"}
     assert "model.layers.0.self_attn.q_proj" in ours
 
@@ -179,15 +156,8 @@ def test_updates_reach_every_linear_layer(tmp_path, capfd):
     save_torch(reference, tmp_path, capfd)
     config, params = load_llama(tmp_path)
     inputs = texts_for(config)
-    rng = np.random.default_rng(1)
-    updates = {}
+    updates = add_updates(reference.model, "model.")
     with torch.no_grad():
-        for name, layer in reference.model.named_modules():
-            if isinstance(layer, torch.nn.Linear):
-                b = rng.normal(size=(layer.out_features, 2)).astype(np.float32)
-                a = rng.normal(size=(2, layer.in_features)).astype(np.float32)
-                updates[f"model.{name}"] = LowRank(b=jnp.asarray(b), a=jnp.asarray(a))
-                layer.weight += torch.tensor(b @ a)
         expected = reference.model(**as_torch(inputs)).last_hidden_state
     assert len(updates) == 7 * config.num_hidden_layers
     apply = with_updates(llama_apply(config, output="hidden"), updates)

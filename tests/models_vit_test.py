@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from models_torch import (
+    kernels,
+    linear_layers,
+    randomise,
+    save_torch,
+)
 from safetensors.numpy import save_file
 
 from jaxmerge.models import (
@@ -33,20 +38,6 @@ SIZES = [
 def torch_config(sizes):
     defaults = {"num_hidden_layers": 2, "intermediate_size": 20, "projection_dim": 6}
     return transformers.CLIPVisionConfig(**(defaults | sizes))
-
-
-def randomise(model, seed):
-    """Large random weights everywhere, so that no layer is near the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model.eval()
-
-
-def save_torch(model, folder, capfd):
-    model.save_pretrained(folder)
-    capfd.readouterr()  # transformers draws a progress bar
 
 
 def images_for(config, batch=3):
@@ -90,13 +81,7 @@ def test_linear_layers_carry_the_names_that_peft_gives(tmp_path, capfd):
     reference = transformers.CLIPVisionModelWithProjection(torch_config(SIZES[0]))
     save_torch(reference, tmp_path, capfd)
     _, params = load_vision(tmp_path)
-    named = {
-        name
-        for name, layer in reference.named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    }
-    leaves = flatten_dict(params, sep=".")
-    ours = {path.removesuffix(".kernel") for path in leaves if path.endswith(".kernel")}
+    named, ours = linear_layers(reference), kernels(params)
     assert named == ours - {"vision_model.embeddings.patch_embedding"}
     assert "vision_model.encoder.layers.1.self_attn.q_proj" in ours
 

@@ -6,16 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from experiments.evaluation import accuracies, make_exam, own_updates
 from experiments.nli6.data import LENGTH, load_split, minilm_folder
-from experiments.nli6.own import (
-    RESULTS,
-    TOLERANCE,
-    accuracy,
-    adapter_updates,
-    features_with,
-)
+from experiments.nli6.own import RESULTS, TOLERANCE
 from experiments.nli6.suite import TASKS, load_suite
 from experiments.suite import Split, batches
+from jaxmerge.io import load_peft
+from jaxmerge.models import with_updates
 
 CLASSES = {"mnli": 3, "qnli": 2, "snli": 3, "rte": 2, "sick": 3, "scitail": 2}
 
@@ -48,6 +45,10 @@ def first(split, count):
     )
 
 
+def updates_of(task):
+    return own_updates(load_peft([task.adapter], heads="keep").stacks, 0)
+
+
 def write_rows(folder, rows, part="test"):
     with gzip.open(folder / f"{part}.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -62,7 +63,7 @@ def test_tasks_and_heads(suite):
             "bias": (CLASSES[task.name],),
         }
         assert task.adapter.name == task.name
-        assert len(adapter_updates(task.adapter)) == 36  # six layers of six modules
+        assert len(updates_of(task)) == 36  # six layers of six modules
 
 
 def test_examples(suite):
@@ -139,12 +140,13 @@ def test_logits_equal_those_of_peft_in_torch(name, suite, minilm, capfd):
     np.testing.assert_allclose(
         suite.apply(suite.params, split.inputs), pooled, rtol=0, atol=1e-4
     )
-    features = features_with(suite)
-    updates = adapter_updates(task.adapter)
-    logits = suite.logits(task.head, features(suite.params, updates, split.inputs))
+    updates = updates_of(task)
+    features = with_updates(suite.apply, updates)(suite.params, split.inputs)
+    logits = suite.logits(task.head, features)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    alone = suite._replace(tasks=(task._replace(load=lambda _: split),))
     correct = (expected.argmax(axis=-1) == split.labels).mean()
-    assert accuracy(suite, task, features, split) == correct
+    assert accuracies(make_exam(alone, "test", batch=4), updates) == {name: correct}
 
 
 def test_committed_accuracies_are_those_that_peft_measured():

@@ -1,14 +1,13 @@
 """The merges that the experiments compare, each with as many candidates to choose from.
 
-A data-free method is a list of pipelines; a learned one a fit with some learning rates,
-looked at after some numbers of steps. `BUDGET` candidates of every method are measured
-on validation, and the best one goes to test.
+A data-free method is some pipelines, each with some scales; a learned one is a fit with
+some learning rates, looked at after some numbers of steps. `BUDGET` candidates of every
+method are measured on validation, and the best one goes to test.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
 import optax
 
@@ -16,17 +15,20 @@ import jaxmerge as jm
 
 BUDGET = 8
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
-RESTORED_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
+TIES_SCALES = (0.3, 0.6, 1.0, 1.5)
+PICO_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
+PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
 RATES = (2e-3, 1e-2)
 LOOKS = (1, 2, 3, 4)  # quarters of the longest fit
 
 
 @dataclass(frozen=True)
 class DataFree:
-    """A merge of the adapters alone; ``pipelines`` are its candidates."""
+    """A merge of the adapters alone."""
 
     name: str
     pipelines: tuple[str, ...]
+    scales: tuple[float, ...] = SCALES
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,10 @@ class Fitted:
     scalarise: Callable
 
 
-def _scaled(pipeline: str, scales: tuple[float, ...] = SCALES) -> tuple[str, ...]:
-    return tuple(f"{pipeline}|scale({scale})" for scale in scales)
+def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
+    return tuple(pipeline.format(density) for density in densities)
 
 
-def _dense_and_scaled(
-    pipeline: str, densities: tuple[float, float], scales: tuple[float, ...]
-) -> tuple[str, ...]:
-    return tuple(
-        f"{pipeline.format(density)}|scale({scale})"
-        for density, scale in product(densities, scales)
-    )
-
-
-_TIES_SCALES, _PICO_TIES_SCALES = (0.3, 0.6, 1.0, 1.5), (0.7, 1.0, 1.4, 2.0)
 _tara = partial(
     Fitted,
     optimizer=partial(optax.adamw, weight_decay=0.01),
@@ -67,35 +59,33 @@ _tara = partial(
 )
 
 METHODS = (
-    DataFree("Task arithmetic", _scaled("concat")),
+    DataFree("Task arithmetic", ("concat",)),
     DataFree(
         "TIES",
-        _dense_and_scaled(
-            "elect|trim_whole_model(density={})|full", (0.1, 0.3), _TIES_SCALES
-        ),
+        _with_density("elect|trim_whole_model(density={})|full", 0.1, 0.3),
+        TIES_SCALES,
     ),
     DataFree(
         "DARE-TIES",
-        _dense_and_scaled("elect|dare(density={})|full", (0.3, 0.7), _TIES_SCALES),
+        _with_density("elect|dare(density={})|full", 0.3, 0.7),
+        TIES_SCALES,
     ),
     DataFree(
         "KnOTS-TIES",
-        _dense_and_scaled(
-            "elect|trim_whole_model(density={})|knots", (0.1, 0.3), _TIES_SCALES
-        ),
+        _with_density("elect|trim_whole_model(density={})|knots", 0.1, 0.3),
+        TIES_SCALES,
     ),
-    DataFree("TSV-M", _scaled("tsv_m")),
-    DataFree("Iso-C", _scaled("concat|isotropize")),
-    DataFree("Core Space TSV", _scaled("tsv|core")),
-    DataFree("Core Space TSV + Iso", _scaled("tsv|core|isotropize")),
-    DataFree("Pico + task arithmetic", _scaled("concat|pico", RESTORED_SCALES)),
+    DataFree("TSV-M", ("tsv_m",)),
+    DataFree("Iso-C", ("concat|isotropize",)),
+    DataFree("Core Space TSV", ("tsv|core",)),
+    DataFree("Core Space TSV + Iso", ("tsv|core|isotropize",)),
+    DataFree("Pico + task arithmetic", ("concat|pico",), PICO_SCALES),
     DataFree(
         "Pico + TIES",
-        _dense_and_scaled(
-            "elect|trim(density={})|full|pico", (0.1, 0.3), _PICO_TIES_SCALES
-        ),
+        _with_density("elect|trim(density={})|full|pico", 0.1, 0.3),
+        PICO_TIES_SCALES,
     ),
-    DataFree("Pico + TSV-M", _scaled("tsv_m|pico", RESTORED_SCALES)),
+    DataFree("Pico + TSV-M", ("tsv_m|pico",), PICO_SCALES),
     Fitted("AdaMerging", jm.adamerging(), optax.adam, jm.linear_scalarisation),
     _tara("TARA-A", jm.tara_a()),
     _tara("TARA-B", jm.tara_b()),

@@ -99,7 +99,7 @@ class Experiment:
         """All candidates on validation, then the best one on test."""
         tried = [
             (self._measured(method, candidate, FIRST_SEED, "validation"), candidate)
-            for candidate in _candidates(method, self.settings.longest_fit)
+            for candidate in candidates(method, self.settings)
         ]
         scores = [self.normalised(row["accuracy"], "validation") for row, _ in tried]
         best = tried[int(np.argmax(scores))][1]
@@ -185,10 +185,14 @@ def merged(stacks: Any, pipeline: str, seed: int) -> dict[str, jm.Update]:
     return parsed.run(stacks, key=jax.random.key(seed) if parsed.random else None)
 
 
-def _candidates(method: DataFree | Fitted, longest: int) -> list[dict[str, Any]]:
+def candidates(method: DataFree | Fitted, settings: Settings) -> list[dict[str, Any]]:
+    """What is tried on validation; longer fits first, for they leave shorter ones."""
     if isinstance(method, DataFree):
-        return [{"pipeline": pipeline} for pipeline in method.pipelines]
-    steps = sorted((longest * look // len(LOOKS) for look in LOOKS), reverse=True)
+        scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
+        pairs = product(method.pipelines, scales)
+        return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
+    looks = sorted(LOOKS, reverse=True)
+    steps = [settings.longest_fit * look // len(LOOKS) for look in looks]
     return [{"rate": rate, "steps": n} for rate, n in product(RATES, steps)]
 
 

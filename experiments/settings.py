@@ -19,6 +19,8 @@ class Settings:
       batch: examples in one batch of a measurement.
       learning_batch: unlabeled examples of each task in one step.
       longest_fit: steps; candidates are taken after each quarter of them.
+      scale_factor: multiplies the scales that data-free merges try, where the best ones
+        would lie at the edge of the common grid.
       logit_scale: multiplies logits where their entropy is learned from.
       anchor_batches: batches that the anchors are averaged over.
     """
@@ -29,6 +31,7 @@ class Settings:
     batch: int = 64
     learning_batch: int = 16
     longest_fit: int
+    scale_factor: float = 1.0
     logit_scale: float = 1.0
     anchor_batches: int = 8
 

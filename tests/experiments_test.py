@@ -17,7 +17,7 @@ from experiments import analyses, report
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, DataFree
 from experiments.records import Records
-from experiments.run import CONFIGS, Experiment
+from experiments.run import CONFIGS, Experiment, candidates
 from experiments.suite import Split, Suite, batches
 from experiments.unlabeled import unlabeled_batches
 from jaxmerge.models import (
@@ -46,7 +46,13 @@ LLAMA = LlamaConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
 )
-SMALL = {"validation": 12, "test": 12, "batch": 4, "learning_batch": 2, "longest_fit": 4}
+SMALL = {
+    "validation": 12,
+    "test": 12,
+    "batch": 4,
+    "learning_batch": 2,
+    "longest_fit": 4,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +153,7 @@ def run_small(config, name, folder):
     experiment = Experiment(name, settings, folder / "results", folder / "work")
     experiment.measure_references()
     first = method_named("Task arithmetic")
-    few = DataFree(first.name, first.pipelines[:2])
+    few = DataFree(first.name, first.pipelines, first.scales[:2])
     for method in (few, method_named("TARA-B")):
         experiment.compare(method, seeds=2)
     return experiment
@@ -200,10 +206,11 @@ def test_every_config_is_listed():
 
 
 def test_every_method_has_the_same_budget():
-    from experiments.run import _candidates
-
+    settings = import_module("experiments.configs.vision8").get_config()
     for method in METHODS:
-        assert len(_candidates(method, 100)) == BUDGET, method.name
+        tried = candidates(method, settings)
+        assert len({str(candidate) for candidate in tried}) == BUDGET, method.name
+    assert candidates(METHODS[0], settings)[0] == {"pipeline": "concat|scale(0.05)"}
 
 
 def make_suite(count=30):

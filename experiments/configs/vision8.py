@@ -13,4 +13,6 @@ from experiments.vision8.suite import load_suite
 
 
 def get_config() -> Settings:
-    return Settings(load=load_suite, validation=500, test=3000, longest_fit=100)
+    return Settings(
+        load=load_suite, validation=500, test=3000, longest_fit=100, scale_factor=0.5
+    )

@@ -14,8 +14,9 @@ from cli_samples import document, refuse, succeed, three, updates_of
 
 from jaxmerge import io
 from jaxmerge.cli import verdict
+from jaxmerge.cli.drawing import DARK, render
 from jaxmerge.cli.findings import Pair
-from jaxmerge.cli.plots import DARK, layers, plots_of, render
+from jaxmerge.cli.plots import layers, plots_of
 
 PLOTS = {
     *("effective_rank", "overlap", "overlap_b", "overlap_a", "spectrum", "energy"),
@@ -324,7 +325,7 @@ def test_dark_plots_differ_from_light_ones(folders):
 
     adapters = io.load_peft(folders)
     plot = plots_of(find(adapters.names, adapters.stacks))[0]
-    assert render(plot) != render(plot, DARK)
+    assert render(plot.draw) != render(plot.draw, DARK)
 
 
 PROBE = """

@@ -8,9 +8,10 @@ from html import escape
 from jaxmerge import __version__
 from jaxmerge.cli.comparison import CELLS, shown
 from jaxmerge.cli.console import span
+from jaxmerge.cli.drawing import DARK, LIGHT, Theme, render
 from jaxmerge.cli.findings import Findings
 from jaxmerge.cli.page_parts import SCRIPT, STYLE
-from jaxmerge.cli.plots import DARK, LIGHT, Plot, Theme, layers, plots_of, render
+from jaxmerge.cli.plots import Plot, layers, plots_of
 from jaxmerge.cli.spectra import TaskSummary
 from jaxmerge.cli.verdict import of_pair
 
@@ -218,7 +219,7 @@ def _figure(plot: Plot) -> str:
 
 
 def _data(plot: Plot, theme: Theme) -> str:
-    encoded = base64.b64encode(render(plot, theme)).decode("ascii")
+    encoded = base64.b64encode(render(plot.draw, theme)).decode("ascii")
     return f"data:image/png;base64,{encoded}"
 
 

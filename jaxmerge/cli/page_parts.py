@@ -37,7 +37,6 @@ thead th {
 }
 th:first-child, td:first-child {
   position: sticky; left: 0; z-index: 1; background: inherit;
-  min-width: 8.5rem; max-width: 11rem; white-space: normal;
 }
 thead th:first-child { z-index: 2; background: var(--card); }
 tbody tr { background: var(--card); }
@@ -78,6 +77,11 @@ figcaption span { display: block; color: var(--soft); font-size: 0.85rem; }
 .meanings dt { font-weight: 600; margin-top: 0.75rem; }
 .meanings dd { margin: 0; max-width: 46rem; }
 footer { margin-top: 2rem; color: var(--soft); font-size: 0.85rem; }
+@media (max-width: 40rem) {
+  th:first-child, td:first-child {
+    min-width: 8.5rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere;
+  }
+}
 @media print { .scroll { max-height: none; overflow: visible; } }
 """
 

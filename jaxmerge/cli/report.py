@@ -15,7 +15,7 @@ def check_outputs(plots: Path | None, html: Path | None, *, force: bool) -> None
     """Refuses, before any work, what could not be written in the end."""
     if plots is None and html is None:
         return
-    from jaxmerge.cli.plots import require_matplotlib
+    from jaxmerge.cli.drawing import require_matplotlib
 
     require_matplotlib()
     if plots is not None and plots.exists():
@@ -32,13 +32,14 @@ def check_outputs(plots: Path | None, html: Path | None, *, force: bool) -> None
 
 def write_plots(found: "Findings", folder: Path) -> list[Path]:
     """Writes every plot as PNG; gives their paths."""
-    from jaxmerge.cli.plots import plots_of, render
+    from jaxmerge.cli.drawing import render
+    from jaxmerge.cli.plots import plots_of
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for plot in plots_of(found):
         path = folder / f"{plot.name}.png"
-        path.write_bytes(render(plot))
+        path.write_bytes(render(plot.draw))
         written.append(path)
     return written
 

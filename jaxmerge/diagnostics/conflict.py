@@ -12,7 +12,7 @@ from jaxmerge.diagnostics.ranks import task_gram
 from jaxmerge.types import AdapterStack, Update
 from jaxmerge.updates import norm, task_norms
 
-_ENTRIES = 1 << 22  # of all tasks' updates that are formed at a time
+_ENTRIES = 1 << 18  # formed at a time; blocks that fit into a cache are 3x faster
 
 
 class SignConflict(NamedTuple):

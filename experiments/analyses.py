@@ -74,14 +74,14 @@ class Analysis:
         steps: int | None = None,
         batch: int | None = None,
     ) -> jm.Fitted:
-        """A fit on some of the tasks, at the learning rate of the comparison."""
+        """A fit on some of the tasks, with the start and rate of the comparison."""
         experiment, candidate = self.experiment, self.chosen(method)
         fitted, suite = LEARNED[method], experiment.suite
         own = [experiment.anchors[experiment.tasks.index(task)] for task in tasks]
         part = suite._replace(tasks=tuple(t for t in suite.tasks if t.name in tasks))
         size = batch or experiment.settings.learning_batch
         return jm.fit(
-            fitted.learned,
+            fitted.learned(candidate["initial"]),
             tasks,
             self.stacks_of(tasks),
             experiment.losses,

@@ -1,8 +1,8 @@
 """The merges that the experiments compare, each with as many candidates to choose from.
 
-A data-free method is some pipelines, each with some scales; a learned one is a fit with
-some learning rates, looked at after some numbers of steps. `BUDGET` candidates of every
-method are measured on validation, and the best one goes to test.
+A data-free method is some pipelines, each with some scales; a learned one is a fit from
+some starts with some learning rates, looked at after some numbers of steps. `BUDGET`
+candidates of every method are measured on validation, and the best one goes to test.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 TIES_SCALES = (0.3, 0.6, 1.0, 1.5)
 PICO_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
 PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
+INITIALS = (0.2, 0.4)
 RATES = (2e-3, 1e-2)
-LOOKS = (1, 2, 3, 4)  # quarters of the longest fit
+LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Fitted:
 
     Attributes:
       name: of the method.
-      learned: its coefficients.
+      learned: first coefficient -> its coefficients.
       optimizer: learning rate -> optimiser.
       scalarise: ``(values, *, preference, anchors) -> objective``.
     """
 
     name: str
-    learned: jm.Learned
+    learned: Callable[[float], jm.Learned]
     optimizer: Callable[[float], optax.GradientTransformation]
     scalarise: Callable
 
@@ -86,9 +87,20 @@ METHODS = (
         PICO_TIES_SCALES,
     ),
     DataFree("Pico + TSV-M", ("tsv_m|pico",), PICO_SCALES),
-    Fitted("AdaMerging", jm.adamerging(), optax.adam, jm.linear_scalarisation),
-    _tara("TARA-A", jm.tara_a()),
-    _tara("TARA-B", jm.tara_b()),
-    _tara("Pico + TARA-A", jm.compose(jm.tara_a(), before=jm.calibrate)),
-    _tara("Pico + TARA-B", jm.compose(jm.tara_b(), before=jm.calibrate)),
+    Fitted(
+        "AdaMerging",
+        lambda initial: jm.adamerging(initial=initial),
+        optax.adam,
+        jm.linear_scalarisation,
+    ),
+    _tara("TARA-A", lambda initial: jm.tara_a(initial=initial)),
+    _tara("TARA-B", lambda initial: jm.tara_b(initial=initial)),
+    _tara(
+        "Pico + TARA-A",
+        lambda initial: jm.compose(jm.tara_a(initial=initial), before=jm.calibrate),
+    ),
+    _tara(
+        "Pico + TARA-B",
+        lambda initial: jm.compose(jm.tara_b(initial=initial), before=jm.calibrate),
+    ),
 )

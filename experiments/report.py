@@ -28,7 +28,7 @@ class Line(NamedTuple):
     mean: float
     spread: float | None  # standard deviation of the mean over seeds
     accuracy: float  # mean over tasks, in percent
-    seconds: float  # of the first seed, compilation included
+    seconds: float  # of one merge or of the longest fit, compilation included
     chosen: str
 
 
@@ -66,7 +66,7 @@ def _line(
     candidate = rows[0]["candidate"]
     chosen = candidate.get("pipeline") or _fit_text(candidate)
     seconds = rows[0]["seconds"]
-    fits = records.all(kind="fit", method=method, rate=candidate.get("rate"))
+    fits = records.all(kind="fit", method=method)
     if fits:
         seconds = max(fit["seconds"] for fit in fits)
     return Line(
@@ -83,7 +83,8 @@ def _line(
 def _fit_text(candidate: dict[str, Any]) -> str:
     if not candidate:
         return ""
-    return f"rate {candidate['rate']:g}, {candidate['steps']} steps"
+    initial, rate = candidate["initial"], candidate["rate"]
+    return f"from {initial:g}, rate {rate:g}, {candidate['steps']} steps"
 
 
 def markdown(tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> str:

@@ -24,7 +24,7 @@ import typer
 
 import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_updates
-from experiments.methods import LOOKS, METHODS, RATES, DataFree, Fitted
+from experiments.methods import INITIALS, LOOKS, METHODS, RATES, DataFree, Fitted
 from experiments.records import Records
 from experiments.settings import Settings
 from experiments.unlabeled import unlabeled_batches
@@ -131,17 +131,18 @@ class Experiment:
 
     def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
         """The merge after some steps of a fit, which leaves phi in the work folder."""
-        rate, steps = candidate["rate"], candidate["steps"]
-        label = f"{method.name}, rate {rate}, seed {seed}".replace(" ", "_")
-        folder = self.work / label
-        path = folder / f"{steps}.npz"
+        start = (
+            f"{method.name}, initial {candidate['initial']}, rate {candidate['rate']}"
+        )
+        folder = self.work / f"{start}, seed {seed}".replace(" ", "_")
+        path = folder / f"{candidate['steps']}.npz"
+        learned = method.learned(candidate["initial"])
         if not path.is_file():
-            self._fit(method, rate, steps, seed, folder)
-        phis = dict(np.load(path))
-        bases = jm.map_modules(method.learned.prepare, self.stacks)
-        return merge(method.learned, phis, bases)
+            self._fit(method, learned, candidate, seed, folder)
+        bases = jm.map_modules(learned.prepare, self.stacks)
+        return merge(learned, dict(np.load(path)), bases)
 
-    def _fit(self, method, rate, steps, seed, folder) -> None:
+    def _fit(self, method, learned, candidate, seed, folder) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         scalarise = partial(method.scalarise, anchors=self.anchors)
 
@@ -154,24 +155,23 @@ class Experiment:
 
         started = time.perf_counter()
         fitted = jm.fit(
-            method.learned,
+            learned,
             self.tasks,
             self.stacks,
             self.losses,
             self.batches(seed),
-            method.optimizer(rate),
-            steps=steps,
+            method.optimizer(candidate["rate"]),
+            steps=candidate["steps"],
             params=self.suite.params,
             scalarise=scalarise,
-            steps_per_call=self.settings.longest_fit // len(LOOKS),
+            steps_per_call=self.settings.longest_fit // LOOKS // 2,
             checkpoint=folder / "checkpoints",
             report=keep,
         )
         self.records.add(
             kind="fit",
             method=method.name,
-            rate=rate,
-            steps=steps,
+            candidate=candidate,
             seed=seed,
             seconds=time.perf_counter() - started,
             objective=fitted.history.objective.tolist(),
@@ -191,9 +191,12 @@ def candidates(method: DataFree | Fitted, settings: Settings) -> list[dict[str, 
         scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
         pairs = product(method.pipelines, scales)
         return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
-    looks = sorted(LOOKS, reverse=True)
-    steps = [settings.longest_fit * look // len(LOOKS) for look in looks]
-    return [{"rate": rate, "steps": n} for rate, n in product(RATES, steps)]
+    initials = [round(x * settings.scale_factor, 6) for x in INITIALS]
+    steps = [settings.longest_fit * look // LOOKS for look in range(LOOKS, 0, -1)]
+    return [
+        {"initial": initial, "rate": rate, "steps": n}
+        for initial, rate, n in product(initials, RATES, steps)
+    ]
 
 
 def _random(method: DataFree | Fitted, candidate: dict[str, Any]) -> bool:

@@ -18,9 +18,9 @@ class Settings:
       test: examples of each task in the final measurement, at most.
       batch: examples in one batch of a measurement.
       learning_batch: unlabeled examples of each task in one step.
-      longest_fit: steps; candidates are taken after each quarter of them.
-      scale_factor: multiplies the scales that data-free merges try, where the best ones
-        would lie at the edge of the common grid.
+      longest_fit: steps; candidates are taken after half of them and after all.
+      scale_factor: multiplies the scales that data-free merges try and the starts of
+        learned ones, where the best would lie at the edge of the common grid.
       logit_scale: multiplies logits where their entropy is learned from.
       anchor_batches: batches that the anchors are averaged over.
     """

@@ -14,5 +14,5 @@ from experiments.settings import Settings
 
 def get_config() -> Settings:
     return Settings(
-        load=load_suite, validation=200, test=1000, learning_batch=8, longest_fit=60
+        load=load_suite, validation=200, test=1000, learning_batch=8, longest_fit=40
     )

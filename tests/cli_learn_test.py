@@ -96,7 +96,7 @@ def test_a_fit_lowers_the_entropy_and_writes_all_about_it(bert, tmp_path):
     )
     wanted = {
         "learned": "tara-a", "initial": 0.4, "objective": "tchebycheff", "alpha": 0.5,
-        "optimizer": "adam", "rate": 0.05, "steps": 25, "batch": 4, "seed": 0,
+        "optimizer": "adamw", "rate": 0.05, "steps": 25, "batch": 4, "seed": 0,
         "logit_scale": 1.0, "max_length": 32,
     }  # fmt: skip
     assert {name: recipe[name] for name in wanted} == wanted

@@ -171,3 +171,5 @@ def test_a_recipe_is_recorded_whole(method):
     assert Recipe.from_record(record | {"anchors": [0.1], "files": {}}) == recipe
     assert recipe.initial == (0.3 if method == "adamerging" else 0.4)
     assert recipe.objective == ("linear" if method == "adamerging" else "tchebycheff")
+    optimizer = "adam" if method == "adamerging" else "adamw"
+    assert record["optimizer"] == optimizer

@@ -17,11 +17,12 @@ from jaxmerge.mapping import map_modules
 from jaxmerge.objectives import linear_scalarisation, smooth_tchebycheff
 from jaxmerge.types import Learned, Update
 
-METHODS = {  # how, the first coefficient and the objective of its publication
-    "tara-a": (tara_a, 0.4, "tchebycheff"),
-    "tara-b": (tara_b, 0.4, "tchebycheff"),
-    "adamerging": (adamerging, 0.3, "linear"),
+METHODS = {  # how; the first coefficient, objective and optimiser of its publication
+    "tara-a": (tara_a, 0.4, "tchebycheff", "adamw"),
+    "tara-b": (tara_b, 0.4, "tchebycheff", "adamw"),
+    "adamerging": (adamerging, 0.3, "linear", "adam"),
 }
+OPTIMIZERS = {"adam": optax.adam, "adamw": partial(optax.adamw, weight_decay=0.01)}
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
 
 
@@ -37,8 +38,8 @@ class Recipe:
       objective: one of `OBJECTIVES`; by default the method's published one.
       preference: rho, one for each adapter, of sum 1; None for equal ones.
       alpha: smoothing of the Tchebycheff objectives.
-      rate: of Adam, constant.
-      steps: of Adam.
+      rate: of the method's published optimiser, Adam or AdamW (weight decay 0.01).
+      steps: of the optimiser.
       batch: inputs of each task in a step.
       seed: of the batches.
       logit_scale: multiplies the logits before the softmax.
@@ -64,7 +65,7 @@ class Recipe:
             raise ValueError(
                 f"method {self.method!r} is not one of {', '.join(METHODS)}"
             )
-        _, initial, objective = METHODS[self.method]
+        _, initial, objective, _ = METHODS[self.method]
         self._set("initial", initial if self.initial is None else self.initial)
         self._set("objective", objective if self.objective is None else self.objective)
         if self.objective not in OBJECTIVES:
@@ -99,7 +100,7 @@ class Recipe:
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
-        record = asdict(self) | {"optimizer": "adam"}
+        record = asdict(self) | {"optimizer": METHODS[self.method][3]}
         record = {"learned": record.pop("method"), **record}
         if self.objective == "linear":
             del record["alpha"]
@@ -110,14 +111,14 @@ class Recipe:
     @property
     def learned(self) -> Learned:
         """The method with its coefficients at the start."""
-        make, _, _ = METHODS[self.method]
+        make, *_ = METHODS[self.method]
         method = make(initial=self.initial)
         return compose(method, before=calibrate) if self.pico else method
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam with a constant rate."""
-        return optax.adam(self.rate)
+        """Adam or AdamW with a constant rate."""
+        return OPTIMIZERS[METHODS[self.method][3]](self.rate)
 
     def scalarise(self, anchors: jax.Array) -> Scalarise:
         """The objective, measured from the anchors [T]."""

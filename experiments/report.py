@@ -87,8 +87,13 @@ def _fit_text(candidate: dict[str, Any]) -> str:
     return f"from {initial:g}, rate {rate:g}, {candidate['steps']} steps"
 
 
-def markdown(tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> str:
-    """The table as Markdown, base first, then from best to worst."""
+def markdown(
+    tasks: Sequence[str], base: Line, lines: Sequence[Line], *, brief: bool = False
+) -> str:
+    """The table as Markdown, base first, then from best to worst.
+
+    ``brief`` leaves out what was chosen and the seconds.
+    """
     head = ["method", *tasks, "mean", "mean accuracy", "chosen on validation", "s"]
     rule = ["---", *["---:"] * (len(tasks) + 2), "---", "---:"]
     rows = [head, rule]
@@ -104,7 +109,8 @@ def markdown(tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> str:
                 f"{line.seconds:.0f}",
             ]
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    kept = [row[:-2] if brief else row for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in kept)
 
 
 def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> None:
@@ -128,14 +134,15 @@ def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) ->
 
 def main(
     name: Annotated[str, typer.Argument(help="folder in experiments")],
+    brief: Annotated[bool, typer.Option(help="print fewer columns")] = False,
 ) -> None:
-    """Writes table and plot of one experiment."""
+    """Writes table and plot of one experiment, and prints the table."""
     folder = HERE / name / "results"
     tasks, base, lines = read_lines(Records(folder / "merging.jsonl"))
     text = markdown(tasks, base, lines)
     (folder / "merging.md").write_text(text, encoding="utf-8")
     draw(folder / "merging.png", tasks, base, lines)
-    print(text)
+    print(markdown(tasks, base, lines, brief=brief))
 
 
 if __name__ == "__main__":

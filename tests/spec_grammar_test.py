@@ -269,4 +269,4 @@ def test_public_names_are_functions_whatever_was_imported_before():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     modules = {module.name for module in pkgutil.iter_modules(jm.__path__)}
-    assert modules & set(jm.__all__) == {"io", "linalg", "models"}
+    assert modules & set(jm.__all__) == {"diagnostics", "io", "linalg", "models"}

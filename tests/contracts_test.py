@@ -43,24 +43,25 @@ def test_vmap_over_modules_equals_a_loop(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["generic", "deficient", "duplicate", "zero"])
-def test_gradients_are_finite(name, kind):
+def test_gradients_are_finite(name):
     stack = random_stack((3, 3, 3), 9, 8)
-    if kind == "deficient":
-        stack = stack.replace(a=stack.a.at[:, 2].set(stack.a[:, 1]))
-    elif kind == "duplicate":
-        stack = stack.replace(
-            a=stack.a[jnp.zeros(3, int)], b=stack.b[jnp.zeros(3, int)]
-        )
-    elif kind == "zero":
-        stack = stack.replace(b=stack.b.at[1].set(0))
+    first = jnp.zeros(3, int)
+    kinds = {
+        "generic": stack,
+        "deficient": stack.replace(a=stack.a.at[:, 2].set(stack.a[:, 1])),
+        "duplicate": stack.replace(a=stack.a[first], b=stack.b[first]),
+        "zero": stack.replace(b=stack.b.at[1].set(0)),
+    }
     target = np.random.default_rng(1).normal(size=(9, 8))
 
-    def loss(stack):
+    @jax.jit
+    @jax.grad
+    def gradient(stack):
         return jnp.sum(METHODS[name](stack) * target)
 
-    gradient = jax.grad(loss)(stack)
-    chex.assert_tree_all_finite(gradient)
+    for kind, each in kinds.items():
+        finite = jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), gradient(each))
+        assert all(jax.tree.leaves(finite)), kind
 
 
 DIFFERENTIABLE = [

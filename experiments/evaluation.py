@@ -43,7 +43,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Share of right answers of ``W0 + update`` with the head of each task."""
     suite = exam.suite
-    merged = merged_params(suite, updates, next(iter(exam.batches.values()))[0][0])
+    inputs, _ = next(iter(exam.batches.values()))[0]
+    merged = add_to_params(suite.params, updates, apply=suite.apply, batch=inputs)
     found = {}
     for task in suite.tasks:
         if tasks is not None and task.name not in tasks:
@@ -55,11 +56,6 @@ def accuracies(
             total += int(np.sum(labels >= 0))
         found[task.name] = right / total
     return found
-
-
-def merged_params(suite: Suite, updates: Mapping[str, Update], inputs: Any) -> Any:
-    """The base's weights with the updates written into them."""
-    return add_to_params(suite.params, updates, apply=suite.apply, batch=inputs)
 
 
 def own_updates(stacks: Mapping[str, Any], index: int) -> dict[str, Update]:

@@ -16,19 +16,16 @@ class Records:
             self.rows = [json.loads(line) for line in lines]
 
     def find(self, **identity: Any) -> dict[str, Any] | None:
-        """The row with these values, None if there is none yet."""
-        wanted = json.loads(json.dumps(identity))
-        for row in self.rows:
-            if all(row.get(name) == value for name, value in wanted.items()):
-                return row
-        return None
+        """The first row with these values, None if there is none yet."""
+        return next(iter(self.all(**identity)), None)
 
     def all(self, **identity: Any) -> list[dict[str, Any]]:
         """Every row with these values, in the order of the file."""
+        wanted = json.loads(json.dumps(identity))
         return [
             row
             for row in self.rows
-            if all(row.get(name) == value for name, value in identity.items())
+            if all(row.get(name) == value for name, value in wanted.items())
         ]
 
     def add(self, **row: Any) -> dict[str, Any]:

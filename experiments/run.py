@@ -75,8 +75,8 @@ class Experiment:
             known = self.records.add(kind="anchors", values=np.asarray(values).tolist())
         return np.asarray(known["values"], np.float32)
 
-    def batches(self, seed: int, size: int | None = None) -> Any:
-        size = self.settings.learning_batch if size is None else size
+    def batches(self, seed: int) -> Any:
+        size = self.settings.learning_batch
         return unlabeled_batches(self.suite, size=size, seed=seed)
 
     def measure_references(self) -> None:

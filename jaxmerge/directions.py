@@ -66,12 +66,7 @@ def tara_a(*, initial: float = 0.4) -> Learned:
     [[5.]]
     """
 
-    def prepare(stack: AdapterStack) -> Directions:
-        b, a = concatenate(stack)
-        count = a.shape[0]
-        return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
-
-    return Learned(prepare, _first_coefficients(initial), _weigh_directions)
+    return Learned(_single_directions, _first_coefficients(initial), _weigh_directions)
 
 
 def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
@@ -86,22 +81,17 @@ def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
       clamp: confine the coefficients to [0, 1], as published; TARA's baseline does not.
     """
 
-    def prepare(stack: AdapterStack) -> Directions:
-        b, a = concatenate(stack)
-        tasks = len(stack.ranks)
-        return Directions(b=b, a=a, owners=_owners(stack), coefficients=tasks)
-
     def apply(phi: jax.Array, basis: Directions) -> LowRank:
         return _weigh_directions(jnp.clip(phi, 0, 1) if clamp else phi, basis)
 
-    return Learned(prepare, _first_coefficients(initial), apply)
+    return Learned(_directions_of_tasks, _first_coefficients(initial), apply)
 
 
 def tara_b(*, initial: float = 0.4) -> Learned:
     """TARA-Merging, variant B: coefficients on shared singular directions.
 
     With ``U S [V_1^T .. V_T^T]`` the singular value decomposition of the updates side
-    by side, ``D(phi) = sum_t U diag(phi_t * s) V_t^T``, phi of shape [T', R] with
+    by side, ``D(phi) = sum_t U diag(phi_t * s) V_t^T``, phi of shape [T, R] with
     R = min(m, K). As ``S V_t^T = U^T B_t A_t``, the V_t are never formed:
     ``D(phi) = U [phi_1 * (U^T B_1) .. phi_T * (U^T B_T)] A_cat``.
 
@@ -114,18 +104,6 @@ def tara_b(*, initial: float = 0.4) -> Learned:
     Deviation: the official code fails where K exceeds m; R is min(m, K) here.
     """
 
-    def prepare(stack: AdapterStack) -> SharedDirections:
-        _, u = project_knots(stack)
-        b, a = concatenate(stack)
-        coordinates = linalg.matmul(u.T, b)
-        return SharedDirections(
-            u=u,
-            coordinates=coordinates,
-            a=a,
-            owners=_owners(stack),
-            tasks=len(stack.ranks),
-        )
-
     def init(basis: SharedDirections) -> jax.Array:
         return jnp.full((basis.tasks, basis.u.shape[1]), initial, basis.u.dtype)
 
@@ -133,7 +111,7 @@ def tara_b(*, initial: float = 0.4) -> Learned:
         core = basis.coordinates * phi[basis.owners].T
         return LowRank(b=basis.u, a=linalg.matmul(core, basis.a))
 
-    return Learned(prepare, init, apply)
+    return Learned(_shared_directions, init, apply)
 
 
 def compose(
@@ -177,6 +155,32 @@ def compose(
         return update
 
     return Learned(prepare, init, apply)
+
+
+# Not closures, so that `map_modules` compiles each of them once for all starts.
+
+
+def _single_directions(stack: AdapterStack) -> Directions:
+    b, a = concatenate(stack)
+    count = a.shape[0]
+    return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
+
+
+def _directions_of_tasks(stack: AdapterStack) -> Directions:
+    b, a = concatenate(stack)
+    return Directions(b=b, a=a, owners=_owners(stack), coefficients=len(stack.ranks))
+
+
+def _shared_directions(stack: AdapterStack) -> SharedDirections:
+    _, u = project_knots(stack)
+    b, a = concatenate(stack)
+    return SharedDirections(
+        u=u,
+        coordinates=linalg.matmul(u.T, b),
+        a=a,
+        owners=_owners(stack),
+        tasks=len(stack.ranks),
+    )
 
 
 def _first_coefficients(initial):

@@ -166,7 +166,8 @@ def trim_whole_model(
     project, merge = _project_every_task(space), _merge_above(space, rule)
     projected = map_modules(project, stacks, weights=weights, **devices)
     blocks = [matrices for matrices, _, _ in projected.values()]
-    size = sum(size for _, _, size in projected.values())
+    sizes = [size for _, _, size in projected.values()]
+    size = None if space.size is None else sum(sizes)
     count = kept_count(density, sum(block[0].size for block in blocks), size=size)
     threshold = magnitude_threshold(blocks, count)
     return map_modules(merge, stacks, projected, threshold=threshold, **options)
@@ -179,8 +180,7 @@ def _project_every_task(space):
     def project(stack, *, weights):
         matrices, basis = space.project(stack)
         matrices = matrices * task_weights(stack, weights)[:, None, None]
-        entries = jnp.asarray(matrices[0].size)
-        size = entries if space.size is None else space.size(matrices, basis)
+        size = None if space.size is None else space.size(matrices, basis)
         every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
         return every.at[jnp.asarray(stack.present)].set(matrices), basis, size
 

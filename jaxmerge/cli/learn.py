@@ -107,7 +107,7 @@ def learn(
     alpha: Annotated[
         float, typer.Option(help="Smoothing: small cares for the worst task only.")
     ] = 1.0,
-    rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     steps: Annotated[int, typer.Option(min=1)] = 500,
     batch: Annotated[
         int, typer.Option(min=1, help="Inputs of each task in a step.")

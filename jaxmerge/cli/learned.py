@@ -44,7 +44,8 @@ def lines(recipe: "Recipe", report: "SaveReport", document: dict[str, Any]):
     adapters, modules = len(document["adapters"]), len(report.energy)
     yield f"{report.path}: {adapters} adapters merged, {modules} modules"
     on = " on Pico's directions" if recipe.pico else ""
-    steps = f"{recipe.steps} steps of Adam at {recipe.rate:g}"
+    optimizer = document["recipe"]["optimizer"]
+    steps = f"{recipe.steps} steps of {optimizer} at {recipe.rate:g}"
     yield f"  learned   {recipe.method}{on}, {steps}"
     ends = document["objective"]
     yield f"  objective {recipe.objective}, {ends['first']:.4f} to {ends['last']:.4f}"

@@ -170,8 +170,8 @@ def fit(
             state, record = run(state, bases, params, stacked, preference)
             record = _history(record, front=front)
             if not _all_finite((record, state.phis)):
-                explain = partial(_explain, problem, step, bases, params, stacked, done)
-                explain(before, state.phis, preference, front=front)
+                inputs = (bases, params, stacked, preference)
+                _explain(problem, step, inputs, before, state.phis, done, front=front)
             done += record.objective.shape[-1]
             records.append(record)
             if saved is not None:
@@ -246,13 +246,10 @@ def _all_finite(tree: Any) -> bool:
 def _explain(
     problem: Problem,
     step: Callable[..., Any],
-    bases: Any,
-    params: Any,
-    stacked: Any,
-    done: int,
+    inputs: tuple[Any, Any, Any, jax.Array | None],
     before: FitState,
     phis: Phis,
-    preference: jax.Array | None,
+    done: int,
     *,
     front: bool,
 ) -> None:
@@ -261,6 +258,7 @@ def _explain(
     Raises:
       FloatingPointError: always; names the step and the tasks.
     """
+    bases, params, stacked, preference = inputs
     member = ""
     if front:
         good = np.ones(len(preference), bool)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -17,10 +17,20 @@ from jaxmerge.mapping import map_modules
 from jaxmerge.objectives import linear_scalarisation, smooth_tchebycheff
 from jaxmerge.types import Learned, Update
 
-METHODS = {  # how; the first coefficient, objective and optimiser of its publication
-    "tara-a": (tara_a, 0.4, "tchebycheff", "adamw"),
-    "tara-b": (tara_b, 0.4, "tchebycheff", "adamw"),
-    "adamerging": (adamerging, 0.3, "linear", "adam"),
+
+class Published(NamedTuple):
+    """A method, with the first coefficient, objective and optimiser of its source."""
+
+    make: Callable[..., Learned]
+    initial: float
+    objective: str
+    optimizer: str
+
+
+METHODS = {
+    "tara-a": Published(tara_a, 0.4, "tchebycheff", "adamw"),
+    "tara-b": Published(tara_b, 0.4, "tchebycheff", "adamw"),
+    "adamerging": Published(adamerging, 0.3, "linear", "adam"),
 }
 OPTIMIZERS = {"adam": optax.adam, "adamw": partial(optax.adamw, weight_decay=0.01)}
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
@@ -65,9 +75,11 @@ class Recipe:
             raise ValueError(
                 f"method {self.method!r} is not one of {', '.join(METHODS)}"
             )
-        _, initial, objective, _ = METHODS[self.method]
-        self._set("initial", initial if self.initial is None else self.initial)
-        self._set("objective", objective if self.objective is None else self.objective)
+        published = METHODS[self.method]
+        if self.initial is None:
+            self._set("initial", published.initial)
+        if self.objective is None:
+            self._set("objective", published.objective)
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}"
@@ -100,7 +112,7 @@ class Recipe:
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
-        record = asdict(self) | {"optimizer": METHODS[self.method][3]}
+        record = asdict(self) | {"optimizer": METHODS[self.method].optimizer}
         record = {"learned": record.pop("method"), **record}
         if self.objective == "linear":
             del record["alpha"]
@@ -111,14 +123,13 @@ class Recipe:
     @property
     def learned(self) -> Learned:
         """The method with its coefficients at the start."""
-        make, *_ = METHODS[self.method]
-        method = make(initial=self.initial)
+        method = METHODS[self.method].make(initial=self.initial)
         return compose(method, before=calibrate) if self.pico else method
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam or AdamW with a constant rate."""
-        return OPTIMIZERS[METHODS[self.method][3]](self.rate)
+        return OPTIMIZERS[METHODS[self.method].optimizer](self.rate)
 
     def scalarise(self, anchors: jax.Array) -> Scalarise:
         """The objective, measured from the anchors [T]."""

@@ -45,7 +45,7 @@ class Unlabeled(NamedTuple):
         The batches of a task depend on the seed and on its name alone.
         """
         sources = {
-            task: _shuffled(inputs, size, (seed, zlib.crc32(task.encode())))
+            task: shuffled(inputs, size, (seed, zlib.crc32(task.encode())))
             for task, inputs in self.inputs.items()
         }
         while True:
@@ -148,7 +148,8 @@ def _check_tokens(path: Path, inputs: Mapping[str, np.ndarray], base: Base) -> N
         raise ValueError(f"{path}: holds a text without any token")
 
 
-def _shuffled(inputs: Any, size: int, seed: tuple[int, int]) -> Iterator[Any]:
+def shuffled(inputs: Any, size: int, seed: tuple[int, int]) -> Iterator[Any]:
+    """For ever batches of ``size`` inputs, which are shuffled anew in every epoch."""
     count = len(jax.tree.leaves(inputs)[0])
     rng = np.random.default_rng(seed)
     waiting = np.empty(0, int)

@@ -4,6 +4,8 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -43,6 +45,19 @@ class FitDiverged(CommandError):
     """A fit whose numbers are no longer finite."""
 
     code = FAILED
+
+
+@contextmanager
+def refusing_bad_input() -> Iterator[None]:
+    """What loaders and checks refuse by a ValueError is for the caller to change."""
+    from jaxmerge.io import AdapterError
+
+    try:
+        yield
+    except AdapterError:
+        raise
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 class Commands(typer.core.TyperGroup):

@@ -4,8 +4,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -15,17 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import CommandError, FitDiverged
+from jaxmerge.cli.errors import CommandError, FitDiverged, refusing_bad_input
 from jaxmerge.cli.learned import lines, summary, title
 from jaxmerge.cli.merge import Dtype
 from jaxmerge.cli.options import (
+    BaseFolder,
+    DataFolder,
     Folders,
     Force,
     Heads,
     Json,
+    Names,
     Out,
     Quiet,
     numbers,
+    task_names,
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
@@ -52,28 +54,11 @@ class Objective(StrEnum):
 def learn(
     *,
     folders: Folders,
-    base: Annotated[
-        Path,
-        typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP."),
-    ],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Folder with the inputs of each adapter, labels ignored: <name>.jsonl "
-            "(text_a and text_b, sentence1 and sentence2, premise and hypothesis, or "
-            "text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz "
-            "with images [N, H, W, C], uint8 or normalised floats."
-        ),
-    ],
+    base: BaseFolder,
+    data: DataFolder,
     method: Annotated[Method, typer.Option(help="What is learned.")],
     out: Out,
-    names: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Of the tasks; the adapters' folders' unless given.",
-        ),
-    ] = None,
+    names: Names = None,
     text_heads: Annotated[
         Path | None,
         typer.Option(
@@ -171,7 +156,7 @@ def learn(
     from jaxmerge.learning.work import Work
 
     clock = time.perf_counter()
-    with _bad_input():
+    with refusing_bad_input():
         asked = Recipe(
             method=method.value,
             pico=pico,
@@ -186,9 +171,9 @@ def learn(
             seed=seed,
             accumulate=accumulate,
         )
-    with console.progress("reading", 3) as advance, _bad_input():
+    with console.progress("reading", 3) as advance, refusing_bad_input():
         adapters = io.load_peft(folders, **read)
-        adapters = replace(adapters, names=_names(names, adapters.names))
+        adapters = replace(adapters, names=task_names(names, adapters.names))
         advance(1)
         model = load_base(base)
         advance(1)
@@ -199,7 +184,7 @@ def learn(
         advance(1)
     files = files_read(model, data, unlabeled, text_heads)
     place = Path(os.path.abspath(out))
-    with _bad_input():
+    with refusing_bad_input():
         kept = Work(
             work or place.with_name(f"{place.name}.learning"),
             fit_identity(recipe, adapters, unlabeled, files),
@@ -274,31 +259,3 @@ def _learn(
                     file=sys.stderr,
                 )
             raise
-
-
-@contextmanager
-def _bad_input() -> Iterator[None]:
-    """What loaders and checks refuse is for the caller to change."""
-    from jaxmerge.io import AdapterError
-
-    try:
-        yield
-    except AdapterError:
-        raise
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-
-
-def _names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
-    if text is None:
-        return folders
-    given = tuple(text.split(","))
-    if len(given) != len(folders) or len(set(given)) < len(given):
-        raise CommandError(
-            f"--names {text}: expected {len(folders)} different names, one for each "
-            "adapter"
-        )
-    for name in given:
-        if not name or name.startswith(".") or "/" in name or os.sep in name:
-            raise CommandError(f"--names {text}: {name!r} cannot be the name of a file")
-    return given

@@ -2,12 +2,15 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from jaxmerge.cli.errors import CommandError
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
@@ -17,6 +20,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace the folder if it is an adapter.")
+]
+BaseFolder = Annotated[
+    Path, typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP.")
+]
+DataFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder with the inputs of each adapter, labels ignored: <name>.jsonl "
+        "(text_a and text_b, sentence1 and sentence2, premise and hypothesis, or "
+        "text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz "
+        "with images [N, H, W, C], uint8 or normalised floats."
+    ),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...", help="Of the tasks; the adapters' folders' unless given."
+    ),
 ]
 
 
@@ -134,6 +155,32 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         raise typer.BadParameter(
             f"expected numbers separated by commas, got {text!r}", param_hint=option
         ) from None
+
+
+def task_names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in ``--names``, or those of the folders."""
+    if text is None:
+        return folders
+    given = names_of(text, "--names")
+    if len(given) != len(folders):
+        raise CommandError(
+            f"--names {text}: expected {len(folders)} different names, one for each "
+            "adapter"
+        )
+    return given
+
+
+def names_of(text: str, option: str) -> tuple[str, ...]:
+    """Names of tasks separated by commas; each may name a file."""
+    given = tuple(text.split(","))
+    if len(set(given)) < len(given):
+        raise CommandError(f"{option} {text}: expected different names")
+    for name in given:
+        if not name or name.startswith(".") or "/" in name or os.sep in name:
+            raise CommandError(
+                f"{option} {text}: {name!r} cannot be the name of a file"
+            )
+    return given
 
 
 def _alpha(text: str | None) -> float | str | None:

@@ -16,6 +16,7 @@ from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import CommandError, FitDiverged, refusing_bad_input
 from jaxmerge.cli.learned import lines, summary, title
 from jaxmerge.cli.merge import Dtype
+from jaxmerge.cli.model_inputs import read_model_inputs
 from jaxmerge.cli.options import (
     BaseFolder,
     DataFolder,
@@ -23,11 +24,13 @@ from jaxmerge.cli.options import (
     Force,
     Heads,
     Json,
+    LogitScale,
+    MaxLength,
     Names,
     Out,
     Quiet,
+    TextHeads,
     numbers,
-    task_names,
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
@@ -59,13 +62,7 @@ def learn(
     method: Annotated[Method, typer.Option(help="What is learned.")],
     out: Out,
     names: Names = None,
-    text_heads: Annotated[
-        Path | None,
-        typer.Option(
-            help="For CLIP: safetensors file with text vectors [classes, d] by the "
-            "names of the tasks."
-        ),
-    ] = None,
+    text_heads: TextHeads = None,
     pico: Annotated[
         bool, typer.Option("--pico", help="Learn on directions calibrated by Pico.")
     ] = False,
@@ -100,14 +97,8 @@ def learn(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of the batches.")
     ] = 0,
-    logit_scale: Annotated[
-        float | None,
-        typer.Option(help="Multiplies the logits; 1 for texts, CLIP's own if stored."),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=8, help="Tokens of a text; at most 128 unless given."),
-    ] = None,
+    logit_scale: LogitScale = None,
+    max_length: MaxLength = None,
     accumulate: Annotated[
         bool,
         typer.Option("--accumulate", help="Less memory: one task after the other."),
@@ -145,14 +136,13 @@ def learn(
     start_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
     from jaxmerge import io
-    from jaxmerge.learning import Recipe, load_base, load_unlabeled, task_heads
+    from jaxmerge.learning import Recipe
     from jaxmerge.learning.record import (
         HISTORY_FILE,
         PHI_FILE,
         files_read,
         fit_identity,
     )
-    from jaxmerge.learning.run import check_fit
     from jaxmerge.learning.work import Work
 
     clock = time.perf_counter()
@@ -171,17 +161,16 @@ def learn(
             seed=seed,
             accumulate=accumulate,
         )
-    with console.progress("reading", 3) as advance, refusing_bad_input():
-        adapters = io.load_peft(folders, **read)
-        adapters = replace(adapters, names=task_names(names, adapters.names))
-        advance(1)
-        model = load_base(base)
-        advance(1)
-        unlabeled = load_unlabeled(data, adapters.names, model, max_length=max_length)
-        heads = task_heads(model, adapters, text_heads)
-        check_fit(model, adapters, heads, unlabeled)
+    adapters, model, heads, unlabeled = read_model_inputs(
+        *(console, folders, read),
+        base=base,
+        data=data,
+        names=names,
+        text_heads=text_heads,
+        max_length=max_length,
+    )
+    with refusing_bad_input():
         recipe = replace(asked, logit_scale=model.scale(logit_scale))
-        advance(1)
     files = files_read(model, data, unlabeled, text_heads)
     place = Path(os.path.abspath(out))
     with refusing_bad_input():

@@ -24,13 +24,15 @@ Force = Annotated[
 BaseFolder = Annotated[
     Path, typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP.")
 ]
+DATA_FILES = (
+    "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "
+    "or text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz with "
+    "images [N, H, W, C], uint8 or normalised floats."
+)
 DataFolder = Annotated[
     Path,
     typer.Option(
-        help="Folder with the inputs of each adapter, labels ignored: <name>.jsonl "
-        "(text_a and text_b, sentence1 and sentence2, premise and hypothesis, or "
-        "text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz "
-        "with images [N, H, W, C], uint8 or normalised floats."
+        help=f"Folder with the inputs of each adapter, labels ignored: {DATA_FILES}"
     ),
 ]
 Names = Annotated[
@@ -38,6 +40,21 @@ Names = Annotated[
     typer.Option(
         metavar="NAME,...", help="Of the tasks; the adapters' folders' unless given."
     ),
+]
+TextHeads = Annotated[
+    Path | None,
+    typer.Option(
+        help="For CLIP: safetensors file with text vectors [classes, d] by the names "
+        "of the tasks."
+    ),
+]
+LogitScale = Annotated[
+    float | None,
+    typer.Option(help="Multiplies the logits; 1 for texts, CLIP's own if stored."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(min=8, help="Tokens of a text; at most 128 unless given."),
 ]
 
 
@@ -120,22 +137,29 @@ def _read_options(
 
 
 def with_read_options(
-    command: Callable[..., None], *, heads: Heads = Heads.error
+    command: Callable[..., None],
+    *,
+    heads: Heads = Heads.error,
+    allow_zero: bool = False,
 ) -> Callable[..., None]:
     """A command whose parameter ``read`` is filled from the flags of reading.
 
     Args:
       command: the command.
       heads: what ``--heads`` is unless given.
+      allow_zero: accept adapters that do nothing, without a flag for it.
     """
     flags = dict(inspect.signature(_read_options).parameters)
+    fixed = {"allow_zero": True} if allow_zero else {}
+    for name in fixed:
+        del flags[name]
     flags["heads"] = flags["heads"].replace(default=heads)
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        read = _read_options(**{name: given.pop(name) for name in flags})
+        read = _read_options(**fixed, **{name: given.pop(name) for name in flags})
         command(read=read, **given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

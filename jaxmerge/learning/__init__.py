@@ -1,11 +1,14 @@
 """Learned merges from files: a model folder, adapters, and unlabeled data.
 
 `load_base` makes a pure function of a Hugging Face folder, `load_unlabeled` reads one
-file of inputs for each adapter, and `learn` fits a `Recipe` with both.
+file of inputs for each adapter, and `learn` fits a `Recipe` with both. `alone` measures
+each adapter against its base, with labels where `load_labels` finds them.
 """
 
+from jaxmerge.learning.alone import Standing, alone
 from jaxmerge.learning.bases import Base, load_base
 from jaxmerge.learning.heads import task_heads
+from jaxmerge.learning.labels import load_labels
 from jaxmerge.learning.recipe import METHODS, OBJECTIVES, Recipe
 from jaxmerge.learning.run import Outcome, learn
 from jaxmerge.learning.unlabeled import Unlabeled, load_unlabeled
@@ -16,9 +19,12 @@ __all__ = [
     "Base",
     "Outcome",
     "Recipe",
+    "Standing",
     "Unlabeled",
+    "alone",
     "learn",
     "load_base",
+    "load_labels",
     "load_unlabeled",
     "task_heads",
 ]

@@ -47,6 +47,18 @@ def task_heads(
     return text_heads(vectors, adapters.names)
 
 
+def head_shape(head: Any) -> tuple[int, int]:
+    """Classes and features of a head as `task_heads` gives it.
+
+    >>> head_shape({"kernel": jnp.ones((8, 3))}), head_shape(jnp.ones((3, 8)))
+    ((3, 8), (3, 8))
+    """
+    if isinstance(head, dict):
+        features, classes = head["kernel"].shape
+        return classes, features
+    return head.shape
+
+
 def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Array]]:
     """task -> the linear head that its adapter saved.
 

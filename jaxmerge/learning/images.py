@@ -1,11 +1,30 @@
 """Files of images as arrays of pixels."""
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 KEY = "images"
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an ``.npz`` file; what goes wrong with them names the file.
+
+    Raises:
+      ValueError: also instead of what reading an array raises.
+    """
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive as numpy.savez writes it")
+        with arrays:
+            yield arrays
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
@@ -20,16 +39,13 @@ def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
     Raises:
       ValueError: no such array, or images of another shape, type, or not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if KEY not in arrays:
-                raise ValueError(
-                    f"no array {KEY!r} [N, {size}, {size}, {channels}]; it holds "
-                    f"{', '.join(arrays) or 'none'}"
-                )
-            images = arrays[KEY]
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    with open_arrays(path) as arrays:
+        if KEY not in arrays:
+            raise ValueError(
+                f"no array {KEY!r} [N, {size}, {size}, {channels}]; it holds "
+                f"{', '.join(arrays) or 'none'}"
+            )
+        images = arrays[KEY]
     if images.ndim != 4 or images.shape[1:] != (size, size, channels):
         raise ValueError(
             f"{path}: {KEY} {images.shape}, the model reads [N, {size}, {size}, "

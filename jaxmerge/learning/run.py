@@ -12,6 +12,7 @@ from jaxmerge.fitting import Progress, entropies, fit, single_adapter_losses
 from jaxmerge.fitting.loop import History
 from jaxmerge.io import Adapters
 from jaxmerge.learning.bases import Base
+from jaxmerge.learning.heads import head_shape
 from jaxmerge.learning.recipe import Recipe
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.learning.work import Work
@@ -106,8 +107,8 @@ def check_fit(
     """
     if adapters.biases:
         raise ValueError(
-            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which no "
-            "coefficient weighs; train without lora_bias"
+            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
+            "added to the base model here; train without lora_bias"
         )
     updates = {
         module: LowRank(stack.b[0], stack.a[0])
@@ -124,7 +125,7 @@ def check_fit(
                 f"{base.folder}: {error}; the adapters belong to another base, or need "
                 "add_prefix=<text> or strip_prefix=<text>"
             ) from None
-        width = head["kernel"].shape[0] if isinstance(head, dict) else head.shape[1]
+        _, width = head_shape(head)
         if width != features.shape[-1]:
             raise ValueError(
                 f"the head of {task} reads {width} features, {base.folder} gives "

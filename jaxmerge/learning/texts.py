@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,11 @@ _MULTIPLE = 16  # token counts are rounded up to it, so that more tasks share a 
 Texts = list[tuple[str, ...]]  # single texts or pairs
 
 
-def read_texts(path: Path) -> Texts:
-    """Texts or pairs of texts of a JSON lines file, gzipped or not.
-
-    The first line decides which of `FIELDS` are read; other fields, such as labels,
-    are ignored.
+def read_rows(path: Path) -> list[tuple[int, Any]]:
+    """Numbers and values of the lines of a JSON lines file, gzipped or not.
 
     Raises:
-      ValueError: a file or a line that cannot be read, names the line.
+      ValueError: the file cannot be read, or is empty.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -44,6 +41,19 @@ def read_texts(path: Path) -> Texts:
         raise ValueError(f"{path}: not readable as JSON lines ({error})") from None
     if not rows:
         raise ValueError(f"{path}: holds no texts")
+    return rows
+
+
+def read_texts(path: Path) -> Texts:
+    """Texts or pairs of texts of a JSON lines file, gzipped or not.
+
+    The first line decides which of `FIELDS` are read; other fields, such as labels,
+    are ignored.
+
+    Raises:
+      ValueError: a file or a line that cannot be read, names the line.
+    """
+    rows = read_rows(path)
     fields = _fields(path, rows[0][1])
     return [_texts(path, number, row, fields) for number, row in rows]
 
@@ -130,6 +140,19 @@ def tokenise(
         types = [encoding.type_ids for encoding in encodings]
         inputs["token_type_ids"] = _padded(types, width, 0)
     return inputs, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def cropped(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Texts without columns that are padding in all of them.
+
+    The width is 16, 32, 64 and so on, or as it was, so that batches of a file have few
+    shapes.
+    """
+    mask = inputs["attention_mask"]
+    used, width = int(mask.any(axis=0).nonzero()[0].max()) + 1, _MULTIPLE
+    while width < used:
+        width *= 2
+    return {name: tokens[:, :width] for name, tokens in inputs.items()}
 
 
 def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmerge.learning.bases import Base
 from jaxmerge.learning.images import read_images
-from jaxmerge.learning.texts import load_tokenizer, read_texts, tokenise
+from jaxmerge.learning.texts import Texts, load_tokenizer, read_texts, tokenise
 
 DEFAULT_LENGTH = 128  # tokens
 PLACES = {
@@ -29,15 +29,21 @@ class Unlabeled(NamedTuple):
 
     Attributes:
       inputs: task -> a pytree of arrays [N, ...].
-      files: names of the files below the folder.
+      files: names of the files below the folder, in the order of the tasks.
+      rows: task -> rows of its file, N or more.
       notes: what a reader should know.
       max_length: tokens to which texts were truncated; None for images.
     """
 
     inputs: dict[str, Any]
     files: tuple[str, ...]
+    rows: dict[str, int]
     notes: tuple[str, ...]
     max_length: int | None = None
+
+    def count(self, task: str) -> int:
+        """N, the inputs of a task."""
+        return len(jax.tree.leaves(self.inputs[task])[0])
 
     def batches(self, *, size: int, seed: int) -> Iterator[dict[str, Any]]:
         """For ever a batch of every task; a pass over a task's inputs is a shuffle.
@@ -58,6 +64,7 @@ def load_unlabeled(
     base: Base,
     *,
     max_length: int | None = None,
+    limit: int | None = None,
 ) -> Unlabeled:
     """Reads the inputs of every task.
 
@@ -68,19 +75,22 @@ def load_unlabeled(
       base: the model that reads them.
       max_length: tokens of a text, longer ones are truncated; by default 128, or as
         many as the model has positions.
+      limit: inputs of a task, of larger files as many, see `spread`.
 
     Raises:
       ValueError: a task without a file or with two, or a file that cannot be used.
     """
     paths = {task: _find(Path(folder), task, base.inputs) for task in tasks}
+    rows: dict[str, int] = {}
     notes: list[str] = []
     if base.inputs == "images":
         max_length = None
         size, channels = base.config.image_size, base.config.num_channels
-        inputs = {
-            task: read_images(path, size=size, channels=channels)
-            for task, path in paths.items()
-        }
+        inputs = {}
+        for task, path in paths.items():
+            images = read_images(path, size=size, channels=channels)
+            rows[task] = len(images)
+            inputs[task] = images[spread(len(images), limit)]
     else:
         positions = base.config.max_position_embeddings
         max_length = max_length or min(DEFAULT_LENGTH, positions)
@@ -89,9 +99,25 @@ def load_unlabeled(
                 f"{base.folder}: the model has {positions} positions, fewer than "
                 f"max_length={max_length}"
             )
-        inputs = _read_tokens(paths, base, max_length, notes)
+        texts = {task: read_texts(path) for task, path in paths.items()}
+        rows = {task: len(found) for task, found in texts.items()}
+        texts = {
+            task: [found[row] for row in spread(len(found), limit)]
+            for task, found in texts.items()
+        }
+        inputs = _tokens(texts, paths, base, max_length, notes)
     files = tuple(path.relative_to(folder).as_posix() for path in paths.values())
-    return Unlabeled(inputs, files, tuple(notes), max_length)
+    return Unlabeled(inputs, files, rows, tuple(notes), max_length)
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Some of ``count`` rows at even distances, as files are often sorted by class.
+
+    >>> spread(10, 4).tolist(), spread(3, 5).tolist(), spread(3, None).tolist()
+    ([0, 2, 5, 7], [0, 1, 2], [0, 1, 2])
+    """
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken) * count // taken
 
 
 def _find(folder: Path, task: str, kind: str) -> Path:
@@ -109,15 +135,18 @@ def _find(folder: Path, task: str, kind: str) -> Path:
     return found[0]
 
 
-def _read_tokens(
-    paths: Mapping[str, Path], base: Base, max_length: int, notes: list[str]
+def _tokens(
+    texts: Mapping[str, Texts],
+    paths: Mapping[str, Path],
+    base: Base,
+    max_length: int,
+    notes: list[str],
 ) -> dict[str, dict[str, np.ndarray]]:
     tokenizer = load_tokenizer(base.folder)
     inputs = {}
     for task, path in paths.items():
-        texts = read_texts(path)
         inputs[task], truncated = tokenise(
-            texts,
+            texts[task],
             tokenizer,
             length=max_length,
             pad_id=base.pad_id,
@@ -126,7 +155,7 @@ def _read_tokens(
         _check_tokens(path, inputs[task], base)
         if truncated:
             notes.append(
-                f"{truncated} of {len(texts)} inputs of {task} were truncated to "
+                f"{truncated} of {len(texts[task])} inputs of {task} were truncated to "
                 f"{max_length} tokens"
             )
     return inputs

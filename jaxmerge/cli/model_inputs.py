@@ -1,0 +1,54 @@
+"""What commands read that run adapters through their base model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmerge.cli.console import Console
+from jaxmerge.cli.errors import refusing_bad_input
+from jaxmerge.cli.options import task_names
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Adapters
+    from jaxmerge.learning import Base, Unlabeled
+
+
+class ModelInputs(NamedTuple):
+    """Adapters, their base, their heads and the inputs of their tasks."""
+
+    adapters: "Adapters"
+    base: "Base"
+    heads: dict[str, Any]
+    unlabeled: "Unlabeled"
+
+
+def read_model_inputs(
+    console: Console,
+    folders: list[Path],
+    read: dict[str, Any],
+    *,
+    base: Path,
+    data: Path,
+    names: str | None = None,
+    text_heads: Path | None = None,
+    max_length: int | None = None,
+    limit: int | None = None,
+) -> ModelInputs:
+    """Reads everything, and refuses what does not belong together."""
+    from jaxmerge import io
+    from jaxmerge.learning import load_base, load_unlabeled, task_heads
+    from jaxmerge.learning.run import check_fit
+
+    with console.progress("reading", 3) as advance, refusing_bad_input():
+        adapters = io.load_peft(folders, **read)
+        adapters = replace(adapters, names=task_names(names, adapters.names))
+        advance(1)
+        model = load_base(base)
+        advance(1)
+        unlabeled = load_unlabeled(
+            data, adapters.names, model, max_length=max_length, limit=limit
+        )
+        heads = task_heads(model, adapters, text_heads)
+        check_fit(model, adapters, heads, unlabeled)
+        advance(1)
+    return ModelInputs(adapters, model, heads, unlabeled)

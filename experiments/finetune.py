@@ -15,8 +15,9 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
-from experiments.suite import Suite, Task
+from experiments.suite import Suite, Task, of_one_length
 from jaxmerge.models import with_updates
+from jaxmerge.osrm import kaiming_init
 from jaxmerge.types import LowRank
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -115,20 +116,23 @@ def fit(
 
 
 def lora_shapes(params: Any, targets: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Sizes (m, n) of the layers whose last name is among ``targets``, sorted by name.
+    """Sizes (m, n) of the layers whose names end with one of ``targets``, by name.
+
+    As in PEFT, a target is one or more of the last parts of a name.
 
     Raises:
       ValueError: a target that names no layer, or a kernel that is not a matrix.
     """
-    shapes = {}
+    shapes, missing = {}, set(targets)
     for path, kernel in sorted(flatten_dict(params, sep=".").items()):
         module = path.removeprefix("params.").removesuffix(".kernel")
-        if not path.endswith(".kernel") or module.rpartition(".")[2] not in targets:
+        named = {t for t in targets if f".{module}".endswith(f".{t}")}
+        if not path.endswith(".kernel") or not named:
             continue
         if kernel.ndim != 2:
             raise ValueError(f"{module}: its kernel {kernel.shape} is not a matrix")
         shapes[module] = kernel.shape[::-1]
-    missing = set(targets) - {module.rpartition(".")[2] for module in shapes}
+        missing -= named
     if missing:
         raise ValueError(f"no layer of the model is named {', '.join(sorted(missing))}")
     return shapes
@@ -159,7 +163,7 @@ def initial_factors(
     for name, (m, n) in shapes.items():
         key, drawn = jax.random.split(key)
         if a is None:
-            first = jax.random.uniform(drawn, (rank, n), jnp.float32, -1, 1) / n**0.5
+            first = kaiming_init(drawn, rank=rank, n=n)
         else:
             first = jnp.asarray(a[name], jnp.float32)
         if first.shape != (rank, n):
@@ -232,10 +236,6 @@ def train_adapter(
     key = jax.random.fold_in(jax.random.key(seed), names.index(task.name))
     draw_key, fit_key = jax.random.split(key)
     shapes = lora_shapes(suite.params, lora.targets)
-    split = task.load("train")
-    if suite.lengths is not None:
-        longest = int(suite.lengths(split.inputs).max())
-        split = split._replace(inputs=suite.crop(split.inputs, longest))
 
     def loss(factors, params, head, inputs, labels):
         features = with_updates(suite.apply, scaled(factors, lora))(params, inputs)
@@ -245,7 +245,7 @@ def train_adapter(
     return fit(
         loss,
         initial_factors(shapes, lora.rank, draw_key, a=initial_a),
-        split,
+        of_one_length(suite, task.load("train")),
         key=fit_key,
         steps=recipe.steps,
         rate=recipe.rate,
@@ -266,7 +266,7 @@ def finetune(
     base: str,
     seed: int = 0,
     force: bool = False,
-    initial_a: Mapping[str, ArrayLike] | None = None,
+    initial_a: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     augment: Mapping[str, Augment] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
@@ -275,6 +275,7 @@ def finetune(
     Args:
       base: what the adapters say their base model is.
       force: train adapters that exist again.
+      initial_a: name of a task -> module -> first A [rank, n]; all tasks, or none.
       augment: name of a task -> what changes its inputs; the others stay as they are.
       report: takes lines of progress; everything else is as for `train_adapter`.
     """
@@ -294,7 +295,7 @@ def finetune(
             lora,
             recipe,
             seed=seed,
-            initial_a=initial_a,
+            initial_a=None if initial_a is None else initial_a[task.name],
             augment=(augment or {}).get(task.name),
             report=tell,
         )

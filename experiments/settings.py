@@ -1,11 +1,27 @@
 """What a config decides: the data and the sizes of one comparison."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.finetune import Augment, Lora, Recipe
 from experiments.suite import Suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How adapters of the tasks are trained, where an experiment does.
+
+    Attributes:
+      lora: shape of the adapters.
+      recipe: steps and rates.
+      augment: name of a task -> what changes its inputs at random.
+    """
+
+    lora: Lora
+    recipe: Recipe
+    augment: Mapping[str, Augment] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +39,7 @@ class Settings:
         learned ones, where the best would lie at the edge of the common grid.
       logit_scale: multiplies logits where their entropy is learned from.
       anchor_batches: batches that the anchors are averaged over.
+      training: how adapters are trained; None where they are given.
     """
 
     load: Callable[[], Suite]
@@ -34,6 +51,7 @@ class Settings:
     scale_factor: float = 1.0
     logit_scale: float = 1.0
     anchor_batches: int = 8
+    training: Training | None = None
 
 
 def named_path(variable: str, what: str) -> Path:

@@ -44,6 +44,7 @@ class Suite(NamedTuple):
     tasks: tuple[Task, ...]
     lengths: Callable[[Any], np.ndarray] | None = None  # tokens of each input [N]
     crop: Callable[[Any, int], Any] | None = None  # keeps the first tokens of inputs
+    mask: Callable[[Any], jax.Array] | None = None  # tokens that are not padding [B, S]
 
 
 def batches(suite: Suite, split: Split, size: int) -> Iterator[tuple[Any, np.ndarray]]:
@@ -62,6 +63,20 @@ def batches(suite: Suite, split: Split, size: int) -> Iterator[tuple[Any, np.nda
         if lengths is not None:
             inputs = suite.crop(inputs, -(-int(lengths[chosen].max()) // 16) * 16)
         yield inputs, chosen
+
+
+def of_one_length(suite: Suite, split: Split) -> Split:
+    """The examples for training, which needs one shape and little padding.
+
+    Inputs with a length are cropped to the 90th percentile of their lengths, rounded up
+    to a multiple of 16 tokens, and longer ones are left out.
+    """
+    if suite.lengths is None:
+        return split
+    lengths = suite.lengths(split.inputs)
+    limit = -(-int(np.percentile(lengths, 90)) // 16) * 16
+    cropped = split._replace(inputs=suite.crop(split.inputs, limit))
+    return jax.tree.map(lambda x: x[lengths <= limit], cropped)
 
 
 def shared_folder() -> Path:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,3 +54,8 @@ def lengths(inputs: dict[str, np.ndarray]) -> np.ndarray:
 def crop(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     """The first ``length`` tokens of every pair."""
     return {name: tokens[:, :length] for name, tokens in inputs.items()}
+
+
+def visible(inputs: dict[str, Any]) -> Any:
+    """Which tokens are not padding: bool [B, S]."""
+    return inputs["attention_mask"] != 0

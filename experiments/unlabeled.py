@@ -3,10 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import numpy as np
-
-from experiments.suite import Suite
+from experiments.suite import Suite, of_one_length
 from jaxmerge.learning.unlabeled import shuffled
 
 
@@ -20,17 +17,9 @@ def unlabeled_batches(
     """
     sources = {
         task.name: shuffled(
-            _of_one_shape(suite, task.load(part).inputs), size, (seed, index)
+            of_one_length(suite, task.load(part)).inputs, size, (seed, index)
         )
         for index, task in enumerate(suite.tasks)
     }
     while True:
         yield {name: next(source) for name, source in sources.items()}
-
-
-def _of_one_shape(suite: Suite, inputs: Any) -> Any:
-    if suite.lengths is None:
-        return inputs
-    lengths = suite.lengths(inputs)
-    limit = -(-int(np.percentile(lengths, 90)) // 16) * 16
-    return jax.tree.map(lambda x: x[lengths <= limit], suite.crop(inputs, limit))

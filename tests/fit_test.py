@@ -1,119 +1,30 @@
-"""Fitting: what the first step is, its gradient, resuming, fronts, failures."""
+"""Fitting: what the first step is, its gradient, fronts, anchors, other losses."""
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fit_problem import (
+    METHODS,
+    PARAMS,
+    SIZES,
+    TASKS,
+    Model,
+    adamw,
+    assert_trees,
+    draw,
+    make_batches,
+    make_losses,
+    make_stacks,
+    run,
+)
 
 import jaxmerge as jm
 from jaxmerge.fitting.step import Problem, gradient, gradient_by_task, merge
-from jaxmerge.models import with_updates
-
-TASKS = ("first", "second", "third")
-SIZES = {"hidden": (7, 5), "out": (6, 7)}  # module -> (m, n)
-METHODS = {
-    "tara_a": jm.tara_a(),
-    "tara_b": jm.tara_b(),
-    "adamerging": jm.adamerging(clamp=False, initial=0.4),
-    "tara_b on calibrated": jm.compose(jm.tara_b(), before=jm.calibrate),
-    "tara_a then svc": jm.compose(jm.tara_a(), jm.svc),
-}
-
-
-class Model(nn.Module):
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, inputs):
-        hidden = nn.Dense(7, name="hidden", dtype=self.dtype)(inputs)
-        return nn.Dense(6, name="out", dtype=self.dtype)(jnp.tanh(hidden))
-
-
-def draw(seed, *shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def make_stacks(ranks=(2, 3, 1), dtype=jnp.float32):
-    rng = np.random.default_rng(0)
-    return {
-        name: jm.stack_adapters(
-            [(rng.normal(size=(m, r)), rng.normal(size=(r, n))) for r in ranks],
-            dtype=dtype,
-        )
-        for name, (m, n) in SIZES.items()
-    }
-
-
-PARAMS = Model().init(jax.random.key(0), jnp.zeros((1, 5), jnp.float32))
-
-
-def make_losses(merged=False, dtype=jnp.float32, change=None):
-    """Entropies; ``change(task, loss, updates, batch)`` may spoil one of them."""
-    heads = {task: draw(10 + t, 6, 4) for t, task in enumerate(TASKS)}
-    apply = Model(dtype=dtype).apply
-
-    def losses(params, updates, batch):
-        found = {}
-        for task, inputs in batch.items():
-            features = with_updates(apply, updates, merged=merged)(params, inputs)
-            logits = jnp.matmul(features.astype(jnp.float32), heads[task])
-            found[task] = jm.entropy(logits)
-            if change is not None:
-                found[task] = change(task, found[task], updates, inputs)
-        return found
-
-    return losses
-
-
-def make_batches(seed=0):
-    """A new batch for every step; the tasks' batches differ in size."""
-    for step in itertools.count():
-        yield {
-            t: draw(100 * seed + 10 * step + i, 4 + i, 5) for i, t in enumerate(TASKS)
-        }
-
-
-def adamw(rate):
-    def with_promotion(function):
-        def call(*args, **kwargs):
-            with jax.numpy_dtype_promotion("standard"):
-                return function(*args, **kwargs)
-
-        return call
-
-    inner = optax.adamw(rate)
-    return optax.GradientTransformation(inner.init, with_promotion(inner.update))
-
-
-def run(method="tara_a", steps=12, **options):
-    options = {"params": PARAMS, "steps_per_call": 4} | options
-    return jm.fit(
-        METHODS[method],
-        TASKS,
-        make_stacks(),
-        make_losses(),
-        make_batches(),
-        adamw(0.05),
-        steps=steps,
-        **options,
-    )
-
-
-def assert_trees(left, right, tolerance=0.0):
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), left, right
-    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -269,114 +180,6 @@ def test_a_task_that_lacks_a_module():
             params=PARAMS,
         )
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(fitted.updates))
-
-
-@pytest.mark.parametrize("steps_before", [4, 8])
-def test_resuming_gives_the_same_bits(tmp_path, steps_before):
-    preference = jnp.array([0.5, 0.3, 0.2])
-    whole = run(preference=preference)
-    run(preference=preference, steps=steps_before, checkpoint=tmp_path / "fit")
-    resumed = run(preference=preference, checkpoint=tmp_path / "fit")
-    assert_trees(whole, resumed)
-    finished = run(preference=preference, checkpoint=tmp_path / "fit")
-    assert_trees(whole, finished)
-
-
-def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
-    run(steps=4, checkpoint=tmp_path)
-    with pytest.raises(ValueError, match=r"another fit, its preference differ"):
-        run(preference=jnp.array([0.5, 0.3, 0.2]), checkpoint=tmp_path)
-    with pytest.raises(ValueError, match=r"another fit, its adapters differ"):
-        run("tara_b", checkpoint=tmp_path)
-
-
-KILLED = """
-    import sys
-    import jax
-    jax.config.update("jax_enable_x64", True)
-    sys.path.insert(0, sys.argv[2])
-    from fit_test import run
-    run(steps=400, steps_per_call=2, checkpoint=sys.argv[1],
-        report=lambda progress: print(progress.step, flush=True))
-"""
-
-
-def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
-    """Killed twice without warning, at a random moment, then finished."""
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "f"), here]
-    rng = np.random.default_rng()
-    reached = []
-    for _ in range(2):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            reached.append(int(process.stdout.readline()))
-            time.sleep(rng.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-    assert reached[1] > reached[0]
-    options = {"steps": reached[1] + 6, "steps_per_call": 2}
-    resumed = run(checkpoint=tmp_path / "f", **options)
-    done = resumed.history.objective.shape[0]
-    assert done >= reached[1]
-    assert_trees(run(steps_per_call=2, steps=done), resumed)
-
-
-def test_a_report_after_every_call():
-    seen = []
-    run(steps=10, report=seen.append)
-    assert [progress.step for progress in seen] == [4, 8, 10]
-    assert seen[-1].history.losses.shape == (2, 3)
-
-
-def run_spoilt(change, **options):
-    losses = make_losses(change=change)
-    optimizer, options = optax.sgd(0.1), {"steps": 12, "params": PARAMS} | options
-    return jm.fit(
-        jm.tara_a(), TASKS, make_stacks(), losses, make_batches(), optimizer, **options
-    )
-
-
-def test_nan_names_step_and_task():
-    sizes = [float(jnp.max(b["second"])) for b in itertools.islice(make_batches(), 12)]
-    first = next(i for i, size in enumerate(sizes) if size > 2.2)
-
-    def change(task, loss, updates, batch):
-        spoils = (jnp.max(batch) > 2.2) & (task == "second")
-        return loss / jnp.where(spoils, 0.0, 1.0)
-
-    message = rf"step {first + 1}: the loss of second is not finite"
-    with pytest.raises(FloatingPointError, match=message):
-        run_spoilt(change)
-
-
-@pytest.mark.parametrize("preference", [None, jnp.full((2, 3), 1 / 3)])
-def test_a_gradient_that_is_nan_names_the_task(preference):
-    def change(task, loss, updates, batch):
-        if task != "third":
-            return loss
-        return loss + jnp.sqrt(0 * jnp.sum(updates["out"].b))  # an infinite slope at 0
-
-    member = "" if preference is None else " for preference 0"
-    message = f"step 1{member}: the gradient of third"
-    with pytest.raises(FloatingPointError, match=message):
-        run_spoilt(change, preference=preference)
-
-
-def test_batches_that_end_early_or_lack_a_task():
-    for batches, message in (
-        (list(itertools.islice(make_batches(), 5)), "batches end after 5 of 12 steps"),
-        (itertools.repeat({"first": draw(0, 4, 5)}), "no 'second' before step 10"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            jm.fit(
-                jm.tara_a(),
-                TASKS,
-                make_stacks(),
-                make_losses(),
-                batches,
-                optax.sgd(0.1),
-                steps=12,
-                params=PARAMS,
-            )
 
 
 def test_anchors_are_the_losses_of_single_adapters():

@@ -192,11 +192,18 @@ def merge_with_stats(
     Raises:
       ValueError: a module without statistics, or with those of other tasks or inputs.
     """
+    check_statistics(stacks, stats)
+    return map_modules(_with_positional_stats(merger), stacks, stats, **options)
+
+
+def check_statistics(
+    stacks: Mapping[str, AdapterStack], stats: Mapping[str, Statistics]
+) -> None:
+    """Refuses statistics that `merge_with_stats` could not use, by a ValueError."""
     for name in stacks:
         if name not in stats:
-            raise ValueError(f"merge_with_stats: no statistics of module {name!r}")
+            raise ValueError(f"no statistics of module {name!r}")
         _check(stacks[name], stats[name], name)
-    return map_modules(_with_positional_stats(merger), stacks, stats, **options)
 
 
 @cache

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import jaxmerge as jm
 from jaxmerge.spec import PRESETS, STEPS, PipelineError, method_markdown, parse
-from jaxmerge.spec.steps import REQUIRED, names_of, resolve
+from jaxmerge.spec.step import REQUIRED
+from jaxmerge.spec.steps import names_of, resolve
 
 # by the pipeline or the space, not by the text
-SUPPLIED = {"key", "weights", "stack", "ranks", "size"}
+SUPPLIED = {"key", "weights", "stack", "stats", "ranks", "size"}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ SUPPLIED = {"key", "weights", "stack", "ranks", "size"}
         ("knots_ties", "elect|trim_whole_model(density=0.2)|knots|scale(0.6)"),
         ("ties", PRESETS["ties"].pipeline),
         ("ties(density=0.2)|core", "ties(density=0.2)|core"),
+        (
+            "ties(density=0.2)|compressed(rank=16, beta=.25)",
+            "ties(density=0.2)|compressed(rank=16)",
+        ),
+        (
+            "regmean(ridge=1e-3, off_diagonal=1)|pico",
+            "regmean(ridge=0.001)|pico",
+        ),
     ],
 )
 def test_normal_text(text, normal):
@@ -100,6 +109,10 @@ REFUSED = [
     ("concat|svc(flor=1)", "svc has no argument 'flor'; did you mean 'floor'?"),
     ("concat|svc(floor=0)", "expected a number above 0"),
     ("concat|isotropize(mean=1)", "write isotropize without arguments"),
+    ("ties(density=0.2)|compressed", "compressed needs rank"),
+    ("elect|compressed(rank=4, beta=1.5)", "expected a number in [0, 1], got 1.5"),
+    ("ssr(ridge=-1)", "expected a number of at least 0, got -1"),
+    ("regmean|core", "'core' (a space) cannot follow 'regmean'"),
     ("lora_lego(align=1)", "expected True or False, got 1"),
     ("elect(sign=sign_of_cont)|full", "did you mean 'sign_of_count'?"),
     ("elect(sign='sign_of_count')|full", "expected sign_of_sum or sign_of_count"),
@@ -171,7 +184,7 @@ def pipelines(draw):
         steps = [draw(calls("rule")), *some("rule transform")]
         if draw(st.booleans()):
             steps.append("trim_whole_model(density=0.5)")
-        steps.append(draw(st.sampled_from(names_of("space"))))
+        steps.append(draw(calls("space")))
     steps += [*some("merger transform"), *some("post", 3)]
     bar = draw(st.sampled_from(["|", " | ", "\n| "]))
     return bar.join(steps)
@@ -209,7 +222,7 @@ def test_the_table_agrees_with_the_functions(name):
     step = STEPS[name]
     target = resolve(step.target)
     assert getattr(jm, name) is target
-    if step.kind == "space":
+    if step.kind == "space" and not step.arguments:
         assert isinstance(target, jm.Space)
         return
     parameters = {
@@ -229,6 +242,7 @@ def test_the_table_agrees_with_the_functions(name):
     draws = inspect.signature(target).parameters
     if step.kind == "merger":
         assert step.random == ("key" in draws)
+        assert step.statistics == ("stats" in draws)
 
 
 # --- names ------------------------------------------------------------------------

@@ -31,6 +31,7 @@ def methods(
                 "says": step.says,
                 "arxiv": step.arxiv,
                 "random": step.random,
+                "statistics": step.statistics,
             }
             for name, step in STEPS.items()
         },
@@ -40,7 +41,8 @@ def methods(
 
 def usage(name: str) -> str:
     """A step with its arguments, those that must be given as ``..``."""
-    from jaxmerge.spec.steps import REQUIRED, STEPS
+    from jaxmerge.spec.step import REQUIRED
+    from jaxmerge.spec.steps import STEPS
 
     arguments = STEPS[name].arguments
     given = [
@@ -53,7 +55,8 @@ def usage(name: str) -> str:
 
 def _lines() -> Iterator[str]:
     from jaxmerge.spec import PRESETS
-    from jaxmerge.spec.steps import STEPS, Kind, names_of
+    from jaxmerge.spec.step import Kind
+    from jaxmerge.spec.steps import STEPS, names_of
 
     yield "Methods: give a name as --pipeline, or write its steps and change them.\n"
     for name, preset in PRESETS.items():
@@ -67,4 +70,5 @@ def _lines() -> Iterator[str]:
         for name in names_of(kind):
             step = STEPS[name]
             source = f" (arXiv {step.arxiv})" if step.arxiv else ""
-            yield f"    {usage(name)}: {step.says}{source}"
+            needs = "; needs --stats" if step.statistics else ""
+            yield f"    {usage(name)}: {step.says}{source}{needs}"

@@ -5,9 +5,11 @@ from functools import cache, partial
 from typing import Any
 
 from jaxmerge.mapping import map_modules, trim_whole_model
+from jaxmerge.regression import merge_with_stats
 from jaxmerge.spaces import in_space
 from jaxmerge.spec.grammar import Call
-from jaxmerge.spec.steps import Kind, resolve
+from jaxmerge.spec.step import Kind
+from jaxmerge.spec.steps import resolve
 from jaxmerge.types import AdapterStack, Merger, Update
 from jaxmerge.updates import scale, then
 
@@ -18,7 +20,8 @@ def merge_of(calls: tuple[Call, ...]) -> Callable[..., dict[str, Update]]:
 
     Returns:
       A function of (stacks, by, weights, key, and the options of `map_modules`) that
-      gives ``by * merged`` for every module; ``by`` is traced.
+      gives ``by * merged`` for every module; ``by`` is traced. It takes ``stats`` too
+      where a step needs them.
     """
     if any(call.name == "trim_whole_model" for call in calls):
         return _whole_model_merge(calls)
@@ -27,6 +30,8 @@ def merge_of(calls: tuple[Call, ...]) -> Callable[..., dict[str, Update]]:
     def merge_module(stack: AdapterStack, *, by: float, **extra: Any) -> Update:
         return scale(merger(stack, **extra), by=by)
 
+    if any(call.step.statistics for call in calls):
+        return partial(merge_with_stats, merge_module)
     return partial(map_modules, merge_module)
 
 
@@ -84,7 +89,7 @@ def _rule(calls):
 
 def _space(calls):
     (space,) = _calls_of(calls, "space")
-    return resolve(space.step.target)
+    return _configured(space)() if space.step.arguments else resolve(space.step.target)
 
 
 def _merger(calls) -> Merger:

@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxmerge.spec.presets import PRESETS
-from jaxmerge.spec.steps import ALIASES, REQUIRED, STEPS, Argument, Kind, Step, names_of
+from jaxmerge.spec.step import REQUIRED, Argument, Kind, Step
+from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
 _LONGEST = 2000  # characters
 _NEXT: dict[Kind | None, tuple[Kind, ...]] = {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
     import jax
     from jax.sharding import Mesh
 
+    from jaxmerge.moments import Statistics
     from jaxmerge.types import AdapterStack, Update
 
 
@@ -67,8 +68,13 @@ class Pipeline:
         return any(call.step.random for call in self.calls)
 
     @property
+    def statistics(self) -> bool:
+        """Whether a step needs statistics of inputs, so that `run` needs ``stats``."""
+        return bool(self._needing_statistics)
+
+    @property
     def linear(self) -> bool:
-        """Whether the merged update is linear in the updates of the adapters.
+        """Whether the merged update is a weighted sum of the adapters' updates.
 
         Steps that drop entries at random count as linear: in the mean they are.
         """
@@ -91,6 +97,7 @@ class Pipeline:
         *,
         weights: Sequence[float] | None = None,
         key: "jax.Array | None" = None,
+        stats: "Mapping[str, Statistics] | None" = None,
         chunk: int | None = None,
         mesh: "Mesh | None" = None,
     ) -> "dict[str, Update]":
@@ -103,6 +110,8 @@ class Pipeline:
           stacks: module -> its T adapters.
           weights: [T], multiply the updates of the tasks; ones unless given.
           key: needed if `random`, not used otherwise.
+          stats: module -> statistics of the inputs of all tasks, stacked
+            (`jaxmerge.stack_moments`); needed if `statistics`, refused otherwise.
           chunk: modules of one shape worked on at a time, see `jaxmerge.map_modules`.
           mesh: devices, see `jaxmerge.map_modules`.
 
@@ -111,7 +120,9 @@ class Pipeline:
 
         Raises:
           PipelineError: no key for a random pipeline; weights that are not T finite
-            numbers; mixed ranks where a step needs equal ones.
+            numbers; mixed ranks where a step needs equal ones; no statistics where a
+            step needs them, those of other modules, tasks or inputs, or some that
+            nothing would read.
 
         >>> import jaxmerge as jm
         >>> stack = jm.stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])
@@ -122,6 +133,8 @@ class Pipeline:
         from jaxmerge.spec.build import merge_of
 
         self._check_ranks(stacks)
+        self.check_statistics(given=stats is not None)
+        given = {} if stats is None else {"stats": self._checked_stats(stats, stacks)}
         calls, by = list(self.calls), 1.0
         while calls[-1].name == "scale":
             by *= _scale(calls.pop())
@@ -132,7 +145,22 @@ class Pipeline:
             key=self._checked_key(key),
             chunk=chunk,
             mesh=mesh,
+            **given,
         )
+
+    def check_statistics(self, *, given: bool) -> None:
+        """PipelineError if statistics are missing, or given to what reads none."""
+        needing = ", ".join(self._needing_statistics)
+        if needing and not given:
+            raise PipelineError(
+                f"pipeline {self.text!r} needs statistics of inputs ({needing}): write "
+                "them with `jaxmerge collect` and give stats=<statistics>"
+            )
+        if given and not needing:
+            raise PipelineError(
+                f"pipeline {self.text!r} uses no statistics of inputs; leave stats "
+                "out, or merge with regmean or ssr"
+            )
 
     def merge_biases(
         self,
@@ -165,6 +193,29 @@ class Pipeline:
             each = np.full(bias.shape[0], share) if given is None else share * given
             merged[module] = jnp.asarray(each, bias.dtype) @ bias
         return merged
+
+    @property
+    def _needing_statistics(self):
+        return [call.name for call in self.calls if call.step.statistics]
+
+    def _checked_stats(self, stats, stacks):
+        from jaxmerge.moments import Sketch
+        from jaxmerge.regression import check_statistics
+
+        try:
+            check_statistics(stacks, stats)
+        except ValueError as error:
+            raise PipelineError(str(error)) from None
+        shrinking = any(
+            dict(c.arguments).get("off_diagonal", 1) != 1 for c in self.calls
+        )
+        for module in stacks if shrinking else ():
+            if isinstance(stats[module], Sketch):
+                raise PipelineError(
+                    f"module {module!r}: off_diagonal needs exact moments, not a "
+                    "sketch; collect them without sketch=<rows>, or leave it out"
+                )
+        return stats
 
     def _check_ranks(self, stacks):
         strict = [call.name for call in self.calls if call.step.equal_ranks]

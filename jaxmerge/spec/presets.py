@@ -90,6 +90,12 @@ PRESETS: dict[str, Preset] = {
         "2509.17786",
         "ENMP code (2604.17753), vitB_r16_core_tsv_iso on the same adapters",
     ),
+    "ctm_ties": Preset(
+        "CtM, TIES",
+        "ties(density=0.25)|compressed(rank=16)|scale(0.75)",
+        "2606.03723",
+        "CtM code's README, on eight ViT-B/32 adapters of rank 16",
+    ),
     "iso_c": Preset("Iso-C", "concat|isotropize|scale(1.3)", "2502.04959", _ISO),
     "iso_cts": Preset(
         "Iso-CTS",
@@ -169,5 +175,6 @@ def method_markdown() -> str:
 
 def _space(pipeline: str) -> str:
     """The space in which a pipeline works; "factors" if it needs none."""
-    found = [segment for segment in pipeline.split("|") if segment in names_of("space")]
+    names = [segment.partition("(")[0] for segment in pipeline.split("|")]
+    found = [name for name in names if name in names_of("space")]
     return found[0] if found else "factors"

@@ -6,76 +6,10 @@ pipeline runs, so that a text is checked before anything heavy is loaded.
 """
 
 import importlib
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-Kind = Literal["rule", "rule transform", "space", "merger", "merger transform", "post"]
-REQUIRED = object()
-
-
-class Accepts(NamedTuple):
-    """What an argument may be: how messages say it, its type and its bounds."""
-
-    says: str
-    convert: type | None = None  # None: the argument is one of `choices`
-    within: Callable[[Any], bool] = lambda _: True
-    choices: Mapping[str, str] = {}  # name -> target
-
-    def read(self, value: Any) -> Any:
-        """The value in its own type; ValueError if it is not accepted."""
-        wanted = int if self.convert is int else (int, float)
-        wanted = bool if self.convert is bool else wanted
-        if not isinstance(value, wanted) or (
-            isinstance(value, bool) and self.convert is not bool
-        ):
-            raise ValueError(f"expected {self.says}, got {value!r}")
-        try:
-            value = self.convert(value)
-        except OverflowError:
-            value = math.inf
-        if not math.isfinite(value) or not self.within(value):
-            raise ValueError(f"expected {self.says}, got {value!r}")
-        return value
-
-
-class Argument(NamedTuple):
-    """One keyword of a step."""
-
-    accepts: Accepts
-    default: Any = REQUIRED
-
-
-class Step(NamedTuple):
-    """One name of the language.
-
-    Attributes:
-      kind: where in a pipeline it may stand.
-      target: ``module:function``.
-      says: what it does, in a few words.
-      arxiv: where it is from, "" for what needs no reference.
-      arguments: keyword -> what it accepts.
-      positional: the one argument that may be given without its name.
-      random: needs a key.
-      linear: the merged update stays linear in the adapters' updates; for steps that
-        drop entries at random, in the mean.
-      equal_ranks: works only where all adapters of a module have one rank.
-      prepare: of a merger transform, the target of what it does to the adapters before
-        they are merged.
-      problem: what is wrong with the arguments together, "" if nothing.
-    """
-
-    kind: Kind
-    target: str
-    says: str
-    arxiv: str = ""
-    arguments: Mapping[str, Argument] = {}
-    positional: str = ""
-    random: bool = False
-    linear: bool = False
-    equal_ranks: bool = False
-    prepare: str = ""
-    problem: Callable[[Mapping[str, Any]], str] = lambda _: ""
+from jaxmerge.spec.step import Accepts, Argument, Kind, Step
 
 
 def _one_of(module: str, *names: str) -> Accepts:
@@ -86,6 +20,8 @@ def _one_of(module: str, *names: str) -> Accepts:
 
 SHARE = Accepts("a number in (0, 1]", float, lambda x: 0 < x <= 1)
 NUMBER = Accepts("a finite number", float)
+FRACTION = Accepts("a number in [0, 1]", float, lambda x: 0 <= x <= 1)
+NOT_NEGATIVE = Accepts("a number of at least 0", float, lambda x: x >= 0)
 POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
 WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
 COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
@@ -99,6 +35,7 @@ _ELECTION = {
     "combine": Argument(COMBINE, "mean_of_agreeing"),
 }
 _DENSITY = {"density": Argument(SHARE)}
+_RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}
 
 
 def _della_problem(arguments: Mapping[str, Any]) -> str:
@@ -216,6 +153,17 @@ STEPS: dict[str, Step] = {
         "2509.17786",
         linear=True,
     ),
+    "compressed": Step(
+        "space",
+        "jaxmerge.compression:compressed",
+        "coordinates in common bases of a given rank, which the merge then has (CtM)",
+        "2606.03723",
+        {
+            "rank": Argument(COUNT),
+            "beta": Argument(FRACTION, 0.25),
+            "iterations": Argument(COUNT, 30),
+        },
+    ),
     "concat": Step(
         "merger",
         "jaxmerge.linear:concat",
@@ -254,6 +202,22 @@ STEPS: dict[str, Step] = {
         "2502.17159",
         {"density": Argument(SHARE, 0.2), "by": Argument(NUMBER, 2.0)},
         equal_ranks=True,
+    ),
+    "regmean": Step(
+        "merger",
+        "jaxmerge.regression:regmean",
+        "least squares: does to each task's inputs what its own update does",
+        "2212.09849",
+        {"off_diagonal": Argument(FRACTION, 1.0)} | _RIDGE,
+        statistics=True,
+    ),
+    "ssr": Step(
+        "merger",
+        "jaxmerge.regression:ssr",
+        "the same by a small router between all A and all B (SSR-Merge)",
+        "2606.10617",
+        _RIDGE,
+        statistics=True,
     ),
     "pico": Step(
         "merger transform",

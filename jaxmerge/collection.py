@@ -1,7 +1,7 @@
 """Statistics of the inputs of a model's layers, streamed over batches."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from jaxmerge.moments import (
     sketch_of,
 )
 
+Mask = Callable[[Any], jax.Array | Mapping[str, jax.Array]]
+
 
 def collect(
     apply: Apply,
@@ -24,7 +26,7 @@ def collect(
     batches: Iterable[Any],
     *,
     modules: Iterable[str],
-    mask: Callable[[Any], jax.Array] | None = None,
+    mask: Mask | None = None,
     sketch: int | None = None,
 ) -> dict[str, Statistics]:
     """Moments of the inputs of the named modules over all batches.
@@ -39,7 +41,9 @@ def collect(
       batches: its inputs.
       modules: names of linear layers.
       mask: gives for a batch which tokens count, bool of the leading shape of the
-        inputs of every module; all unless given. Leave padding out.
+        inputs of every module; all unless given. Leave padding out. Where the shapes
+        differ it gives a mapping from modules to masks; of a module that the mapping
+        lacks everything counts.
       sketch: rows of a `Sketch` of each module, for an n x n that is too big.
 
     Returns:
@@ -56,12 +60,30 @@ def collect(
     >>> print(stats["layers_0"].mean, stats["layers_2"].gram.shape)
     [2. 2. 2.] (2, 2)
     """
+    return collector(apply, modules=modules, mask=mask, sketch=sketch)(params, batches)
+
+
+def collector(
+    apply: Apply,
+    *,
+    modules: Iterable[str],
+    mask: Mask | None = None,
+    sketch: int | None = None,
+) -> Callable[[Any, Iterable[Any]], dict[str, Statistics]]:
+    """`collect` as a function of parameters and batches, to be called again and again.
+
+    All calls share their compiled steps, such as those for the tasks of a merge with
+    the adapter among the parameters. Arguments as for `collect`.
+    """
     tapped = with_taps(apply, modules)
 
     def measure(params: Any, batch: Any) -> dict[str, Statistics]:
         _, taps = tapped(params, batch)
         keep = None if mask is None else mask(batch)
-        return {name: _of_batch(name, x, keep, sketch) for name, x in taps.items()}
+        each = keep if isinstance(keep, Mapping) else dict.fromkeys(taps, keep)
+        return {
+            name: _of_batch(name, x, each.get(name), sketch) for name, x in taps.items()
+        }
 
     @partial(jax.jit, donate_argnums=0)
     def step(before: Any, params: Any, batch: Any) -> dict[str, Statistics]:
@@ -70,15 +92,18 @@ def collect(
             name: merge_moments(before[name], new[name], size=sketch) for name in new
         }
 
-    statistics = None
-    for batch in batches:
+    def over(params: Any, batches: Iterable[Any]) -> dict[str, Statistics]:
+        statistics = None
+        for batch in batches:
+            if statistics is None:
+                shapes = jax.eval_shape(measure, params, batch)
+                statistics = {name: _nothing(x, sketch) for name, x in shapes.items()}
+            statistics = step(statistics, params, batch)
         if statistics is None:
-            shapes = jax.eval_shape(measure, params, batch)
-            statistics = {name: _nothing(x, sketch) for name, x in shapes.items()}
-        statistics = step(statistics, params, batch)
-    if statistics is None:
-        raise ValueError("collect: no batch was given")
-    return statistics
+            raise ValueError("collect: no batch was given")
+        return statistics
+
+    return over
 
 
 def _of_batch(name, inputs, mask, sketch):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.io import Adapters
 from jaxmerge.models import (
     bert_apply,
     head_logits,
@@ -18,8 +19,10 @@ from jaxmerge.models import (
     load_llama,
     load_vision,
     vision_apply,
+    with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.types import LowRank
 
 PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]
@@ -90,6 +93,46 @@ def load_base(folder: str | Path) -> Base:
             f"{', '.join(_LOADERS)}"
         )
     return _LOADERS[kind](folder, raw)
+
+
+def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
+    """Refuses adapters of layers that the base does not run, or that have other sizes.
+
+    Args:
+      base: the model; only traced.
+      adapters: of the base, as far as is known.
+      inputs: what it reads, [N, ...].
+
+    Raises:
+      ValueError: names the module and the nearest names, or both shapes.
+    """
+    updates = {
+        module: LowRank(stack.b[0], stack.a[0])
+        for module, stack in adapters.stacks.items()
+    }
+    try:
+        shape_of(with_updates(base.apply, updates), base.params, inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"{base.folder}: {error}; the adapters belong to another base, or need "
+            "add_prefix=<text> or strip_prefix=<text>"
+        ) from None
+
+
+def refuse_biases(adapters: Adapters) -> None:
+    """ValueError for biases of LoRA layers, which `with_updates` does not add."""
+    if adapters.biases:
+        raise ValueError(
+            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
+            "added to the base model here; train without lora_bias"
+        )
+
+
+def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:
+    """Shapes of what a model makes of the first of some inputs, without running it."""
+    first = jax.tree.map(lambda x: x[:1], inputs)
+    # a new function each time: eval_shape does not trace one again that it knows
+    return jax.eval_shape(lambda *x: apply(*x), params, first)
 
 
 def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:

@@ -71,7 +71,6 @@ def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Arra
         base model would lack.
     """
     heads = {}
-    own = {f"{module}.weight", f"{module}.bias"}
     for name, source, saved in zip(
         adapters.names, adapters.sources, adapters.heads, strict=True
     ):
@@ -80,17 +79,32 @@ def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Arra
                 f"{source.path}: saves no head {module}.weight, so the task has no "
                 f"predictions; train it with modules_to_save=[{module!r}]"
             )
+        try:
+            heads[name] = head_from_hub(saved, module)
+        except ValueError as error:
+            raise ValueError(f"{source.path}: {error}") from None
+    check_saved(adapters, module)
+    return heads
+
+
+def check_saved(adapters: Adapters, head: str | None) -> None:
+    """Refuses adapters that save modules of the model beside their head.
+
+    Args:
+      adapters: read with their heads.
+      head: "classifier" of BERT, "score" of Llama; None if there is none to save.
+
+    Raises:
+      ValueError: a module in which the base with this adapter would differ from it.
+    """
+    own = {f"{head}.weight", f"{head}.bias"}
+    for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         others = sorted(saved.keys() - own)
         if others:
             raise ValueError(
                 f"{source.path}: saves {listing(others)} beside its head, but all "
                 "tasks share the base model; train without modules of its own"
             )
-        try:
-            heads[name] = head_from_hub(saved, module)
-        except ValueError as error:
-            raise ValueError(f"{source.path}: {error}") from None
-    return heads
 
 
 def text_heads(path: str | Path, tasks: tuple[str, ...]) -> dict[str, jax.Array]:

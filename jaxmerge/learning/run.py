@@ -4,21 +4,18 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.fitting import Progress, entropies, fit, single_adapter_losses
 from jaxmerge.fitting.loop import History
 from jaxmerge.io import Adapters
-from jaxmerge.learning.bases import Base
+from jaxmerge.learning.bases import Base, check_layers, refuse_biases, shape_of
 from jaxmerge.learning.heads import head_shape
 from jaxmerge.learning.recipe import Recipe
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.learning.work import Work
-from jaxmerge.models import with_updates
-from jaxmerge.models.adapt import Apply
-from jaxmerge.types import LowRank, Update
+from jaxmerge.types import Update
 
 ANCHOR_BATCHES = 8
 
@@ -105,34 +102,14 @@ def check_fit(
     Raises:
       ValueError: names the module and the nearest names, or the head.
     """
-    if adapters.biases:
-        raise ValueError(
-            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
-            "added to the base model here; train without lora_bias"
-        )
-    updates = {
-        module: LowRank(stack.b[0], stack.a[0])
-        for module, stack in adapters.stacks.items()
-    }
-    adapted = with_updates(base.apply, updates)
+    refuse_biases(adapters)
     for task, head in heads.items():
-        inputs = jax.tree.map(lambda x: x[:1], unlabeled.inputs[task])
-        features = _shape(base.apply, base.params, inputs)
-        try:
-            _shape(adapted, base.params, inputs)
-        except ValueError as error:
-            raise ValueError(
-                f"{base.folder}: {error}; the adapters belong to another base, or need "
-                "add_prefix=<text> or strip_prefix=<text>"
-            ) from None
+        inputs = unlabeled.inputs[task]
+        check_layers(base, adapters, inputs)
+        features = shape_of(base.apply, base.params, inputs)
         _, width = head_shape(head)
         if width != features.shape[-1]:
             raise ValueError(
                 f"the head of {task} reads {width} features, {base.folder} gives "
                 f"{features.shape[-1]}"
             )
-
-
-def _shape(apply: Apply, params: Any, inputs: Any) -> jax.ShapeDtypeStruct:
-    # a new function each time: eval_shape does not trace one again that it knows
-    return jax.eval_shape(lambda *x: apply(*x), params, inputs)

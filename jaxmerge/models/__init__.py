@@ -1,6 +1,11 @@
 """Flax models with Hugging Face names, and merged updates for any Flax model."""
 
-from jaxmerge.models.adapt import add_to_params, with_taps, with_updates
+from jaxmerge.models.adapt import (
+    add_to_params,
+    linear_layers,
+    with_taps,
+    with_updates,
+)
 from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
 from jaxmerge.models.heads import head_from_hub, head_logits
@@ -31,6 +36,7 @@ __all__ = [
     "init_bert",
     "init_llama",
     "init_vision",
+    "linear_layers",
     "llama_apply",
     "load_bert",
     "load_llama",

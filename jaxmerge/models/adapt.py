@@ -124,6 +124,30 @@ def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
     return tapped
 
 
+def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
+    """Names of the linear layers that a model runs, in the order in which it does.
+
+    Args:
+      apply: pure function of parameters and batch that runs a Flax model; only traced.
+      params: as ``apply`` takes them.
+      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
+
+    Raises:
+      ValueError: ``apply`` is already jitted.
+    """
+    _refuse_jitted(apply)
+    names: dict[str, None] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.method_name == "__call__" and isinstance(context.module, KINDS):
+            names[".".join(context.module.path)] = None
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda *args: apply(*args), params, batch)
+    return tuple(names)
+
+
 def add_to_params(
     params: Any, updates: Mapping[str, Update], *, apply: Apply, batch: Any
 ) -> Any:

@@ -1,0 +1,150 @@
+"""Statistics of the inputs of layers for every task, through the base model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmerge.collection import collector
+from jaxmerge.io import Adapters
+from jaxmerge.learning.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.learning.heads import check_saved
+from jaxmerge.learning.texts import cropped
+from jaxmerge.learning.unlabeled import Unlabeled
+from jaxmerge.models import linear_layers, with_taps, with_updates
+from jaxmerge.moments import Statistics
+from jaxmerge.types import LowRank
+
+Report = Callable[[str, int], None]
+
+
+def measure(
+    base: Base,
+    unlabeled: Unlabeled,
+    modules: Sequence[str],
+    *,
+    adapters: Adapters | None = None,
+    batch: int = 16,
+    sketch: int | None = None,
+    report: Report | None = None,
+) -> Iterator[tuple[str, dict[str, Statistics]]]:
+    """Statistics of the inputs of some layers, one task after the other.
+
+    Everything is checked before the first task. Padding of texts does not count, and
+    texts go through the model in the order of their lengths, which changes no sum.
+
+    Args:
+      base: the model.
+      unlabeled: inputs of every task.
+      modules: names of the layers.
+      adapters: of the tasks; each is in the model for its own inputs. Without them the
+        inputs are measured in the base as it is.
+      batch: inputs that go through the model at a time.
+      sketch: rows of a `Sketch` in the place of n x n.
+      report: called with a task and the inputs of it that go in next.
+
+    Returns:
+      An iterator of (task, module -> statistics).
+
+    Raises:
+      ValueError: layers that the base does not run, or adapters that do not fit it or
+        change more of it than their updates do; from the iterator, inputs that are not
+        finite.
+    """
+    inputs = next(iter(unlabeled.inputs.values()))
+    if adapters is not None:
+        check_layers(base, adapters, inputs)
+        check_saved(adapters, base.head_module)
+        refuse_biases(adapters)
+    _, taps = shape_of(with_taps(base.apply, modules), base.params, inputs)
+    per_token = [module for module in modules if taps[module].ndim == _TOKENS]
+
+    def apply(params: Any, inputs: Any) -> Any:
+        params, updates = params
+        return with_updates(base.apply, updates)(params, inputs)
+
+    def mask(inputs: Any) -> dict[str, jax.Array]:
+        return dict.fromkeys(per_token, inputs["attention_mask"].astype(bool))
+
+    texts = base.inputs == "texts"
+    collect = collector(
+        apply, modules=modules, mask=mask if texts else None, sketch=sketch
+    )
+
+    def of_task(task: str) -> dict[str, Statistics]:
+        own = unlabeled.inputs[task]
+        batches = _by_length(own, batch) if texts else _in_order(own, batch)
+        if report is not None:
+            batches = _reported(batches, lambda count: report(task, count))
+        statistics = collect((base.params, _updates(adapters, task)), batches)
+        for module, value in statistics.items():
+            if not all(np.isfinite(part).all() for part in value):
+                raise ValueError(
+                    f"{base.folder}: inputs of module {module!r} are NaN or infinite "
+                    f"for task {task!r}"
+                )
+        return statistics
+
+    return ((task, of_task(task)) for task in unlabeled.inputs)
+
+
+def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> list:
+    """Linear layers of the base by the ends of their names, as PEFT's target_modules.
+
+    Raises:
+      ValueError: an ending of no layer.
+
+    Args:
+      base: the model; only traced.
+      unlabeled: inputs that it reads.
+      endings: such as "q_proj" or "self_attn.q_proj".
+    """
+    inputs = next(iter(unlabeled.inputs.values()))
+    first = jax.tree.map(lambda x: x[:1], inputs)
+    layers = linear_layers(base.apply, base.params, first)
+    for ending in endings:
+        if not any(_ends(layer, ending) for layer in layers):
+            known = dict.fromkeys(layer.rpartition(".")[2] for layer in layers)
+            raise ValueError(
+                f"{base.folder}: no linear layer is named {ending!r}; there are "
+                f"{', '.join(known)}"
+            )
+    return sorted(x for x in layers if any(_ends(x, ending) for ending in endings))
+
+
+_TOKENS = 3  # axes of inputs [B, S, n]; pooled ones are [B, n]
+
+
+def _ends(layer: str, ending: str) -> bool:
+    return layer == ending or layer.endswith(f".{ending}")
+
+
+def _updates(adapters: Adapters | None, task: str) -> dict[str, LowRank]:
+    """Those of one task, with zeros where it has none: one program for all tasks."""
+    if adapters is None:
+        return {}
+    index = adapters.names.index(task)
+    return {
+        module: LowRank(stack.b[index], stack.a[index])
+        for module, stack in adapters.stacks.items()
+    }
+
+
+def _in_order(inputs: Any, size: int) -> Iterator[Any]:
+    count = len(jax.tree.leaves(inputs)[0])
+    for start in range(0, count, size):
+        yield jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
+
+
+def _by_length(inputs: dict[str, np.ndarray], size: int) -> Iterator[Any]:
+    """Batches of texts of much the same length, with little padding."""
+    order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
+    ordered = {name: values[order] for name, values in inputs.items()}
+    return map(cropped, _in_order(ordered, size))
+
+
+def _reported(batches: Iterator[Any], report: Callable[[int], None]) -> Iterator[Any]:
+    for batch in batches:
+        report(len(jax.tree.leaves(batch)[0]))
+        yield batch

@@ -1,6 +1,7 @@
 """Reading and writing adapters: PEFT folders and orbax checkpoints.
 
-`load_peft` and `plan_peft` read, `save_peft` writes; every refusal of bad input is an
+`load_peft` and `plan_peft` read, `save_peft` writes; statistics of inputs are files and
+folders too (`save_statistics`, `open_statistics`). Every refusal of bad input is an
 `AdapterError` whose message names the file, the module and the remedy.
 """
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from jaxmerge.io.plan import Plan, plan_peft
     from jaxmerge.io.read import load_peft
     from jaxmerge.io.statistics import load_moments, save_moments
+    from jaxmerge.io.statistics_folder import (
+        StatisticsFolder,
+        open_statistics,
+        save_statistics,
+    )
     from jaxmerge.io.write import SaveReport, save_peft
 
 __all__ = [
@@ -26,13 +32,16 @@ __all__ = [
     "ReadOptions",
     "SaveReport",
     "Source",
+    "StatisticsFolder",
     "load_moments",
     "load_orbax",
     "load_peft",
+    "open_statistics",
     "plan_peft",
     "save_moments",
     "save_orbax",
     "save_peft",
+    "save_statistics",
 ]
 
 _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
@@ -44,6 +53,7 @@ _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "plan": ("Plan", "plan_peft"),
     "read": ("load_peft",),
     "statistics": ("load_moments", "save_moments"),
+    "statistics_folder": ("StatisticsFolder", "open_statistics", "save_statistics"),
     "write": ("SaveReport", "save_peft"),
 }
 

@@ -21,7 +21,8 @@ def build_record(
       like: the adapters that were merged.
       recipe: how: the text of a pipeline, or a mapping with "pipeline", "weights",
         "seed" and whatever else the caller needs to repeat it; a learned merge has
-        "learned" in the place of "pipeline", and "files" that its fit read.
+        "learned" in the place of "pipeline". "files" are those that were read beside
+        the adapters, by their role.
       output: what was written.
     """
     if isinstance(recipe, str):
@@ -75,7 +76,8 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     if inputs:
         sections += ["## Inputs", _input_table(inputs)]
     if "files" in recipe:
-        sections += ["## Read by the fit", _file_table(recipe["files"])]
+        reader = "Read by the fit" if learned else "Read beside the adapters"
+        sections += [f"## {reader}", _file_table(recipe["files"])]
     sections += [
         "## Energy kept",
         _energy_table(energy),

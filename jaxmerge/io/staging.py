@@ -6,11 +6,24 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import CONFIG_FILE
 
-RECORD_FILE = "jaxmerge.json"  # in every folder that this package writes
+RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
+STATISTICS_FILE = "statistics.json"  # in every folder of statistics
+
+
+class Replaceable(NamedTuple):
+    """A kind of folder, and the files by which one to be replaced is known."""
+
+    name: str
+    files: frozenset[str]
+
+
+ADAPTER = Replaceable("an adapter", frozenset({CONFIG_FILE, RECORD_FILE}))
+STATISTICS = Replaceable("statistics", frozenset({STATISTICS_FILE}))
 
 
 @contextlib.contextmanager
@@ -19,6 +32,7 @@ def staged_folder(
     *,
     force: bool = False,
     inputs: Sequence[str | os.PathLike] = (),
+    kind: Replaceable = ADAPTER,
 ) -> Iterator[Path]:
     """Gives a new folder beside ``out`` to fill; on success it becomes ``out``.
 
@@ -28,16 +42,17 @@ def staged_folder(
 
     Args:
       out: folder to create; parent folders are created as needed.
-      force: replace ``out`` if it is empty or an adapter folder. Any other content is
-        never removed.
+      force: replace ``out`` if it is empty or of this kind. Any other content is never
+        removed.
       inputs: folders that must survive: ``out`` may not be or contain one of them.
+      kind: of the folder.
 
     Raises:
       AdapterError: ``out`` exists (without force), is something that may not be
         replaced, or cannot be written.
     """
     out = Path(os.path.abspath(out))
-    check_target(out, force=force, inputs=inputs)
+    check_target(out, force=force, inputs=inputs, kind=kind)
     made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
     mark = uuid.uuid4().hex[:12]
     staged = out.with_name(f".{out.name}.{mark}.new")
@@ -56,7 +71,11 @@ def staged_folder(
 
 
 def check_target(
-    out: Path, *, force: bool, inputs: Sequence[str | os.PathLike]
+    out: Path,
+    *,
+    force: bool,
+    inputs: Sequence[str | os.PathLike],
+    kind: Replaceable = ADAPTER,
 ) -> None:
     """Refuses what `staged_folder` would not replace; AdapterError says why."""
     if not os.path.lexists(out):
@@ -66,10 +85,10 @@ def check_target(
     if out.is_symlink() or not out.is_dir():
         raise AdapterError(f"{out}: not a folder of its own; it will not be replaced")
     content = {entry.name for entry in out.iterdir()}
-    if content and not content & {CONFIG_FILE, RECORD_FILE}:
+    if content and not content & kind.files:
         raise AdapterError(
-            f"{out}: holds files that are not an adapter; force replaces adapter "
-            "folders only, so move or remove it yourself"
+            f"{out}: holds files that are not {kind.name}; force replaces nothing "
+            "else, so move or remove it yourself"
         )
     real = out.resolve()
     for folder in inputs:

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,20 +53,32 @@ def save_moments(
         staged.unlink(missing_ok=True)
 
 
-def load_moments(path: str | os.PathLike) -> "dict[str, Statistics]":
+def load_moments(
+    path: str | os.PathLike, modules: Iterable[str] | None = None
+) -> "dict[str, Statistics]":
     """Reads what `save_moments` wrote, with the modules in order of their names.
 
+    Args:
+      path: the file.
+      modules: which to read; all unless given.
+
     Raises:
-      AdapterError: not such a file, or values that are NaN, infinite or out of shape.
+      AdapterError: not such a file, a module that it lacks, or values that are NaN,
+        infinite or out of shape.
     """
     path = Path(path)
     file = SafetensorsFile(checked_file(path))
     if file.metadata.get("format") != _FORMAT:
         raise AdapterError(f"{path}: holds no statistics; `save_moments` writes them")
+    wanted = None if modules is None else set(modules)
     parts: dict[str, dict[str, jnp.ndarray]] = {}
     for key in file.infos:
         module, _, field = key.rpartition(":")
-        parts.setdefault(module, {})[field] = _finite(file, key)
+        if wanted is None or module in wanted:
+            parts.setdefault(module, {})[field] = _finite(file, key)
+    missing = sorted(set(wanted or ()) - parts.keys())
+    if missing:
+        raise AdapterError(f"{path}: no statistics of module {missing[0]!r}")
     kinds = {frozenset(fields): kind for fields, kind in _kinds().items()}
     statistics = {}
     for module, fields in sorted(parts.items()):

@@ -1,0 +1,286 @@
+"""A folder of statistics of inputs: a file for each task, and what was measured."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.files import checked_file, sha256
+from jaxmerge.io.staging import STATISTICS, STATISTICS_FILE, staged_folder
+
+if TYPE_CHECKING:  # a record is read and checked without JAX
+    from jaxmerge.io.adapters import Source
+    from jaxmerge.moments import Statistics
+
+_FORMAT = "jaxmerge-statistics-1"
+
+
+@dataclass(frozen=True)
+class StatisticsFolder:
+    """Statistics of the inputs of some tasks, as they lie in a folder.
+
+    Attributes:
+      path: the folder.
+      tasks: their names, in the order in which `load` stacks them.
+      record: what ``statistics.json`` says.
+      record_sha256: of that file.
+    """
+
+    path: Path
+    tasks: tuple[str, ...]
+    record: Mapping[str, Any]
+    record_sha256: str
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """What was measured and on what, as far as it was recorded."""
+        return self.record["measured"]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Name of each file that `load` reads, and of the record -> its SHA-256."""
+        files = {STATISTICS_FILE: self.record_sha256}
+        for task in self.tasks:
+            files[_file(task)] = self.record["tasks"][task]["sha256"]
+        return files
+
+    def widths(self) -> dict[str, int]:
+        """Module -> n, its input features."""
+        return {module: n for module, (_, n) in self.record["modules"].items()}
+
+    def size(self, module: str) -> int:
+        """Numbers that `load` gives for one module, but for a few."""
+        rows, n = self.record["modules"][module]
+        return len(self.tasks) * rows * n
+
+    def of(self, tasks: Sequence[str]) -> "StatisticsFolder":
+        """The same for some of the tasks, in this order.
+
+        Raises:
+          AdapterError: a task that was not measured.
+        """
+        for task in tasks:
+            if task not in self.record["tasks"]:
+                raise AdapterError(
+                    f"{self.path}: no statistics of task {task!r}, only of "
+                    f"{listing(self.record['tasks'])}; give the adapters these names "
+                    "by names=<name,...>, or collect again"
+                )
+        return replace(self, tasks=tuple(tasks))
+
+    def check(
+        self,
+        widths: Mapping[str, int],
+        base_models: Iterable[str | None],
+        *,
+        allow_different_bases: bool = False,
+    ) -> None:
+        """Refuses adapters of other modules or of another base than was measured.
+
+        Args:
+          widths: module -> n, its input features.
+          base_models: names of the base in the configs of the adapters.
+          allow_different_bases: do not compare them.
+
+        Raises:
+          AdapterError: says which module or name does not fit.
+        """
+        known = self.widths()
+        for module, n in widths.items():
+            if module not in known:
+                raise AdapterError(
+                    f"{self.path}: no statistics of module {module!r}; collect them "
+                    "again with all adapters that are to be merged"
+                )
+            if known[module] != n:
+                raise AdapterError(
+                    f"{self.path}: module {module!r} was measured with {known[module]} "
+                    f"input features, the adapters have {n}; collect again in their "
+                    "own base"
+                )
+        base = self.measured.get("base_model")
+        for name in base_models if base and not allow_different_bases else ():
+            if name is not None and name != base:
+                raise AdapterError(
+                    f"{self.path}: measured for adapters of {base!r}, these are of "
+                    f"{name!r}; collect again, or pass allow_different_bases=True if "
+                    "the names mean the same model"
+                )
+
+    def check_adapters(self, sources: Sequence["Source"]) -> None:
+        """Refuses other adapters than those that were in the model for their task.
+
+        Args:
+          sources: of the tasks, in their order.
+
+        Raises:
+          AdapterError: an adapter has changed, or the names are mixed up.
+        """
+        adapters = self.measured.get("adapters", {})
+        for task, source in zip(self.tasks, sources, strict=True):
+            known = adapters.get(task)
+            if known is None or dict(known["sha256"]) == dict(source.sha256):
+                continue
+            raise AdapterError(
+                f"{self.path}: task {task!r} was measured with another adapter than "
+                f"{source.path} (SHA-256 differs); collect again, or check that "
+                "names=<name,...> are in the order of the adapters"
+            )
+
+    def check_files(self) -> None:
+        """AdapterError unless the files are those that were written."""
+        for name, digest in self.sha256.items():
+            path = self.path / name
+            if sha256(checked_file(path)) != digest:
+                raise AdapterError(
+                    f"{path}: is not the file that was collected (SHA-256 differs from "
+                    f"{STATISTICS_FILE}); collect again"
+                )
+
+    def load(self, modules: Iterable[str] | None = None) -> "dict[str, Statistics]":
+        """Module -> statistics with a leading axis of tasks, as mergers take them.
+
+        Args:
+          modules: which to read; all unless given.
+
+        Raises:
+          AdapterError: a file that is missing or damaged, or lacks a module.
+        """
+        from jaxmerge.io.statistics import load_moments
+        from jaxmerge.moments import stack_moments
+
+        modules = None if modules is None else tuple(modules)
+        paths = [self.path / _file(task) for task in self.tasks]
+        try:
+            return stack_moments([load_moments(path, modules) for path in paths])
+        except AdapterError:
+            raise
+        except ValueError as error:
+            raise AdapterError(f"{self.path}: {error}") from error
+
+
+def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
+    """Opens what `save_statistics` or ``jaxmerge collect`` wrote, without its values.
+
+    Raises:
+      AdapterError: no such folder, or without a record that can be used.
+    """
+    folder = Path(folder)
+    path = folder / STATISTICS_FILE
+    if not path.is_file():
+        raise AdapterError(
+            f"{folder}: no {STATISTICS_FILE}; give a folder that `jaxmerge collect` "
+            "wrote"
+        )
+    try:
+        record = json.loads(checked_file(path).read_text(encoding="utf-8"))
+        usable = (
+            record["format"] == _FORMAT
+            and all(
+                isinstance(task["sha256"], str) for task in record["tasks"].values()
+            )
+            and all(
+                len(shape) == 2 and all(type(x) is int and x > 0 for x in shape)
+                for shape in record["modules"].values()
+            )
+            and all(
+                isinstance(adapter["sha256"], dict)
+                for adapter in record["measured"].get("adapters", {}).values()
+            )
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{path}: not a record of statistics ({error!r})") from error
+    if not usable or not record["tasks"]:
+        raise AdapterError(f"{path}: not a record of statistics of this version")
+    for task in record["tasks"]:
+        _check_name(task, path)
+    return StatisticsFolder(folder, tuple(record["tasks"]), record, sha256(path))
+
+
+def save_statistics(
+    out: str | os.PathLike,
+    tasks: "Mapping[str, Mapping[str, Statistics]] | Iterable[tuple[str, Mapping]]",
+    *,
+    measured: Mapping[str, Any] | None = None,
+    force: bool = False,
+    inputs: Sequence[str | os.PathLike] = (),
+) -> StatisticsFolder:
+    """Writes a folder of statistics, whole or not at all.
+
+    Args:
+      out: folder to create.
+      tasks: name -> (module -> `Moments` or `Sketch` of its inputs), or such pairs one
+        after the other, each of which is written before the next one is asked for.
+      measured: what is known of them, as JSON values: ``base_model``, the name of the
+        base, and ``adapters``, name -> files with their ``sha256``, are checked when
+        adapters are merged with them.
+      force: replace a folder of statistics.
+      inputs: folders that must survive.
+
+    Returns:
+      The folder, opened.
+
+    Raises:
+      AdapterError: tasks without the same modules and kinds of statistics, a name that
+        cannot be that of a file, or a folder that cannot be written.
+    """
+    from jaxmerge.io.statistics import save_moments
+
+    out = Path(out)
+    pairs = tasks.items() if isinstance(tasks, Mapping) else tasks
+    shapes: dict[str, Any] | None = None
+    files: dict[str, dict[str, Any]] = {}
+    with staged_folder(out, force=force, inputs=inputs, kind=STATISTICS) as folder:
+        for task, statistics in pairs:
+            _check_name(task, out)
+            found = _shapes(task, statistics)
+            if shapes not in (None, found):
+                raise AdapterError(
+                    f"{out}: task {task!r} has other modules or kinds of statistics "
+                    "than the tasks before it; collect the same for all"
+                )
+            shapes = found
+            save_moments(folder / _file(task), statistics)
+            files[task] = {
+                "tokens": int(max(value.count for value in statistics.values())),
+                "sha256": sha256(folder / _file(task)),
+            }
+        if shapes is None:
+            raise AdapterError(f"{out}: no task to write")
+        record = {
+            "format": _FORMAT,
+            "versions": {
+                name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")
+            },
+            "modules": {m: list(shape) for m, (_, shape) in sorted(shapes.items())},
+            "tasks": files,
+            "measured": dict(measured or {}),
+        }
+        text = json.dumps(record, indent=2) + "\n"
+        (folder / STATISTICS_FILE).write_text(text, encoding="utf-8")
+    return open_statistics(out)
+
+
+def _shapes(task: str, statistics: "Mapping[str, Statistics]") -> dict[str, Any]:
+    """Module -> kind and shape of the Gram matrix or of the rows that stand for it."""
+    if not statistics or any(value.mean.ndim != 1 for value in statistics.values()):
+        raise AdapterError(
+            f"task {task!r}: expected statistics of some modules, of this task alone"
+        )
+    return {m: (type(value), value[2].shape) for m, value in statistics.items()}
+
+
+def _file(task: str) -> str:
+    return f"{task}.safetensors"
+
+
+def _check_name(task: str, where: Path) -> None:
+    """A name may have folders in front, as those of adapters, below this one."""
+    parts = PurePosixPath(task).parts
+    plain = not any(part.startswith((".", "/")) for part in parts)
+    if not parts or not plain or task != "/".join(parts):
+        raise AdapterError(f"{where}: {task!r} cannot be the name of a task's file")

@@ -1,6 +1,7 @@
 """``jaxmerge plan`` and ``jaxmerge inspect``: what adapters are, before any merge."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from jaxmerge.cli.console import Console, size, span, table
 from jaxmerge.cli.errors import CommandError, as_flags
-from jaxmerge.cli.options import Folders, Json, Quiet, with_read_options
+from jaxmerge.cli.options import Folders, Json, Quiet, task_names, with_read_options
 from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
@@ -44,13 +45,23 @@ def show_plan(
     read_tensors: bool = False,
     recipe: "Recipe | None" = None,
     out: Path | None = None,
+    names: str | None = None,
 ) -> None:
     """Prints a plan, and for a dry run what would be made of it."""
     from jaxmerge.io.plan import plan_peft
 
     found = plan_peft(folders, read_tensors=read_tensors, **read)
+    named = task_names(names, tuple(adapter.name for adapter in found.adapters))
+    pairs = zip(found.adapters, named, strict=True)
+    found = replace(found, adapters=tuple(replace(a, name=name) for a, name in pairs))
     document = found.to_json()
     if recipe is not None:
+        recipe = recipe.for_tasks(named)
+        recipe.check_statistics(
+            {name: module.shape[1] for name, module in found.modules.items()},
+            [adapter.base_model for adapter in found.adapters],
+            allow_different_bases=read["allow_different_bases"],
+        )
         document |= {"recipe": recipe.to_record(), "out": str(out), "dry_run": True}
 
     def lines():

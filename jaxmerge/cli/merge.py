@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +15,11 @@ from jaxmerge.cli.options import (
     Folders,
     Force,
     Json,
+    Names,
     Out,
     Quiet,
     numbers,
+    task_names,
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
@@ -59,6 +62,11 @@ def merge(
         int | None,
         typer.Option(min=0, max=2**32 - 1, help="For steps that draw at random."),
     ] = None,
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `jaxmerge collect`, for steps that need it."),
+    ] = None,
+    names: Names = None,
     rank: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Truncate to a rank (auto: the inputs')."),
@@ -90,15 +98,22 @@ def merge(
 ) -> None:
     """Merge adapters into one PEFT adapter.
 
-    Neither the base model nor torch is needed. The folder appears complete or not at
+    Neither the base model nor torch is needed; methods that use inputs take them from
+    statistics. The folder appears complete or not at
     all; an existing one is replaced with --force only.
     """
     from jaxmerge.cli.recipe import Recipe
+    from jaxmerge.io import open_statistics
     from jaxmerge.spec import check_weights, parse
 
     console = Console(as_json=as_json, quiet=quiet)
     given = numbers(weights, "--weights")
-    recipe = Recipe(parse(pipeline), None if given is None else tuple(given), seed)
+    recipe = Recipe(
+        parse(pipeline),
+        None if given is None else tuple(given),
+        seed,
+        None if stats is None else open_statistics(stats),
+    )
     if recipe.weights is not None:
         check_weights(recipe.weights, len(folders))
     save = {
@@ -113,7 +128,7 @@ def merge(
     if dry_run:
         from jaxmerge.cli.look import show_plan
 
-        show_plan(console, folders, read, recipe=recipe, out=out)
+        show_plan(console, folders, read, recipe=recipe, out=out, names=names)
         return
     start_jax()
     from jaxmerge import io
@@ -121,6 +136,8 @@ def merge(
     clock = time.perf_counter()
     with console.progress("reading", 1) as advance:
         adapters = io.load_peft(folders, **read)
+        adapters = replace(adapters, names=task_names(names, adapters.names))
+        recipe = recipe.for_tasks(adapters.names)
         advance(1)
     with console.progress("merging modules", len(adapters.stacks)) as advance:
         updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)
@@ -146,6 +163,8 @@ def _lines(recipe: "Recipe", report: "SaveReport", document: dict[str, Any]):
     yield f"  pipeline  {recipe.pipeline.text}"
     if len(recipe.pipeline.calls) > 1:
         yield f"  in order  {', '.join(recipe.pipeline.order)}"
+    if recipe.statistics is not None:
+        yield f"  inputs    statistics in {recipe.statistics.path}"
     yield from written_lines(report, document)
 
 
@@ -174,6 +193,12 @@ def written_lines(report: "SaveReport", document: dict[str, Any]):
 
 def _notes(recipe: "Recipe", report: "SaveReport"):
     names = {call.name for call in recipe.pipeline.calls}
+    statistics = recipe.statistics
+    if statistics is not None and statistics.measured.get("inputs_of") == "pretrained":
+        yield (
+            "the inputs were measured in the pretrained base; RegMean and SSR take "
+            "them with each task's own adapter (jaxmerge collect --adapted)"
+        )
     lossy = any(share < 1 for share in report.energy.values())
     if lossy and names & {"isotropize", "iso_c", "iso_cts"}:
         yield (

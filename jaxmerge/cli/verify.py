@@ -1,7 +1,6 @@
 """``jaxmerge verify``: computes a merged folder again from its own record."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import CommandError, VerificationFailed
+from jaxmerge.cli.errors import VerificationFailed
 from jaxmerge.cli.options import Json, Quiet
+from jaxmerge.cli.record import (
+    SETTINGS,
+    input_paths,
+    kind,
+    read_record,
+    statistics_of,
+    statistics_path,
+)
 from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
@@ -19,7 +26,6 @@ if TYPE_CHECKING:
     from jaxmerge.io import Adapters
     from jaxmerge.types import Update
 
-_SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 _SHOWN = 20  # differences
 
 
@@ -31,6 +37,9 @@ def verify(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(help="Where the inputs are now, in their order, if they moved."),
+    ] = None,
+    stats: Annotated[
+        Path | None, typer.Option(help="Where the statistics are now, if they moved.")
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -45,22 +54,24 @@ def verify(
 ) -> None:
     """Compute a merged folder again and compare.
 
-    Inputs and outputs are also checked against the SHA-256 in its record. Of a learned
-    merge the coefficients are taken from phi.safetensors, the fit is not repeated.
-    Exit code 1 if anything differs by more than rounding.
+    Inputs, statistics and outputs are also checked against the SHA-256 in its record.
+    Of a learned merge the coefficients are taken from phi.safetensors, the fit is not
+    repeated. Exit code 1 if anything differs by more than rounding.
     """
     console = Console(as_json=as_json, quiet=quiet)
     record = read_record(folder)
-    paths = _input_paths(folder, record, inputs)
+    paths = input_paths(folder, record, inputs)
+    statistics = statistics_path(folder, record, stats)
     if tolerance is None:
         tolerance = _rounding(record["output"]["dtype"])
     found = list(_changed_inputs(record, paths))
+    found += _changed_statistics(record, statistics)
     changed = bool(found)
     found += _changed_outputs(record, folder)
     if not changed:
         start_jax()
         with console.progress("computing again", 1) as advance:
-            found += _differences_from_record(record, folder, paths)
+            found += _differences_from_record(record, folder, paths, statistics)
             advance(1)
     serious = [d for d in found if d.size is None or not d.size <= tolerance]
     largest = max((d.size for d in found if d.size is not None), default=0.0)
@@ -73,7 +84,7 @@ def verify(
         "tolerance": tolerance,
         "differences": [d._asdict() for d in found],
         "recipe": record["recipe"],
-        "read_by_fit": _read_by_fit(record["recipe"]),
+        "read_by_fit": _read_by_fit(record),
         "versions": {"then": record["versions"], "now": _versions(record)},
     }
     console.result(
@@ -85,67 +96,13 @@ def verify(
         )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a merge; AdapterError if the folder has none that can be used."""
-    from jaxmerge.io import AdapterError
-    from jaxmerge.io.files import adapter_folder, checked_file
-    from jaxmerge.io.staging import RECORD_FILE
-
-    path = adapter_folder(folder) / RECORD_FILE
-    if not path.exists():
-        raise AdapterError(
-            f"{folder}: has no {RECORD_FILE}; only folders written by jaxmerge merge "
-            "can be verified"
-        )
-    try:
-        record = json.loads(checked_file(path).read_text(encoding="utf-8"))
-        usable = (
-            record["format"] == 1
-            and isinstance(record["recipe"][_kind(record)], str)
-            and all(
-                entry["path"] and dict(entry["sha256"])
-                for entry in (
-                    *record["inputs"],
-                    *record["recipe"].get("files", {}).values(),
-                )
-            )
-            and all(name in record["output"] for name in (*_SETTINGS, "sha256"))
-            and isinstance(record["read_options"], dict)
-            and isinstance(record["versions"], dict)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
-    if not usable or record["output"]["heads"] == "table":
-        raise AdapterError(
-            f"{path}: not made by jaxmerge merge from a pipeline, so it cannot be "
-            "computed again"
-        )
-    return record
-
-
-def _kind(record: Mapping[str, Any]) -> str:
-    """The entry of the recipe that says how the merge was made."""
-    return "learned" if "learned" in record["recipe"] else "pipeline"
-
-
-def _input_paths(
-    folder: Path, record: Mapping[str, Any], given: list[Path] | None
-) -> list[Path]:
-    from jaxmerge.io import AdapterError
-
-    recorded = [Path(entry["path"]) for entry in record["inputs"]]
-    paths = given or recorded
-    if len(paths) != len(recorded):
-        raise CommandError(
-            f"{folder}: made of {len(recorded)} adapters, {len(paths)} are given"
-        )
-    for path in paths:
-        if not path.is_dir():
-            raise AdapterError(
-                f"{path}: the input is not there; say where the inputs are now: "
-                f"jaxmerge verify {folder} {' '.join(entry.name for entry in recorded)}"
-            )
-    return paths
+def _changed_statistics(
+    record: Mapping[str, Any], path: Path | None
+) -> "Iterable[Difference]":
+    if path is None:
+        return ()
+    digests = statistics_of(record)["sha256"]
+    return _changed_files(path, digests, "of the statistics has changed")
 
 
 def _changed_inputs(
@@ -175,7 +132,10 @@ def _changed_files(
 
 
 def _differences_from_record(
-    record: Mapping[str, Any], folder: Path, paths: list[Path]
+    record: Mapping[str, Any],
+    folder: Path,
+    paths: list[Path],
+    statistics: Path | None,
 ) -> "list[Difference]":
     """Merges again as the record says and compares the two folders."""
     from jaxmerge import io
@@ -186,8 +146,10 @@ def _differences_from_record(
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
     written = dict(record["output"]["sha256"])
-    if _kind(record) == "pipeline":
-        updates, biases = Recipe.from_record(record["recipe"]).run(adapters)
+    if kind(record) == "pipeline":
+        found = None if statistics is None else io.open_statistics(statistics)
+        recipe = Recipe.from_record(record["recipe"], found).for_tasks(names)
+        updates, biases = recipe.run(adapters)
     else:
         from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE
 
@@ -197,7 +159,7 @@ def _differences_from_record(
             return [Difference(PHI_FILE, f"cannot be used: {error}")]
         for given in (PHI_FILE, HISTORY_FILE):
             written.pop(given, None)
-    settings = {name: record["output"][name] for name in _SETTINGS}
+    settings = {name: record["output"][name] for name in SETTINGS}
     with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
         again = Path(scratch) / "again"
         io.save_peft(again, updates, like=adapters, biases=biases, **settings)
@@ -217,10 +179,12 @@ def _apply_phi(
     return Recipe.from_record(record["recipe"]).apply(adapters, phis)
 
 
-def _read_by_fit(recipe: Mapping[str, Any]) -> dict[str, str]:
+def _read_by_fit(record: Mapping[str, Any]) -> dict[str, str]:
     """Whether what a fit read is still there; it does not decide the verification."""
+    if kind(record) != "learned":
+        return {}
     found = {}
-    for role, entry in recipe.get("files", {}).items():
+    for role, entry in record["recipe"].get("files", {}).items():
         differing = list(
             _changed_files(Path(entry["path"]), entry["sha256"], "changed")
         )

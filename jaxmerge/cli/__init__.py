@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from jaxmerge import __version__
-from jaxmerge.cli import convert, demo, learn, look, merge, methods, verify
+from jaxmerge.cli import (
+    check,
+    collect,
+    convert,
+    demo,
+    learn,
+    look,
+    merge,
+    methods,
+    verify,
+)
 from jaxmerge.cli.errors import Commands
 from jaxmerge.cli.runtime import limit_threads
 
@@ -36,8 +46,8 @@ def options(
 
 
 for command in (
-    *(merge.merge, learn.learn, look.plan, look.inspect, convert.convert),
-    *(verify.verify, methods.methods, demo.demo),
+    *(merge.merge, collect.collect, learn.learn, look.plan, look.inspect),
+    *(check.check, convert.convert, verify.verify, methods.methods, demo.demo),
 ):
     app.command()(command)
 

@@ -23,6 +23,7 @@ _OPTIONS = (
     *("allow_zero", "weights", "ignore_config_keys", "vera_inputs", "layout"),
     *("rank", "energy", "ragged", "dense", "dtype"),
     *("text_heads", "logit_scale", "max_length", "work"),
+    *("names", "stats", "sketch"),
 )
 _ASSIGNMENT = re.compile(
     rf"\b({'|'.join(_OPTIONS)})=(True\b|\[?'[^']*'\]?|<[^>]*>|[-+.\w]+)?"
@@ -37,6 +38,12 @@ class CommandError(Exception):
 
 class VerificationFailed(CommandError):
     """A folder that is not what its record says."""
+
+    code = FAILED
+
+
+class WorseThanBase(CommandError):
+    """Adapters that do harm on their own data."""
 
     code = FAILED
 
@@ -97,7 +104,7 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return INTERNAL, (
             "not enough memory; merge --chunk 1 works on one module at a time, "
-            "learn --accumulate on one task"
+            "learn --accumulate on one task, check --batch 1 on one input"
         )
     first = (str(error).splitlines() or [""])[0][:300]
     return INTERNAL, (

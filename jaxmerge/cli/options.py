@@ -3,9 +3,10 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -140,20 +141,18 @@ def with_read_options(
     command: Callable[..., None],
     *,
     heads: Heads = Heads.error,
-    allow_zero: bool = False,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """A command whose parameter ``read`` is filled from the flags of reading.
 
     Args:
       command: the command.
       heads: what ``--heads`` is unless given.
-      allow_zero: accept adapters that do nothing, without a flag for it.
+      fixed: options by name that the command itself decides; they have no flag.
     """
     flags = dict(inspect.signature(_read_options).parameters)
-    fixed = {"allow_zero": True} if allow_zero else {}
-    for name in fixed:
-        del flags[name]
     flags["heads"] = flags["heads"].replace(default=heads)
+    flags = {name: flag for name, flag in flags.items() if name not in fixed}
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
 
@@ -185,7 +184,7 @@ def task_names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
     """The names in ``--names``, or those of the folders."""
     if text is None:
         return folders
-    given = names_of(text, "--names")
+    given = different_names(text, "--names")
     if len(given) != len(folders):
         raise CommandError(
             f"--names {text}: expected {len(folders)} different names, one for each "
@@ -194,7 +193,7 @@ def task_names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
     return given
 
 
-def names_of(text: str, option: str) -> tuple[str, ...]:
+def different_names(text: str, option: str) -> tuple[str, ...]:
     """Names of tasks separated by commas; each may name a file."""
     given = tuple(text.split(","))
     if len(set(given)) < len(given):

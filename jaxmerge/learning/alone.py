@@ -176,7 +176,7 @@ def standing(
     """Compares the predictions with an adapter and without it.
 
     >>> x, y = (Predictions(np.array(c), np.zeros(4)) for c in ([0, 1, 1, 0], [0] * 4))
-    >>> standing(x, y, np.array([0, 1, 1, 1])).score._asdict() # doctest: +ELLIPSIS
+    >>> standing(x, y, np.array([0, 1, 1, 1])).score._asdict()  # doctest: +ELLIPSIS
     {'accuracy': 0.75, 'base_accuracy': 0.25, 'most_frequent': 0.75, 'gained': 2, ...
     >>> standing(x, y, None).agreement, standing(x, y, None).verdict
     (0.5, 'no labels')

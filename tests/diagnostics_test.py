@@ -298,7 +298,7 @@ def problem():
 def test_the_jacobian_is_that_of_finite_differences(problem, learned):
     stacks, losses, batch, params = problem
     found = diagnostics.task_jacobian(
-        learned, TASKS, stacks, losses, batch, params=params
+        learned, TASKS, stacks, losses, [batch], params=params
     )
     phis = {name: learned.init(learned.prepare(s)) for name, s in stacks.items()}
     flat, unravel = jax.flatten_util.ravel_pytree(phis)
@@ -323,7 +323,7 @@ def test_the_jacobian_is_the_gradient_in_the_weights_along_each_direction(proble
     stacks, losses, batch, params = problem
     learned = jm.tara_a()
     found = diagnostics.task_jacobian(
-        learned, TASKS, stacks, losses, batch, params=params
+        learned, TASKS, stacks, losses, [batch], params=params
     )
     merged = {n: 0.4 * jm.dense(jm.concat(stack)) for n, stack in stacks.items()}
     for row, task in zip(found.matrix, TASKS, strict=True):
@@ -335,13 +335,30 @@ def test_the_jacobian_is_the_gradient_in_the_weights_along_each_direction(proble
         CLOSE(row, np.concatenate(expected))
 
 
+def test_the_jacobian_of_several_batches_is_the_mean(problem):
+    stacks, losses, batch, params = problem
+    other = jax.tree.map(lambda x: x[::-1] + 1, batch)
+
+    def jacobian(*batches):
+        options = {"params": params}
+        return diagnostics.task_jacobian(
+            jm.tara_a(), TASKS, stacks, losses, batches, **options
+        )
+
+    both, each = jacobian(batch, other), [jacobian(batch), jacobian(other)]
+    CLOSE(both.matrix, sum(j.matrix for j in each) / 2)
+    CLOSE(both.losses, sum(j.losses for j in each) / 2)
+    with pytest.raises(ValueError, match="at least one batch"):
+        jacobian()
+
+
 def test_sensitivity_is_the_gradient_of_the_scalarised_losses(problem):
     stacks, losses, batch, params = problem
     learned, rho = jm.tara_a(), jnp.asarray([0.9, 0.1])
     scalarise = partial(jm.smooth_tchebycheff, alpha=0.3)
     phis = {name: jnp.linspace(-1.0, 1.0, 3) for name in stacks}
     jacobian = diagnostics.task_jacobian(
-        learned, TASKS, stacks, losses, batch, phis=phis, params=params
+        learned, TASKS, stacks, losses, [batch], phis=phis, params=params
     )
 
     def objective(phis):
@@ -362,7 +379,7 @@ def test_sensitivity_is_the_gradient_of_the_scalarised_losses(problem):
     CLOSE(diagnostics.misalignment(h, -3.0 * h), 0)
     assert diagnostics.misalignment(h, jnp.zeros_like(h)) == 1
     with pytest.raises(ValueError, match="2 adapters, but 1 tasks"):
-        diagnostics.task_jacobian(learned, ("low",), stacks, losses, batch)
+        diagnostics.task_jacobian(learned, ("low",), stacks, losses, [batch])
 
 
 def test_the_condition_number_leaves_out_what_is_noise():

@@ -70,7 +70,7 @@ def check(
     """Test each adapter alone against its base, on its own labeled data.
 
     The base gets the adapter's head. A difference in accuracy is clear where McNemar's
-    exact test gives p below 0.05. Without labels there is no accuracy.
+    exact test gives p below 0.05. Without labels only predictions are compared.
     """
     console = Console(as_json=as_json, quiet=quiet)
     start_jax()

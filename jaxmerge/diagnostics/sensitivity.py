@@ -1,6 +1,6 @@
 """How strongly, and how unevenly, the losses react to each direction (TARA)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def task_jacobian(
     tasks: Sequence[str],
     stacks: Mapping[str, AdapterStack],
     losses: Losses,
-    batch: Mapping[str, Any],
+    batches: Iterable[Mapping[str, Any]],
     *,
     phis: Mapping[str, jax.Array] | None = None,
     params: Any = None,
@@ -58,12 +58,12 @@ def task_jacobian(
       tasks: names of the adapters, in the order of the stacks.
       stacks: module -> adapters.
       losses: as for `jaxmerge.fit`.
-      batch: task -> batch.
+      batches: dicts of task -> batch; J and f are means over them.
       phis: module -> coefficients; the first ones of ``learned`` unless given.
       params: passed to the losses.
 
     Raises:
-      ValueError: a stack of another number of adapters.
+      ValueError: a stack of another number of adapters, or no batch.
 
     >>> from jaxmerge.directions import tara_a
     >>> from jaxmerge.types import stack_adapters
@@ -72,7 +72,7 @@ def task_jacobian(
     >>> def losses(params, updates, batch):
     ...     return {t: x * dense(updates["w"])[0, 0] for t, x in batch.items()}
     >>> batch = {"low": jnp.float32(1), "high": jnp.float32(10)}
-    >>> print(task_jacobian(tara_a(), ("low", "high"), stacks, losses, batch).matrix)
+    >>> print(task_jacobian(tara_a(), ("low", "high"), stacks, losses, [batch]).matrix)
     [[ 2.  3.]
      [20. 30.]]
     """
@@ -81,10 +81,15 @@ def task_jacobian(
     bases = map_modules(learned.prepare, stacks)
     if phis is None:
         phis = {name: learned.init(basis) for name, basis in bases.items()}
-    matrix, values = jax.jit(partial(_jacobian, problem))(
-        dict(phis), bases, params, dict(batch)
+    run = jax.jit(partial(_jacobian, problem))
+    found = [run(dict(phis), bases, params, dict(batch)) for batch in batches]
+    if not found:
+        raise ValueError("task_jacobian needs at least one batch")
+    matrices, values = zip(*found, strict=True)
+    return TaskJacobian(
+        matrix=jnp.mean(jnp.stack(matrices), axis=0),
+        losses=jnp.mean(jnp.stack(values), axis=0),
     )
-    return TaskJacobian(matrix=matrix, losses=values)
 
 
 def sensitivity(

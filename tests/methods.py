@@ -123,6 +123,7 @@ METHODS: dict[str, Method] = {
     "ctm(total)": Method(jm.ctm(jm.total, rank=4)),
     "regmean": Method(jm.regmean, data=True),
     "ssr": Method(jm.ssr, data=True),
+    "pico(regmean)": Method(jm.pico(jm.regmean), gauge=False, data=True),
 }
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from methods import statistics
 
 import jaxmerge as jm
 from jaxmerge import mapping
@@ -50,7 +51,13 @@ def run(text, stacks, **options):
     pipeline = parse(text)
     if pipeline.random:
         options.setdefault("key", jax.random.key(3))
+    if pipeline.statistics:
+        options.setdefault("stats", inputs_of(stacks))
     return pipeline.run(stacks, **options)
+
+
+def inputs_of(stacks):
+    return {name: statistics(stack) for name, stack in stacks.items()}
 
 
 HAND = {
@@ -75,6 +82,16 @@ HAND = {
         jm.concat, partial(jm.scale, by=0.3), partial(jm.svc, floor=0.5)
     ),
     "lora_lego(rank=2, iterations=3)": partial(jm.lora_lego, rank=2, iterations=3),
+    "ties(density=0.5)|compressed(rank=3, beta=0.5)|scale(2)": jm.then(
+        jm.ctm(partial(jm.ties, density=0.5), rank=3, beta=0.5),
+        partial(jm.scale, by=2.0),
+    ),
+    "regmean(ridge=0.1, off_diagonal=0.9)|truncate(rank=4)|scale(0.5)": jm.then(
+        partial(jm.regmean, ridge=0.1, off_diagonal=0.9),
+        partial(jm.truncate, rank=4),
+        partial(jm.scale, by=0.5),
+    ),
+    "ssr|balanced|pico": jm.pico(jm.balanced(jm.ssr)),
 }
 
 
@@ -82,7 +99,11 @@ HAND = {
 def test_a_pipeline_is_the_composition_it_says(text, pair):
     weights, key = np.array([1.0, -0.5, 2.0]), jax.random.key(3)
     extra = {"key": key} if parse(text).random else {}
-    expected = jm.map_modules(HAND[text], pair, weights=weights, **extra)
+    if parse(text).statistics:
+        mapped = partial(jm.merge_with_stats, stats=inputs_of(pair))
+    else:
+        mapped = jm.map_modules
+    expected = mapped(HAND[text], pair, weights=weights, **extra)
     same(run(text, pair, weights=weights), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -97,7 +118,9 @@ def test_whole_model_trimming_is_the_function_of_that_name(model):
     same(found, jm.map_modules(partial(jm.scale, by=0.6), merged), rtol=1e-6)
 
 
-@pytest.mark.parametrize("rest", ["full", "core|pico|balanced"])
+@pytest.mark.parametrize(
+    "rest", ["full", "core|pico|balanced", "compressed(rank=4)|pico"]
+)
 def test_one_module_is_a_whole_model(rest, pair):
     """Around whole-model trimming the merger transforms are taken apart."""
     rest = f"|{rest}|svc(floor=0.5)|scale(0.7)"
@@ -115,7 +138,7 @@ def test_whole_model_trimming_passes_the_key_on(pair):
     assert any(not np.allclose(first[name], other[name]) for name in pair)
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "lora_lego"])
+@pytest.mark.parametrize("name", [*PRESETS, "lora_lego", "regmean", "ssr"])
 def test_every_method_runs_on_mixed_ranks(name, model):
     merged = run(name, model, weights=[1.0, 0.5, 2.0])
     assert list(merged) == list(model)
@@ -154,13 +177,37 @@ def test_weights_are_checked(model):
     assert jm.dense(nothing["q"]) == 0
 
 
-def test_pipelines_that_differ_in_scale_share_their_programs(pair):
-    run("elect|trim(density=0.5)|core|scale(0.1)", pair)
+@pytest.mark.parametrize("text", ["elect|trim(density=0.5)|core", "regmean"])
+def test_pipelines_that_differ_in_scale_share_their_programs(text, pair):
+    stats = {"stats": inputs_of(pair)} if parse(text).statistics else {}
+    run(f"{text}|scale(0.1)", pair, **stats)
     compiled = mapping._run._cache_size()
     for by in (0.2, 0.3, 1, -2.5):
-        run(f"elect|trim(density=0.5)|core|scale({by})", pair)
-    run("elect|trim(density=0.5)|core", pair)
+        run(f"{text}|scale({by})", pair, **stats)
+    run(text, pair, **stats)
     assert mapping._run._cache_size() == compiled
+
+
+def test_statistics_are_needed_or_refused(pair):
+    stats = inputs_of(pair)
+    assert parse("regmean|pico").statistics
+    assert not parse("ctm_ties").statistics
+    with pytest.raises(PipelineError, match=r"needs statistics .*\(ssr\): .*collect"):
+        parse("ssr|scale(0.5)").run(pair)
+    with pytest.raises(PipelineError, match="uses no statistics"):
+        parse("concat").run(pair, stats=stats)
+    with pytest.raises(PipelineError, match=r"no statistics of module '0\.v'"):
+        parse("ssr").run(pair, stats={"0.q": stats["0.q"]})
+    two = {name: jax.tree.map(lambda x: x[:2], value) for name, value in stats.items()}
+    with pytest.raises(PipelineError, match=r"0\.q: expected statistics of 3 tasks"):
+        parse("ssr").run(pair, stats=two)
+    sketches = {
+        name: jm.Sketch(value.count, value.mean, value.gram[:, :2], value.count)
+        for name, value in stats.items()
+    }
+    parse("regmean").run(pair, stats=sketches)
+    with pytest.raises(PipelineError, match="off_diagonal needs exact moments"):
+        parse("regmean(off_diagonal=0.9)").run(pair, stats=sketches)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +215,8 @@ def test_pipelines_that_differ_in_scale_share_their_programs(pair):
     [
         ("elect|trim(density=0.5)|core|scale(0.3)", {"mesh": jm.module_mesh()}),
         ("elect|trim_whole_model(density=0.4)|full", {"chunk": 1}),
+        ("total|trim_whole_model(density=0.4)|compressed(rank=3)", {"chunk": 2}),
+        ("regmean|pico", {"mesh": jm.module_mesh()}),
     ],
 )
 def test_chunks_and_devices_change_nothing(text, devices, pair):
@@ -190,6 +239,8 @@ def test_chunks_and_devices_change_nothing(text, devices, pair):
         ("tsv_m|scale(3)", False, 3 / 2),
         ("concat|scale(2)|isotropize", False, 2 / 2),
         ("concat|pico", False, 1 / 2),
+        ("total|compressed(rank=9)", False, 1 / 2),
+        ("regmean|scale(0.5)", False, 0.5 / 2),
     ],
 )
 def test_biases_follow_the_updates_where_they_are_linear(text, linear, factor):

@@ -2,7 +2,7 @@
 
 from jaxmerge import diagnostics, io, linalg, models
 from jaxmerge.calibration import calibrate, pico
-from jaxmerge.collection import collect
+from jaxmerge.collection import collect, collector
 from jaxmerge.compression import compressed, ctm
 from jaxmerge.directions import adamerging, compose, tara_a, tara_b
 from jaxmerge.dropout import dare, della, della_probabilities
@@ -123,9 +123,9 @@ __all__ = [
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs
-    "Moments", "Sketch", "collect", "equal_parts", "mean_square", "merge_moments",
-    "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum", "stack_moments",
-    "times_gram",
+    "Moments", "Sketch", "collect", "collector", "equal_parts", "mean_square",
+    "merge_moments", "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum",
+    "stack_moments", "times_gram",
     # whole models
     "iteris", "map_modules", "merge_with_stats", "module_mesh", "trim_whole_model",
     # pipelines as text

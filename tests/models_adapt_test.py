@@ -12,6 +12,7 @@ from jaxmerge.models import (
     VisionConfig,
     add_to_params,
     init_vision,
+    linear_layers,
     vision_apply,
     with_taps,
     with_updates,
@@ -440,3 +441,15 @@ def test_gradients_of_merged_weights_form_no_weight_gradient():
     weight_sized = [p for p in products if f"f32[{m},{n}]" in p.split("=")[1][:30]]
     weight_sized += [p for p in products if f"f32[{n},{m}]" in p.split("=")[1][:30]]
     assert len(weight_sized) == 1, products  # b @ a; the gradient would be a second
+
+
+def test_linear_layers_are_named_in_the_order_in_which_they_run():
+    model = nn.Sequential([nn.Dense(3), nn.LayerNorm(), nn.Conv(2, (1,)), nn.Dense(4)])
+    x = jnp.ones((2, 5, 3), F32)
+    params = model.init(jax.random.key(0), x)
+    names = linear_layers(model.apply, params, x)
+    assert names == ("layers_0", "layers_3")
+    _, taps = with_taps(model.apply, names)(params, x)
+    assert taps.keys() == set(names)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    assert linear_layers(model.apply, params, shape) == names

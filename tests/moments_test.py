@@ -91,6 +91,31 @@ def test_one_compiled_step_for_all_batches(params):
     assert len(traces) == 2  # shapes of the first batch, and the step
 
 
+def test_a_collector_compiles_once_for_all_streams_of_batches(params):
+    batches, traces = in_pieces(made(), 4), []
+
+    def apply(params, batch):
+        traces.append(None)
+        return Model().apply(params, batch)
+
+    gather = jm.collector(apply, modules=MODULES, mask=counted)
+    first, again = gather(params, batches), gather(params, batches)
+    assert len(traces) == 2
+    same = collect(params, batches, mask=counted)
+    for ours in (first, again):
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, ours, same))
+
+
+def test_a_mask_can_be_for_some_modules(params):
+    batch = made()
+    stats = collect(params, [batch], mask=lambda batch: {"first": batch["mask"]})
+    masked = collect(params, [batch], mask=counted)
+    everything = collect(params, [batch])
+    assert np.array_equal(stats["first"].gram, masked["first"].gram)
+    assert np.array_equal(stats["second"].gram, everything["second"].gram)
+    assert stats["second"].count == 16 * 7 > stats["first"].count
+
+
 def test_sharded_batches_give_the_same_moments(params):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, PartitionSpec("data"))
@@ -263,6 +288,9 @@ def test_files_keep_everything(tmp_path):
             assert ours.dtype == saved.dtype
             assert np.array_equal(ours, saved)
     assert len(list((tmp_path / "new").iterdir())) == 3
+    assert jm.io.load_moments(path, ["a"]).keys() == {"a"}
+    with pytest.raises(jm.io.AdapterError, match="no statistics of module 'c'"):
+        jm.io.load_moments(path, ["a", "c"])
 
 
 def test_damaged_files_are_refused(tmp_path):

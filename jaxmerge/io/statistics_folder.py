@@ -237,6 +237,7 @@ def save_statistics(
     with staged_folder(out, force=force, inputs=inputs, kind=STATISTICS) as folder:
         for task, statistics in pairs:
             _check_name(task, out)
+            save_moments(folder / _file(task), statistics)
             found = _shapes(task, statistics)
             if shapes not in (None, found):
                 raise AdapterError(
@@ -244,7 +245,6 @@ def save_statistics(
                     "than the tasks before it; collect the same for all"
                 )
             shapes = found
-            save_moments(folder / _file(task), statistics)
             files[task] = {
                 "tokens": int(max(value.count for value in statistics.values())),
                 "sha256": sha256(folder / _file(task)),

@@ -1,7 +1,7 @@
 """Statistics of the inputs of a model's layers, streamed over batches."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxmerge.models.adapt import Apply, with_taps
 from jaxmerge.moments import (
+    Mask,
     Statistics,
     check_mask,
+    masks_by_module,
     merge_moments,
     moments_of,
     sketch_of,
 )
-
-Mask = Callable[[Any], jax.Array | Mapping[str, jax.Array]]
 
 
 def collect(
@@ -79,10 +79,9 @@ def collector(
 
     def measure(params: Any, batch: Any) -> dict[str, Statistics]:
         _, taps = tapped(params, batch)
-        keep = None if mask is None else mask(batch)
-        each = keep if isinstance(keep, Mapping) else dict.fromkeys(taps, keep)
+        keep = masks_by_module(mask, batch, taps)
         return {
-            name: _of_batch(name, x, each.get(name), sketch) for name, x in taps.items()
+            name: _of_batch(name, x, keep[name], sketch) for name, x in taps.items()
         }
 
     @partial(jax.jit, donate_argnums=0)

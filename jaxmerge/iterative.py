@@ -1,6 +1,6 @@
 """IterIS (arXiv 2411.15231): RegMean that listens to the merged model, in rounds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,13 @@ from jaxmerge import linalg
 from jaxmerge.linear import concatenate, weigh
 from jaxmerge.mapping import map_modules
 from jaxmerge.models.adapt import Apply, with_taps, with_updates
-from jaxmerge.moments import Moments, check_mask, counted_rows
+from jaxmerge.moments import (
+    Mask,
+    Moments,
+    check_mask,
+    counted_rows,
+    masks_by_module,
+)
 from jaxmerge.regression import least_squares_rows
 from jaxmerge.types import AdapterStack, LowRank
 from jaxmerge.updates import task_norms
@@ -34,7 +40,7 @@ def iteris(
     batches: Sequence[Iterable[Any]],
     *,
     iterations: int = 10,
-    mask: Callable[[Any], jax.Array] | None = None,
+    mask: Mask | None = None,
     base: Mapping[str, jax.Array] | None = None,
     balance: bool = True,
     mix: float = 5e-4,
@@ -124,12 +130,12 @@ def iteris(
 def _sums_of_batch(apply, mask, mix, params, own, merged, base, batch):
     _, alone = with_taps(with_updates(apply, own), own)(params, batch)
     _, together = with_taps(with_updates(apply, merged), own)(params, batch)
-    keep = None if mask is None else mask(batch)
+    keep = masks_by_module(mask, batch, own)
     sums = {}
     for name, (b, a) in own.items():
-        check_mask(name, alone[name], keep)
-        x, count = counted_rows(alone[name], keep)
-        y, _ = counted_rows(together[name], keep)
+        check_mask(name, alone[name], keep[name])
+        x, count = counted_rows(alone[name], keep[name])
+        y, _ = counted_rows(together[name], keep[name])
         x, y = x.astype(a.dtype), y.astype(a.dtype)
         y = (1 - mix) * y + mix * x
         seen = linalg.matmul(x, a.T)

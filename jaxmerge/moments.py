@@ -5,8 +5,8 @@ stand for it. Whoever needs statistics works with either, through `times_gram` a
 `spectrum`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class Sketch(NamedTuple):
 
 
 Statistics = Moments | Sketch
+Mask = Callable[[Any], jax.Array | Mapping[str, jax.Array]]  # of a batch; see `collect`
 
 
 def moments_of(inputs: jax.Array, *, mask: jax.Array | None = None) -> Moments:
@@ -93,6 +94,16 @@ def merge_moments(
     lost = first.lost + second.lost
     smaller = min(first.rows.shape[-2], second.rows.shape[-2])
     return _shrink(Sketch(count, mean, rows, lost), smaller if size is None else size)
+
+
+def masks_by_module(
+    mask: Mask | None, batch: Any, modules: Iterable[str]
+) -> dict[str, jax.Array | None]:
+    """The mask of each module's inputs for a batch, None where everything counts."""
+    found = None if mask is None else mask(batch)
+    if isinstance(found, Mapping):
+        return {name: found.get(name) for name in modules}
+    return dict.fromkeys(modules, found)
 
 
 def check_mask(name: str, inputs: jax.Array, mask: jax.Array | None) -> None:

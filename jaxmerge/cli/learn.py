@@ -47,6 +47,11 @@ class Method(StrEnum):
     adamerging = "adamerging"
 
 
+class Loss(StrEnum):
+    entropy = "entropy"
+    null_space = "null-space"
+
+
 class Objective(StrEnum):
     tchebycheff = "tchebycheff"
     tchebycheff_absolute = "tchebycheff-absolute"
@@ -72,6 +77,13 @@ def learn(
             "--shared", help="One coefficient of a task for all modules (AdaMerging)."
         ),
     ] = False,
+    loss: Annotated[
+        Loss,
+        typer.Option(
+            help="Of each task: entropy of its predictions, or the share of the inputs "
+            "that its adapter no longer sees (NSC), which needs no heads."
+        ),
+    ] = Loss.entropy,
     initial: Annotated[
         float | None,
         typer.Option(help="Every coefficient at the start; 0.4, AdaMerging 0.3."),
@@ -121,8 +133,9 @@ def learn(
     """Learn how to merge adapters, from inputs without labels.
 
     Coefficients are fitted through the base model so that the merged model is sure of
-    its predictions on every task. If the command is stopped, the same command goes on
-    from the last checkpoint. Exit code 1 if the fit diverges.
+    its predictions on every task, or that every adapter still sees its inputs. If the
+    command is stopped, the same command goes on from the last checkpoint. Exit code 1
+    if the fit diverges.
     """
     from jaxmerge.io.staging import check_target
 
@@ -151,6 +164,7 @@ def learn(
             method=method.value,
             pico=pico,
             shared=shared,
+            loss=loss.value,
             initial=initial,
             objective=objective and objective.value,
             preference=tuple(given),
@@ -168,9 +182,12 @@ def learn(
         names=names,
         text_heads=text_heads,
         max_length=max_length,
+        with_heads=loss is Loss.entropy,
     )
     with refusing_bad_input():
-        recipe = replace(asked, logit_scale=model.scale(logit_scale))
+        recipe = asked
+        if loss is Loss.entropy:
+            recipe = replace(asked, logit_scale=model.scale(logit_scale))
     files = files_read(model, data, unlabeled, text_heads)
     place = Path(os.path.abspath(out))
     with refusing_bad_input():
@@ -204,7 +221,7 @@ def learn(
     document = {
         "recipe": record,
         "adapters": list(adapters.names),
-        **summary(adapters.names, outcome),
+        **summary(recipe, adapters.names, outcome),
         "seconds": round(time.perf_counter() - clock, 3),
         "bytes": sum((out / name).stat().st_size for name in report.files),
         "notes": list(unlabeled.notes),
@@ -230,7 +247,7 @@ def _learn(
 
         def report(progress: "Progress") -> None:
             nonlocal done
-            advance(progress.step - done, title=title(adapters.names, progress))
+            advance(progress.step - done, title=title(recipe, adapters.names, progress))
             done = progress.step
 
         try:

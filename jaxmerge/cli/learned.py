@@ -10,23 +10,26 @@ if TYPE_CHECKING:
     from jaxmerge.io import SaveReport
     from jaxmerge.learning import Outcome, Recipe
 
+_LOSSES = {"entropy": "entropy", "null-space": "null_space_ratio"}
 _AVERAGED = 10  # steps at the start and at the end of the history
 
 
-def title(tasks: Sequence[str], progress: "Progress") -> str:
+def title(recipe: "Recipe", tasks: Sequence[str], progress: "Progress") -> str:
     """The last step that was seen, for a progress bar."""
     objective, losses = (values[-1] for values in progress.history)
     pairs = zip(tasks, losses, strict=True)
     each = ", ".join(f"{task} {loss:.3f}" for task, loss in pairs)
-    return f"objective {objective:.4f}, entropy {each}"
+    return f"objective {objective:.4f}, {recipe.loss} {each}"
 
 
-def summary(tasks: Sequence[str], outcome: "Outcome") -> dict[str, Any]:
-    """Objective and entropies as JSON values, means over some steps."""
+def summary(
+    recipe: "Recipe", tasks: Sequence[str], outcome: "Outcome"
+) -> dict[str, Any]:
+    """Objective and losses as JSON values, means over some steps."""
     losses = zip(tasks, outcome.anchors, outcome.history.losses.T, strict=True)
     return {
         "objective": _ends(outcome.history.objective),
-        "entropy": {
+        _LOSSES[recipe.loss]: {
             task: {"alone": alone, **_ends(values)} for task, alone, values in losses
         },
     }
@@ -49,9 +52,9 @@ def lines(recipe: "Recipe", report: "SaveReport", document: dict[str, Any]):
     yield f"  learned   {recipe.method}{on}, {steps}"
     ends = document["objective"]
     yield f"  objective {recipe.objective}, {ends['first']:.4f} to {ends['last']:.4f}"
-    for task, found in document["entropy"].items():
+    for task, found in document[_LOSSES[recipe.loss]].items():
         yield (
-            f"  entropy   {task}: {found['first']:.4f} to {found['last']:.4f}, "
+            f"  {recipe.loss:<9} {task}: {found['first']:.4f} to {found['last']:.4f}, "
             f"{found['alone']:.4f} with its own adapter alone"
         )
     yield from written_lines(report, document)

@@ -33,10 +33,15 @@ def read_model_inputs(
     text_heads: Path | None = None,
     max_length: int | None = None,
     limit: int | None = None,
+    with_heads: bool = True,
 ) -> ModelInputs:
-    """Reads everything, and refuses what does not belong together."""
+    """Reads everything, and refuses what does not belong together.
+
+    Without heads nothing is asked of them, and their mapping is empty.
+    """
     from jaxmerge import io
     from jaxmerge.learning import load_base, load_unlabeled, task_heads
+    from jaxmerge.learning.heads import check_saved
     from jaxmerge.learning.run import check_fit
 
     with console.progress("reading", 3) as advance, refusing_bad_input():
@@ -48,7 +53,11 @@ def read_model_inputs(
         unlabeled = load_unlabeled(
             data, adapters.names, model, max_length=max_length, limit=limit
         )
-        heads = task_heads(model, adapters, text_heads)
+        if with_heads:
+            heads = task_heads(model, adapters, text_heads)
+        else:
+            check_saved(adapters, model.head_module)
+            heads = {}
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled)

@@ -1,6 +1,6 @@
 """Losses without labels, heads or logits: what the adapters no longer see (NSC)."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxmerge.fitting.step import Losses, Updates, check_tasks
 from jaxmerge.models.adapt import Apply, with_taps, with_updates
+from jaxmerge.moments import Mask, masks_by_module
 from jaxmerge.objectives import null_space_ratio, row_basis
 from jaxmerge.types import AdapterStack
 
@@ -18,7 +19,7 @@ def null_space_ratios(
     stacks: Mapping[str, AdapterStack],
     *,
     modules: Collection[str] | None = None,
-    mask: Callable[[Any], jax.Array] | None = None,
+    mask: Mask | None = None,
     merged: bool | None = None,
 ) -> Losses:
     """NSC's loss of each task (arXiv 2603.26317), for `fit` on any kind of model.
@@ -33,8 +34,7 @@ def null_space_ratios(
       stacks: module -> adapters.
       modules: which of them are measured; all unless given. The paper takes the last
         quarter of the blocks. Coefficients behind the last one never change.
-      mask: inputs -> bool, of the leading shape of a module's inputs; True for tokens
-        that count. All do unless given.
+      mask: which tokens of a batch count, as for `jaxmerge.collect`.
       merged: see `jaxmerge.models.with_updates`; by default the faster of the two.
 
     Returns:
@@ -55,9 +55,9 @@ def null_space_ratios(
         _, taps = with_taps(with_updates(apply, updates, merged=merged), own)(
             params, inputs
         )
-        visible = None if mask is None else mask(inputs)
+        visible = masks_by_module(mask, inputs, own)
         ratios = [
-            null_space_ratio(taps[name], bases[name][index], mask=visible)
+            null_space_ratio(taps[name], bases[name][index], mask=visible[name])
             for name in own
         ]
         return jnp.mean(jnp.stack(ratios))

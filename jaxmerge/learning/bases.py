@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +19,11 @@ from jaxmerge.models import (
     load_llama,
     load_vision,
     vision_apply,
+    with_taps,
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.moments import Mask
 from jaxmerge.types import LowRank
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -126,6 +128,26 @@ def refuse_biases(adapters: Adapters) -> None:
             f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
             "added to the base model here; train without lora_bias"
         )
+
+
+def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
+    """Which inputs of some layers count, as for `jaxmerge.collect`: no padding.
+
+    Args:
+      base: the model; only traced.
+      inputs: what it reads, [N, ...].
+      modules: names of layers; those after the pooling see no padding.
+    """
+    if base.inputs != "texts":
+        return None
+    _, taps = shape_of(with_taps(base.apply, modules), base.params, inputs)
+    batch_and_tokens = len(inputs["attention_mask"].shape)
+    per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
+
+    def mask(batch: Any) -> dict[str, jax.Array]:
+        return dict.fromkeys(per_token, batch["attention_mask"].astype(bool))
+
+    return mask
 
 
 def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:

@@ -8,11 +8,16 @@ import numpy as np
 
 from jaxmerge.collection import collector
 from jaxmerge.io import Adapters
-from jaxmerge.learning.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.learning.bases import (
+    Base,
+    check_layers,
+    refuse_biases,
+    token_mask,
+)
 from jaxmerge.learning.heads import check_saved
 from jaxmerge.learning.texts import cropped
 from jaxmerge.learning.unlabeled import Unlabeled
-from jaxmerge.models import linear_layers, with_taps, with_updates
+from jaxmerge.models import linear_layers, with_updates
 from jaxmerge.moments import Statistics
 from jaxmerge.types import LowRank
 
@@ -57,24 +62,18 @@ def measure(
         check_layers(base, adapters, inputs)
         check_saved(adapters, base.head_module)
         refuse_biases(adapters)
-    _, taps = shape_of(with_taps(base.apply, modules), base.params, inputs)
-    per_token = [module for module in modules if taps[module].ndim == _TOKENS]
 
     def apply(params: Any, inputs: Any) -> Any:
         params, updates = params
         return with_updates(base.apply, updates)(params, inputs)
 
-    def mask(inputs: Any) -> dict[str, jax.Array]:
-        return dict.fromkeys(per_token, inputs["attention_mask"].astype(bool))
-
-    texts = base.inputs == "texts"
-    collect = collector(
-        apply, modules=modules, mask=mask if texts else None, sketch=sketch
-    )
+    mask = token_mask(base, inputs, modules)
+    collect = collector(apply, modules=modules, mask=mask, sketch=sketch)
 
     def of_task(task: str) -> dict[str, Statistics]:
         own = unlabeled.inputs[task]
-        batches = _by_length(own, batch) if texts else _in_order(own, batch)
+        by_length = base.inputs == "texts"
+        batches = _by_length(own, batch) if by_length else _in_order(own, batch)
         if report is not None:
             batches = _reported(batches, lambda count: report(task, count))
         statistics = collect((base.params, _updates(adapters, task)), batches)
@@ -111,9 +110,6 @@ def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> 
                 f"{', '.join(known)}"
             )
     return sorted(x for x in layers if any(_ends(x, ending) for ending in endings))
-
-
-_TOKENS = 3  # axes of inputs [B, S, n]; pooled ones are [B, n]
 
 
 def _ends(layer: str, ending: str) -> bool:

@@ -33,6 +33,7 @@ METHODS = {
     "adamerging": Published(adamerging, 0.3, "linear", "adam"),
 }
 OPTIMIZERS = {"adam": optax.adam, "adamw": partial(optax.adamw, weight_decay=0.01)}
+LOSSES = ("entropy", "null-space")  # of each task
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
 
 
@@ -44,6 +45,8 @@ class Recipe:
       method: one of `METHODS`.
       pico: learn on the directions that `jaxmerge.calibrate` gives.
       shared: one phi for all modules, as in task-wise AdaMerging.
+      loss: one of `LOSSES`: entropy of the predictions, or `null_space_ratios`, which
+        needs no head.
       initial: every coefficient at the start; by default the method's published one.
       objective: one of `OBJECTIVES`; by default the method's published one.
       preference: rho, one for each adapter, of sum 1; None for equal ones.
@@ -52,13 +55,14 @@ class Recipe:
       steps: of the optimiser.
       batch: inputs of each task in a step.
       seed: of the batches.
-      logit_scale: multiplies the logits before the softmax.
+      logit_scale: multiplies the logits before the softmax of the entropy.
       accumulate: one task's activations in memory at a time.
     """
 
     method: str
     pico: bool = False
     shared: bool = False
+    loss: str = "entropy"
     initial: float | None = None
     objective: str | None = None
     preference: tuple[float, ...] | None = None
@@ -84,6 +88,8 @@ class Recipe:
             raise ValueError(
                 f"objective {self.objective!r} is not one of {', '.join(OBJECTIVES)}"
             )
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss {self.loss!r} is not one of {', '.join(LOSSES)}")
         if not math.isfinite(self.initial):
             raise ValueError(f"initial {self.initial}: expected a finite number")
         for name in ("alpha", "rate", "logit_scale"):
@@ -116,6 +122,8 @@ class Recipe:
         record = {"learned": record.pop("method"), **record}
         if self.objective == "linear":
             del record["alpha"]
+        if self.loss != "entropy":
+            del record["logit_scale"]
         if self.preference is not None:
             record["preference"] = list(self.preference)
         return record

@@ -7,10 +7,23 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.fitting import Progress, entropies, fit, single_adapter_losses
+from jaxmerge.fitting import (
+    Progress,
+    entropies,
+    fit,
+    null_space_ratios,
+    single_adapter_losses,
+)
 from jaxmerge.fitting.loop import History
+from jaxmerge.fitting.step import Losses
 from jaxmerge.io import Adapters
-from jaxmerge.learning.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.learning.bases import (
+    Base,
+    check_layers,
+    refuse_biases,
+    shape_of,
+    token_mask,
+)
 from jaxmerge.learning.heads import head_shape
 from jaxmerge.learning.recipe import Recipe
 from jaxmerge.learning.unlabeled import Unlabeled
@@ -48,14 +61,14 @@ def learn(
 ) -> Outcome:
     """Fits the coefficients of a recipe.
 
-    The anchors are mean entropies over the first 8 batches. A fit that was stopped goes
+    The anchors are mean losses over the first 8 batches. A fit that was stopped goes
     on from its last checkpoint in ``work`` and ends with the same bits.
 
     Args:
       recipe: how.
       base: the model.
       adapters: T adapters of it.
-      heads: task -> head, see `task_heads`.
+      heads: task -> head, see `task_heads`; not used where the loss needs none.
       unlabeled: inputs of every task.
       work: keeps the checkpoints.
       report: see `jaxmerge.fit`.
@@ -63,7 +76,7 @@ def learn(
     Raises:
       FloatingPointError: a loss or its gradient is not finite; names task and step.
     """
-    losses = entropies(base.apply, base.logits, heads, logit_scale=recipe.logit_scale)
+    losses = _losses(recipe, base, adapters, heads, unlabeled)
     stream = {"size": recipe.batch, "seed": recipe.seed}
     anchors = work.anchors
     if anchors is None:
@@ -94,6 +107,20 @@ def learn(
     return Outcome(fitted.updates, phis, fitted.history, anchors)
 
 
+def _losses(
+    recipe: Recipe,
+    base: Base,
+    adapters: Adapters,
+    heads: Mapping[str, Any],
+    unlabeled: Unlabeled,
+) -> Losses:
+    if recipe.loss == "entropy":
+        return entropies(base.apply, base.logits, heads, logit_scale=recipe.logit_scale)
+    some = next(iter(unlabeled.inputs.values()))
+    mask = token_mask(base, some, list(adapters.stacks))
+    return null_space_ratios(base.apply, adapters.names, adapters.stacks, mask=mask)
+
+
 def check_fit(
     base: Base, adapters: Adapters, heads: Mapping[str, Any], unlabeled: Unlabeled
 ) -> None:
@@ -103,10 +130,10 @@ def check_fit(
       ValueError: names the module and the nearest names, or the head.
     """
     refuse_biases(adapters)
+    inputs = next(iter(unlabeled.inputs.values()))
+    check_layers(base, adapters, inputs)
     for task, head in heads.items():
-        inputs = unlabeled.inputs[task]
-        check_layers(base, adapters, inputs)
-        features = shape_of(base.apply, base.params, inputs)
+        features = shape_of(base.apply, base.params, unlabeled.inputs[task])
         _, width = head_shape(head)
         if width != features.shape[-1]:
             raise ValueError(

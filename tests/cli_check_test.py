@@ -16,7 +16,7 @@ from learn_samples import TASKS, WIDTH, WORDS
 from experiments.nli6.data import minilm_folder
 from jaxmerge import io
 from jaxmerge.learning import load_base, load_unlabeled
-from jaxmerge.learning.alone import Predictions, sign_test, standing
+from jaxmerge.learning.baseline import Predictions, sign_test, standing
 from jaxmerge.learning.images import read_images
 from jaxmerge.learning.texts import cropped
 from jaxmerge.models import add_to_params

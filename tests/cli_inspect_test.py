@@ -1,16 +1,14 @@
 """``jaxmerge inspect`` on several adapters: numbers, verdict, plots and the page."""
 
-import json
 import re
 import shutil
-import subprocess
 import sys
-from html.parser import HTMLParser
 
 import io_samples as samples
 import numpy as np
 import pytest
 from cli_samples import document, refuse, succeed, three, updates_of
+from page_samples import Parsed, browse, needs_browser
 
 from jaxmerge import io
 from jaxmerge.cli import verdict
@@ -22,10 +20,6 @@ PLOTS = {
     *("effective_rank", "overlap", "overlap_b", "overlap_a", "spectrum", "energy"),
     *("sign_conflict", "cosine"),
 }
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -251,36 +245,6 @@ def test_layers_are_in_the_order_of_their_numbers():
 # --- page --------------------------------------------------------------------------
 
 
-class Parsed(HTMLParser):
-    """Tags with their attributes, and the text of the cells of all tables."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.tables, self.open = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "source"):
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
 def test_the_page_is_complete_and_needs_no_network(report):
     out, found = report
     text = (out / "page.html").read_text(encoding="utf-8")
@@ -328,57 +292,10 @@ def test_dark_plots_differ_from_light_ones(folders):
     assert render(plot.draw) != render(plot.draw, DARK)
 
 
-PROBE = """
-<script>
-addEventListener("load", () => {
-  const heads = document.querySelectorAll("table")[1].tHead.rows[0].cells;
-  const column = () =>
-    [...document.querySelectorAll("table")[1].tBodies[0].rows].map(
-      (row) => +row.cells[1].dataset.value);
-  heads[1].querySelector("button").click();
-  const up = column();
-  heads[1].querySelector("button").click();
-  parent.postMessage(JSON.stringify({
-    width: innerWidth,
-    needed: document.documentElement.scrollWidth,
-    tables: document.querySelectorAll("table").length,
-    images: [...document.images].map((x) => [x.naturalWidth, x.clientWidth]),
-    up,
-    down: column(),
-    sort: heads[1].getAttribute("aria-sort"),
-  }), "*");
-});
-</script>
-"""
-
-
-FRAME = """
-<body><script>
-addEventListener("message", (event) => document.body.dataset.probe = event.data);
-</script><iframe src="probed.html" width="{width}" height="900" style="border: 0">
-</iframe></body>
-"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_at_any_width(report, tmp_path, width):
-    text = (report[0] / "page.html").read_text(encoding="utf-8")
-    probed = tmp_path / "probed.html"
-    probed.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    frame = tmp_path / "frame.html"  # windows themselves have a smallest width
-    frame.write_text(FRAME.format(width=width), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=9000"]
-    done = subprocess.run(
-        [BROWSER, *options, frame.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    (body,) = Parsed(done.stdout).all("body")
-    seen = json.loads(body["data-probe"])
+    seen = browse(report[0] / "page.html", tmp_path, width)
     assert seen["width"] == width
     assert seen["needed"] <= width  # tables scroll by themselves, the page does not
     assert seen["tables"] == 3

@@ -10,6 +10,7 @@ from jaxmerge.cli import (
     collect,
     convert,
     demo,
+    inspection,
     learn,
     look,
     merge,
@@ -46,7 +47,7 @@ def options(
 
 
 for command in (
-    *(merge.merge, collect.collect, learn.learn, look.plan, look.inspect),
+    *(merge.merge, collect.collect, learn.learn, look.plan, inspection.inspect),
     *(check.check, convert.convert, verify.verify, methods.methods, demo.demo),
 ):
     app.command()(command)

@@ -169,7 +169,7 @@ def _notes(found: Mapping[str, "Standing"]) -> Iterator[str]:
 def _verdict(found: Mapping[str, "Standing"]) -> str:
     """Who got which verdict.
 
-    >>> from jaxmerge.learning.alone import Standing
+    >>> from jaxmerge.learning.baseline import Standing
     >>> zero = Standing(8, False, 0.1, 0.1, 1.0, None)
     >>> _verdict({"cars": zero, "dtd": zero._replace(changes=True)})
     'does nothing: cars; no labels: dtd'

@@ -125,29 +125,46 @@ def curves(
     return draw
 
 
-def heat_map(values: np.ndarray, names: Sequence[str], *, top: float) -> Draw:
-    """A matrix [T, T], with numbers in its cells while they fit.
+def heat_map(
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    top: float,
+    columns: Sequence[str] | None = None,
+) -> Draw:
+    """A matrix, with numbers in its cells while they fit.
 
     Args:
       values: NaN where there is nothing to show.
-      names: of rows and columns.
+      names: of rows and, unless these have their own, of columns.
+      columns: names of columns that are not those of the rows.
       top: value of the brightest colour; the darkest is 0, or the least value below.
     """
     top = max(top, 1e-3)
     low = min(float(np.nanmin(values, initial=0.0)), 0.0)
+    square, columns = columns is None, names if columns is None else columns
+    widest, step = max(map(len, (names, columns))), -(-len(columns) // (2 * _TICKS))
 
     def draw(axes: "Axes", theme: Theme) -> None:
         from matplotlib import colormaps
 
         colours = colormaps["cividis"].with_extremes(bad=theme.faint)
-        image = axes.imshow(values, cmap=colours, vmin=low, vmax=top)
-        axes.set_xticks(range(len(names)), [_start(name) for name in names])
+        image = axes.imshow(
+            values,
+            cmap=colours,
+            vmin=low,
+            vmax=top,
+            aspect="equal" if square else "auto",
+        )
+        labels = [(_start if square else _end)(name) for name in columns]
+        axes.set_xticks(range(len(columns))[::step], labels[::step])
         axes.set_yticks(range(len(names)), [_start(name) for name in names])
-        _slant(axes)
+        if square or max(map(len, labels)) > 3:
+            _slant(axes)
         axes.tick_params(length=0, labelsize=10)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        if len(names) <= _LABELLED:
+        if widest <= _LABELLED:
             for i, j in np.argwhere(np.isfinite(values)):
                 bright = (values[i, j] - low) / (top - low) > 0.5
                 axes.text(
@@ -156,7 +173,7 @@ def heat_map(values: np.ndarray, names: Sequence[str], *, top: float) -> Draw:
                     f"{round(values[i, j], 2) + 0:.2f}",
                     ha="center",
                     va="center",
-                    fontsize=11 if len(names) <= 5 else 9,
+                    fontsize=11 if widest <= 5 else 9,
                     color=_ON_CELLS[bool(bright)],
                 )
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)

@@ -1,4 +1,4 @@
-"""``jaxmerge plan`` and ``jaxmerge inspect``: what adapters are, before any merge."""
+"""``jaxmerge plan``: what a merge would meet, from headers alone."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -10,7 +10,6 @@ import typer
 from jaxmerge.cli.console import Console, size, span, table
 from jaxmerge.cli.errors import CommandError, as_flags
 from jaxmerge.cli.options import Folders, Json, Quiet, task_names, with_read_options
-from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.cli.recipe import Recipe
@@ -129,111 +128,3 @@ def _coverage_table(found: "Plan") -> Any:
         rows.append((f"{leaf} {shape[0]}x{shape[1]}", kind, *cells, total))
     names = [adapter.name for adapter in found.adapters]
     return table(("modules", "kind", *names, "total rank>"), rows)
-
-
-@with_read_options
-def inspect(
-    *,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="ADAPTER...",
-            help="PEFT folders, or one orbax checkpoint of jaxmerge.",
-        ),
-    ],
-    read: dict[str, Any],
-    modules: Annotated[
-        bool, typer.Option("--modules", help="One line for each module.")
-    ] = False,
-    plots: Annotated[
-        Path | None, typer.Option("--plots", help="Folder for plots, as PNG.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="One page with tables and plots.")
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the page and the plots.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Show norms and spectra, and what several adapters have in common."""
-    from jaxmerge.cli.report import check_outputs, write_page, write_plots
-
-    check_outputs(plots, html, force=force)
-    start_jax()
-    from jaxmerge.cli.spectra import summarize
-
-    console = Console(as_json=as_json, quiet=quiet)
-    stored = _load(paths, read)
-    tasks = summarize(stored)
-    found = _findings(stored)
-    if found is None and (plots or html):
-        raise CommandError("plots and pages need at least two adapters to compare")
-    document = {
-        "paths": [str(path) for path in paths],
-        "tasks": [task.to_json() for task in tasks],
-        "diagnostics": None,
-    }
-    if found is not None:
-        from jaxmerge.cli import verdict
-
-        said = verdict.of_all(found.pairs)
-        document["diagnostics"] = {"verdict": said, **found.to_json()}
-        if plots is not None:
-            document["plots"] = [str(path) for path in write_plots(found, plots)]
-        if html is not None:
-            document["html"] = str(write_page(found, tasks, said, html))
-
-    def lines():
-        for task in tasks:
-            yield f"{task.name}: {len(task.modules)} modules, norm {task.norm:.4g}"
-            if task.base_model or task.dtype:
-                yield f"  of {task.base_model or 'an unnamed base'}, {task.dtype}"
-            yield task.table(each=modules)
-        if found is not None:
-            from jaxmerge.cli.comparison import module_table, pair_table
-
-            yield ""
-            yield f"{len(found.tasks)} adapters together"
-            yield module_table(found, each=modules)
-            yield ""
-            yield pair_table(found)
-            yield ""
-            yield f"verdict: {said}"
-        yield from (f"wrote {path}" for path in document.get("plots", ()))
-        yield from (f"wrote {path}" for path in [document.get("html")] if path)
-
-    console.result(document, lines)
-
-
-def _load(paths: list[Path], read: dict[str, Any]) -> Any:
-    from jaxmerge import io
-    from jaxmerge.cli.stored import is_orbax, load_stored
-
-    if len(paths) == 1:
-        return load_stored(paths[0], read)
-    for path in paths:
-        if is_orbax(path):
-            raise CommandError(
-                f"{path} is an orbax checkpoint; look at one at a time, "
-                "or convert its adapters to PEFT folders"
-            )
-    if read["heads"] == "error":  # nothing is merged, so no policy is needed
-        read = {**read, "heads": "keep"}
-    return io.load_peft(paths, **read)
-
-
-def _findings(stored: Any) -> Any:
-    """Diagnostics of adapters that can be compared; None for one, or for merges."""
-    from jaxmerge.cli.findings import find
-    from jaxmerge.io import Adapters
-    from jaxmerge.types import AdapterStack
-
-    if isinstance(stored, Adapters):
-        names, stacks = stored.names, stored.stacks
-    else:
-        stacks = {m: v for m, v in stored.items() if isinstance(v, AdapterStack)}
-        count = max((len(stack.ranks) for stack in stacks.values()), default=0)
-        names = tuple(f"task {task}" for task in range(count))
-    return find(names, stacks) if len(names) > 1 else None

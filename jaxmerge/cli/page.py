@@ -1,22 +1,25 @@
 """The report as one HTML page that needs no other file and no network."""
 
-import base64
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from jaxmerge import __version__
-from jaxmerge.cli.comparison import CELLS, shown
+from jaxmerge.cli.comparison import CELLS
 from jaxmerge.cli.console import span
-from jaxmerge.cli.drawing import DARK, LIGHT, Theme, render
 from jaxmerge.cli.findings import Findings
+from jaxmerge.cli.page_blocks import Row, figure, meanings, numbers, section, table
 from jaxmerge.cli.page_parts import SCRIPT, STYLE
-from jaxmerge.cli.plots import Plot, layers, plots_of
+from jaxmerge.cli.page_reactions import MEANINGS, reactions_part
+from jaxmerge.cli.plots import Plot, layers
 from jaxmerge.cli.spectra import TaskSummary
 from jaxmerge.cli.verdict import of_pair
 
-Row = Sequence[str | float | None]
+if TYPE_CHECKING:
+    from jaxmerge.learning import Reactions
 
+_VERDICTS = ("Verdict", "Verdict through the base model")
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'"
@@ -65,25 +68,42 @@ _MEANINGS = (
 )
 
 
-def page(found: Findings, tasks: Sequence[TaskSummary], verdict: str) -> str:
+def page(
+    found: Findings,
+    tasks: Sequence[TaskSummary],
+    verdicts: Sequence[str],
+    plots: Sequence[Plot],
+    reactions: "Reactions | None" = None,
+) -> str:
     """The page.
 
     Args:
       found: diagnostics.
       tasks: what each adapter is.
-      verdict: one line.
+      verdicts: a line about the adapters, and one about the reactions.
+      plots: all of them.
+      reactions: of the losses, where there is a model.
     """
-    plots = plots_of(found)
     total = [(title, cell(found.total)) for title, cell in CELLS]
     names = escape(", ".join(found.tasks))
+    terms, through_model = _MEANINGS, ""
+    if reactions is not None:
+        terms = (*_MEANINGS, *MEANINGS)
+        content = reactions_part(reactions)
+        through_model = section("reactions", "Through the base model", content)
     sections = [
-        _section("adapters", "Adapters", _table("adapters", *_adapters(tasks))),
-        _section("total", "In total", _summary(total)),
-        _section("pairs", "Pair by pair", _table("pairs", *_pairs(found))),
-        _section("plots", "Plots", "".join(map(_figure, plots))),
-        _section("modules", "Module by module", _table("modules", *_modules(found))),
-        _section("meaning", "What the numbers mean", _meanings()),
+        section("adapters", "Adapters", table("adapters", *_adapters(tasks))),
+        section("total", "In total", numbers(_named(total))),
+        section("pairs", "Pair by pair", table("pairs", *_pairs(found))),
+        through_model,
+        section("plots", "Plots", "".join(map(figure, plots))),
+        section("modules", "Module by module", table("modules", *_modules(found))),
+        section("meaning", "What the numbers mean", meanings(terms)),
     ]
+    said = "".join(
+        f'<p class="verdict"><strong>{title}</strong> {escape(line)}</p>\n'
+        for title, line in zip(_VERDICTS, verdicts, strict=False)
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -98,8 +118,7 @@ def page(found: Findings, tasks: Sequence[TaskSummary], verdict: str) -> str:
 <header>
 <h1>Adapters before a merge</h1>
 <p>{len(found.tasks)} adapters, {len(found.modules)} modules: {names}</p>
-<p class="verdict"><strong>Verdict</strong> {escape(verdict)}</p>
-</header>
+{said}</header>
 <main>
 {"".join(sections)}</main>
 <footer><p>jaxmerge {__version__}, jaxmerge inspect</p></footer>
@@ -109,27 +128,12 @@ def page(found: Findings, tasks: Sequence[TaskSummary], verdict: str) -> str:
 """
 
 
-def _section(name: str, title: str, content: str) -> str:
-    return (
-        f'<section aria-labelledby="{name}-title">\n'
-        f'<h2 id="{name}-title">{escape(title)}</h2>\n{content}\n</section>\n'
-    )
-
-
-def _summary(numbers: Iterable[tuple[str, float | None]]) -> str:
-    items = "".join(
-        f"<div><dt>{escape(title)}</dt><dd>{shown(value)}</dd></div>"
-        for title, value in _named(numbers)
-    )
-    return f'<dl class="numbers">{items}</dl>'
-
-
 def _named(
-    numbers: Iterable[tuple[str, float | None]],
+    values: Sequence[tuple[str, float | None]],
 ) -> list[tuple[str, float | None]]:
     """Titles that stand alone: 'random' after 'overlap B' becomes 'random B'."""
     named, last = [], ""
-    for title, value in numbers:
+    for title, value in values:
         alone = {"random": f"random {last[-1:]}", "with pico": f"{last} with pico"}
         named.append((alone.get(title, title), value))
         last = title
@@ -165,7 +169,7 @@ def _pairs(found: Findings) -> tuple[Sequence[str], list[Row]]:
 
 
 def _modules(found: Findings) -> tuple[Sequence[str], list[Row]]:
-    titles = [title for title, _ in _named((title, None) for title, _ in CELLS)]
+    titles = [title for title, _ in _named([(title, None) for title, _ in CELLS])]
     stem = _common_stem(list(found.modules))
     rows: list[Row] = [
         (name.removeprefix(stem), *(cell(found.modules[name]) for _, cell in CELLS))
@@ -184,45 +188,3 @@ def _common_stem(names: Sequence[str]) -> str:
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
     return "".join(f"{level[0]}." for level in same)
-
-
-def _table(caption: str, columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """A table that can be sorted by any column; it scrolls by itself on a phone."""
-    head = "".join(
-        f'<th scope="col"><button type="button">{escape(column)}</button></th>'
-        for column in columns
-    )
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
-    text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else None
-    sorted_by = "" if value is None else f' data-value="{value:.9g}"'
-    return f'<td class="number"{sorted_by}>{text or shown(value)}</td>'
-
-
-def _figure(plot: Plot) -> str:
-    return (
-        "<figure><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data(plot, DARK)}">'
-        f'<img src="{_data(plot, LIGHT)}" alt="{escape(plot.alt)}" '
-        'width="800" height="592">'
-        f"</picture><figcaption><strong>{escape(plot.title)}</strong> "
-        f"<span>compare {escape(plot.source)}</span></figcaption></figure>\n"
-    )
-
-
-def _data(plot: Plot, theme: Theme) -> str:
-    encoded = base64.b64encode(render(plot.draw, theme)).decode("ascii")
-    return f"data:image/png;base64,{encoded}"
-
-
-def _meanings() -> str:
-    items = "".join(f"<dt>{term}</dt><dd>{says}</dd>" for term, says in _MEANINGS)
-    return f'<dl class="meanings">{items}</dl>'

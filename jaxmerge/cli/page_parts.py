@@ -19,6 +19,7 @@ body {
 }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 0.75rem; }
+h3 { font-size: 1rem; margin: 1.25rem 0 0.5rem; }
 header p { margin: 0.25rem 0; color: var(--soft); }
 header .verdict {
   margin: 1rem 0; padding: 0.75rem 1rem; border-left: 0.3rem solid var(--accent);

@@ -8,7 +8,9 @@ from jaxmerge.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from jaxmerge.cli.findings import Findings
+    from jaxmerge.cli.plots import Plot
     from jaxmerge.cli.spectra import TaskSummary
+    from jaxmerge.learning import Reactions
 
 
 def check_outputs(plots: Path | None, html: Path | None, *, force: bool) -> None:
@@ -30,14 +32,15 @@ def check_outputs(plots: Path | None, html: Path | None, *, force: bool) -> None
             raise CommandError(f"{html} exists already; pass --force or another name")
 
 
-def write_plots(found: "Findings", folder: Path) -> list[Path]:
+def write_plots(
+    found: "Findings", folder: Path, reactions: "Reactions | None" = None
+) -> list[Path]:
     """Writes every plot as PNG; gives their paths."""
     from jaxmerge.cli.drawing import render
-    from jaxmerge.cli.plots import plots_of
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for plot in plots_of(found):
+    for plot in _plots(found, reactions):
         path = folder / f"{plot.name}.png"
         path.write_bytes(render(plot.draw))
         written.append(path)
@@ -45,11 +48,24 @@ def write_plots(found: "Findings", folder: Path) -> list[Path]:
 
 
 def write_page(
-    found: "Findings", tasks: Sequence["TaskSummary"], verdict: str, path: Path
+    found: "Findings",
+    tasks: Sequence["TaskSummary"],
+    verdicts: Sequence[str],
+    path: Path,
+    reactions: "Reactions | None" = None,
 ) -> Path:
     """Writes the page; gives its path."""
     from jaxmerge.cli.page import page
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(found, tasks, verdict), encoding="utf-8")
+    plots = _plots(found, reactions)
+    text = page(found, tasks, verdicts, plots, reactions)
+    path.write_text(text, encoding="utf-8")
     return path
+
+
+def _plots(found: "Findings", reactions: "Reactions | None") -> list["Plot"]:
+    from jaxmerge.cli.plots import plots_of
+    from jaxmerge.cli.reaction_plots import reaction_plots
+
+    return [*plots_of(found), *([] if reactions is None else reaction_plots(reactions))]

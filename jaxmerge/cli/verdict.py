@@ -8,17 +8,27 @@ The rule compares overlaps above those of random subspaces, ``(O - E) / (1 - E)`
 * one at least `CLEARLY` times the other: that one is more shared. Shared B is the
   case that Pico was made for (arXiv 2604.16826);
 * otherwise both are about equally shared.
+
+Where there is a model, the reactions of its losses are called uneven from a condition
+number of `UNEVEN` on, and those of single tasks different from a mean misalignment of
+`APART` on.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxmerge.cli.findings import Pair
 
+if TYPE_CHECKING:
+    from jaxmerge.learning import Reactions
+
 SAME_START = 0.5
 NEAR_RANDOM = 0.02
 CLEARLY = 1.5
+UNEVEN = 3.0
+APART = 0.5
 
 
 def above(pair: Pair) -> tuple[float, float]:
@@ -61,6 +71,25 @@ def of_all(pairs: Sequence[Pair]) -> str:
     overlap = np.mean([pair.overlap_a for pair in started])
     start = f"{names} share their initial A (overlap {overlap:.2f})"
     return f"{start}; for the other pairs {_comparison(others)}"
+
+
+def of_reactions(found: "Reactions") -> str:
+    """The verdict on how the losses react to the directions of the adapters."""
+    count = len(found.tasks)
+    single = found.misalignment[:count, :count][np.triu_indices(count, 1)].mean()
+    uneven, apart = found.condition >= UNEVEN, single >= APART
+    evenly = "unevenly" if uneven else "about evenly"
+    directions = "different" if apart else "much the same"
+    then = (
+        "one coefficient for each task is coarse, learn one for each direction (tara-a)"
+        if uneven or apart
+        else "one coefficient for each task may do (adamerging)"
+    )
+    return (
+        f"losses react {evenly} to steps of the coefficients (condition number "
+        f"{found.condition:.1f}) and single tasks call for {directions} directions "
+        f"(misalignment {single:.2f}): {then}"
+    )
 
 
 def _comparison(pairs: Sequence[Pair]) -> str:

@@ -2,12 +2,14 @@
 
 `load_base` makes a pure function of a Hugging Face folder, `load_unlabeled` reads one
 file of inputs for each adapter, and `learn` fits a `Recipe` with both. `alone` measures
-each adapter against its base, with labels where `load_labels` finds them.
+each adapter against its base, with labels where `load_labels` finds them, and
+`reactions` how the losses of all tasks depend on the coefficients of a merge.
 """
 
-from jaxmerge.learning.alone import Standing, alone
+from jaxmerge.learning.baseline import Standing, alone
 from jaxmerge.learning.bases import Base, load_base
 from jaxmerge.learning.heads import task_heads
+from jaxmerge.learning.jacobian import Reactions, reactions
 from jaxmerge.learning.labels import load_labels
 from jaxmerge.learning.recipe import METHODS, OBJECTIVES, Recipe
 from jaxmerge.learning.run import Outcome, learn
@@ -18,6 +20,7 @@ __all__ = [
     "OBJECTIVES",
     "Base",
     "Outcome",
+    "Reactions",
     "Recipe",
     "Standing",
     "Unlabeled",
@@ -26,5 +29,6 @@ __all__ = [
     "load_base",
     "load_labels",
     "load_unlabeled",
+    "reactions",
     "task_heads",
 ]

@@ -1,0 +1,79 @@
+"""The part of the report that needs the base model: reactions of the losses."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxmerge.cli.page_blocks import Cell, Row, numbers, table
+from jaxmerge.cli.reactions import PREFERENCE_COLUMNS, digits, preference_rows
+
+if TYPE_CHECKING:
+    from jaxmerge.learning import Reactions
+
+MEANINGS = (
+    (
+        "entropy, alone",
+        "Mean entropy of the predictions of a task in nats: of the merge in which "
+        "every direction b aᵀ of every adapter has the same coefficient, and of the "
+        "model with the task's own adapter alone.",
+    ),
+    (
+        "slope",
+        "Norm of the task's row of J, J<sub>tk</sub> = ∂f<sub>t</sub>/∂φ<sub>k</sub> = "
+        "⟨∂f<sub>t</sub>/∂W, b<sub>k</sub> a<sub>k</sub>ᵀ⟩: the fastest that its "
+        "entropy can change with the coefficients (arXiv 2603.26299).",
+    ),
+    (
+        "condition number",
+        "Largest over smallest singular value of J: how much more the entropies "
+        "change for one step of the coefficients than for another of the same size.",
+    ),
+    (
+        "sensitivity",
+        "Norm of h(&rho;) = Jᵀ ∂ψ/∂f, the gradient in the coefficients of the "
+        "objective ψ (smooth Tchebycheff) under the preference &rho;: all weight on "
+        "one task, or all tasks alike.",
+    ),
+    (
+        "largest tenth",
+        "Share of Σ |h| in the tenth of the directions where |h| is largest; 0.1 if "
+        "all directions mattered alike.",
+    ),
+    (
+        "misalignment",
+        "1 &minus; |cos(h(&rho;₁), h(&rho;₂))|: 0 if two preferences call for the same "
+        "directions, 1 if what one calls for does nothing for the other.",
+    ),
+)
+
+
+def reactions_part(found: "Reactions") -> str:
+    """Numbers and two tables."""
+    count = len(found.tasks)
+    single = found.misalignment[:count, :count][np.triu_indices(count, 1)]
+    named = (
+        ("condition number", found.condition),
+        ("misalignment, mean of tasks", float(single.mean())),
+        ("inputs of each task", float(found.inputs)),
+        ("coefficients", found.initial),
+    )
+    rows: list[Row] = [
+        (name, *map(_number, values)) for name, *values in preference_rows(found)
+    ]
+    names = found.preferences
+    apart: list[Row] = [
+        (name, *(None if i == j else xi for j, xi in enumerate(row)))
+        for i, (name, row) in enumerate(
+            zip(names, found.misalignment.tolist(), strict=True)
+        )
+    ]
+    return (
+        f"{numbers(named)}\n<h3>Preferences</h3>\n"
+        f"{table('preferences', PREFERENCE_COLUMNS, rows)}\n"
+        "<h3>Misalignment</h3>\n"
+        f"{table('misalignment', ('preference', *names), apart)}"
+    )
+
+
+def _number(value: float | None) -> Cell:
+    return None if value is None else (digits(value), value)

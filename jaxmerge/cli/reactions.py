@@ -1,0 +1,86 @@
+"""How the losses react to the directions of adapters: as JSON and in the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmerge.cli.comparison import shown
+from jaxmerge.cli.console import table
+
+if TYPE_CHECKING:
+    from jaxmerge.learning import Reactions
+
+PREFERENCE_COLUMNS = (
+    *("preference", "entropy", "alone", "slope", "sensitivity", "largest tenth"),
+)
+
+
+def to_json(found: "Reactions") -> dict[str, Any]:
+    """As JSON values; of the sensitivities the norm in each module."""
+    preferences = found.preferences
+    return {
+        "method": "tara-a",
+        "initial": found.initial,
+        "inputs": found.inputs,
+        "condition": found.condition,
+        "singular_values": found.singular_values.tolist(),
+        "tasks": {
+            task: {"entropy": float(f), "alone": float(z), "slope": float(slope)}
+            for task, f, z, slope in zip(
+                *(found.tasks, found.losses, found.anchors, found.slopes), strict=True
+            )
+        },
+        "preferences": list(preferences),
+        "sensitivity": dict(zip(preferences, found.sizes.tolist(), strict=True)),
+        "largest_tenth": dict(zip(preferences, found.top_tenth.tolist(), strict=True)),
+        "misalignment": found.misalignment.tolist(),
+        "modules": {
+            module: np.linalg.norm(found.sensitivities[:, place], axis=1).tolist()
+            for module, place in found.modules.items()
+        },
+    }
+
+
+def preference_rows(found: "Reactions") -> list[tuple[str | float | None, ...]]:
+    """Name, entropy, entropy alone, slope, norm of h and its largest tenth."""
+    of_tasks = np.stack([found.losses, found.anchors, found.slopes], axis=1)
+    of_all: list[Sequence[float | None]] = [*of_tasks.tolist(), (None,) * 3]
+    return [
+        (name, *numbers, float(size), float(tenth))
+        for name, numbers, size, tenth in zip(
+            *(found.preferences, of_all, found.sizes, found.top_tenth), strict=True
+        )
+    ]
+
+
+def preference_table(found: "Reactions") -> Any:
+    """What moves under each preference, and how unevenly."""
+    first, *others = PREFERENCE_COLUMNS
+    return table(
+        (first, *(f"{column}>" for column in others)),
+        [(name, *map(digits, numbers)) for name, *numbers in preference_rows(found)],
+    )
+
+
+def misalignment_table(found: "Reactions") -> Any:
+    """xi between every two preferences."""
+    names = found.preferences
+    return table(
+        ("preference", *(f"{name}>" for name in names)),
+        [
+            (name, *("-" if i == j else shown(xi) for j, xi in enumerate(row)))
+            for i, (name, row) in enumerate(
+                zip(names, found.misalignment.tolist(), strict=True)
+            )
+        ],
+    )
+
+
+def digits(value: float | None) -> str:
+    """Three digits, for numbers that may be small.
+
+    >>> digits(0.0512), digits(1.5), digits(None)
+    ('0.0512', '1.50', '-')
+    """
+    return "-" if value is None else f"{value:#.3g}"

@@ -187,9 +187,9 @@ def test_full_space_is_chunked_by_itself(folders, monkeypatch):
     recipe = Recipe(parse("elect|full"))
     assert recipe._chunk(one) is None
     dense = 3 * 6 * 5 * 4
-    monkeypatch.setattr("jaxmerge.cli.recipe._DENSE_BYTES", 2 * dense)
+    monkeypatch.setattr("jaxmerge.cli.recipe._BYTES_AT_A_TIME", 2 * dense)
     assert recipe._chunk(one) == 2
-    monkeypatch.setattr("jaxmerge.cli.recipe._DENSE_BYTES", 1)
+    monkeypatch.setattr("jaxmerge.cli.recipe._BYTES_AT_A_TIME", 1)
     assert recipe._chunk(one) == 1
     assert Recipe(parse("elect|core"))._chunk(one) is None
 

@@ -93,8 +93,8 @@ class Study:
         self.exams = {
             part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
             for part, rows in (
-                ("validation", settings.validation),
-                ("test", settings.test),
+                ("validation", self.training.validation),
+                ("test", self.training.test),
             )
         }
         self.moments = cache(self._moments)

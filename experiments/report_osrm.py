@@ -70,11 +70,11 @@ def draw(path: Path, records: Records) -> None:
     """Task arithmetic over scales on validation, and every merge on test."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    compared = [
-        name
+    seeds = {
+        name: len(records.all(kind="own", start=name, part="test"))
         for name in starts(records)
-        if len(records.all(kind="own", start=name, part="test")) > 1
-    ]
+    }
+    compared = [name for name in seeds if seeds[name] == max(seeds.values())]
     for name in compared:
         _draw_curve(left, records, name)
     left.set_xlabel("scale of task arithmetic")
@@ -87,9 +87,7 @@ def draw(path: Path, records: Records) -> None:
         ]
         places = np.arange(len(MERGES)) + 0.4 * index
         values = [means(found).mean() if found else np.nan for found in rows]
-        errors = [
-            means(found).std(ddof=1) if len(found) > 1 else 0.0 for found in rows
-        ]
+        errors = [means(found).std(ddof=1) if len(found) > 1 else 0.0 for found in rows]
         right.bar(places, values, 0.38, yerr=errors, label=name)
     right.set_xticks(np.arange(len(MERGES)) + 0.2, MERGES, rotation=25, ha="right")
     right.set_ylabel("mean accuracy on test, %")

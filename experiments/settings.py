@@ -11,16 +11,20 @@ from experiments.suite import Suite
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How adapters of the tasks are trained, where an experiment does.
+    """How adapters of the tasks are trained and their merges measured.
 
     Attributes:
       lora: shape of the adapters.
       recipe: steps and rates.
+      validation: examples of each task that scales are chosen on, at most.
+      test: examples of each task in the final measurement, at most.
       augment: name of a task -> what changes its inputs at random.
     """
 
     lora: Lora
     recipe: Recipe
+    validation: int
+    test: int
     augment: Mapping[str, Augment] = field(default_factory=dict)
 
 

@@ -65,13 +65,15 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
     return Settings(
         load=lambda: load_suite(folder),
-        validation=24,
+        validation=48,
         test=48,
         batch=24,
         longest_fit=4,
         training=Training(
             lora=Lora(rank=2, alpha=4, targets=("q_proj", "v_proj")),
             recipe=Recipe(steps=10, rate=1e-2, batch=8),
+            validation=24,
+            test=48,
         ),
     )
 

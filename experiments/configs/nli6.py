@@ -25,6 +25,8 @@ def get_config() -> Settings:
         longest_fit=40,
         training=Training(
             lora=Lora(rank=16, alpha=32, targets=LINEAR),
-            recipe=Recipe(steps=250, rate=1e-3, batch=16),
+            recipe=Recipe(steps=200, rate=1e-3, batch=16),
+            validation=100,
+            test=400,
         ),
     )

@@ -21,5 +21,7 @@ def get_config() -> Settings:
         test=3000,
         longest_fit=100,
         scale_factor=0.5,
-        training=Training(lora=LORA, recipe=RECIPE, augment=AUGMENT),
+        training=Training(
+            lora=LORA, recipe=RECIPE, augment=AUGMENT, validation=500, test=3000
+        ),
     )

@@ -58,7 +58,7 @@ def report(place):
 
 
 def entropies_of(place):
-    """``(coefficients by module [T, r]) -> f [T]``, in weights that hold the merge."""
+    """``coefficients by module [T, r] -> f [batches, T]``, in merged weights."""
     base = load_base(place / "base")
     folders = [place / "in" / task for task in TASKS]
     adapters = io.load_peft(folders, heads="keep")
@@ -87,8 +87,8 @@ def entropies_of(place):
                 logits = features @ np.float64(head["classifier.weight"]).T
                 p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
                 each.append(-(p * np.log(p)).sum(axis=1).mean())
-            found.append(np.mean(each))
-        return np.array(found)
+            found.append(each)
+        return np.array(found).T
 
     return losses, sorted(adapters.stacks)
 
@@ -106,9 +106,12 @@ def test_numbers_are_those_of_finite_differences(place, report):
                 phis[module][place_of] += sign * step
                 ends.append(losses(phis))
             columns.append((ends[0] - ends[1]) / (2 * step))
-    jacobian = np.array(columns).T
+    jacobians = np.moveaxis(columns, 0, -1)  # of the batches
+    jacobian = jacobians.mean(axis=0)
     own = [{m: np.eye(3)[t][:, None] * np.ones(2) for m in modules} for t in range(3)]
-    f, z = losses(start), np.array([losses(phis)[t] for t, phis in enumerate(own)])
+    each_f = losses(start)
+    f = each_f.mean(axis=0)
+    z = np.array([losses(phis)[:, t].mean() for t, phis in enumerate(own)])
     close = {"rtol": 2e-3, "atol": 1e-6}
     tasks = found["tasks"]
     np.testing.assert_allclose([tasks[t]["entropy"] for t in TASKS], f, **close)
@@ -119,15 +122,27 @@ def test_numbers_are_those_of_finite_differences(place, report):
     np.testing.assert_allclose(found["singular_values"], values, **close)
     assert found["condition"] == pytest.approx(values[0] / values[-1], rel=5e-3)
     rhos = np.vstack([np.eye(3), np.full(3, 1 / 3)])
-    weights = rhos * np.exp(rhos * (f - z))
-    weights /= np.exp(rhos * (f - z)).sum(axis=1, keepdims=True)
-    h = weights @ jacobian
+
+    def sensitivities(jacobian, f):
+        weights = rhos * np.exp(rhos * (f - z))
+        weights /= np.exp(rhos * (f - z)).sum(axis=1, keepdims=True)
+        return weights @ jacobian
+
+    def apart(first, second):
+        cosines = np.sum(first * second, axis=-1)
+        sizes = (np.linalg.norm(x, axis=-1) for x in (first, second))
+        return 1 - np.abs(cosines) / np.prod(np.broadcast_arrays(*sizes), axis=0)
+
+    h = sensitivities(jacobian, f)
     sizes = np.linalg.norm(h, axis=1)
     names = [*TASKS, "all alike"]
     assert found["preferences"] == names
     np.testing.assert_allclose([found["sensitivity"][n] for n in names], sizes, **close)
-    xi = 1 - np.abs(h @ h.T) / np.outer(sizes, sizes)
+    xi = apart(h[:, None], h[None])
     np.testing.assert_allclose(found["misalignment"], xi, rtol=5e-3, atol=1e-4)
+    halves = apart(*map(sensitivities, jacobians, each_f))
+    given = [found["repeat"][name] for name in names]
+    np.testing.assert_allclose(given, halves, rtol=5e-3, atol=1e-4)
     tenth = np.abs(h).max(axis=1) / np.abs(h).sum(axis=1)  # one direction of twelve
     given = [found["largest_tenth"][name] for name in names]
     np.testing.assert_allclose(given, tenth, **close)
@@ -174,7 +189,7 @@ def renamed(place):
 # --- verdict -----------------------------------------------------------------------
 
 
-def reactions_of(singular_values, misalignment):
+def reactions_of(singular_values, misalignment, repeat=np.nan):
     count = len(singular_values)
     xi = np.full((count + 1, count + 1), misalignment) * (1 - np.eye(count + 1))
     xi[-1] = xi[:, -1] = 0.9  # only those of single tasks count
@@ -189,6 +204,7 @@ def reactions_of(singular_values, misalignment):
         condition=singular_values[0] / singular_values[-1],
         sensitivities=np.ones((count + 1, 4)),
         misalignment=xi,
+        repeat=np.full(count + 1, repeat),
         modules={"h.0.q": slice(0, 4)},
     )
 
@@ -204,6 +220,16 @@ def reactions_of(singular_values, misalignment):
 )
 def test_the_verdict_follows_its_rule(values, misalignment, says):
     assert re.search(says, verdict.of_reactions(reactions_of(values, misalignment)))
+
+
+def test_the_verdict_knows_what_chance_gives():
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.3))
+    assert "different directions (misalignment 0.75, 0.30 for one task on other" in said
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.8))
+    assert "cannot be told (misalignment 0.75, 0.80 for one" in said
+    assert said.endswith("take more --batches")
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.25, 0.8))
+    assert "much the same directions" in said
 
 
 def test_shares_of_a_sensitivity_and_of_none():

@@ -23,7 +23,7 @@ def section(name: str, title: str, content: str) -> str:
 def numbers(named: Iterable[tuple[str, float | None]]) -> str:
     """Single numbers with their names."""
     items = "".join(
-        f"<div><dt>{escape(title)}</dt><dd>{shown(value)}</dd></div>"
+        f"<div><dt>{escape(title)}</dt><dd>{_text(value)}</dd></div>"
         for title, value in named
     )
     return f'<dl class="numbers">{items}</dl>'
@@ -63,12 +63,20 @@ def meanings(items: Iterable[tuple[str, str]]) -> str:
 def _cell(value: Cell) -> str:
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
-    text = shown(value) if not isinstance(value, tuple) else value[0]
-    value = value[1] if isinstance(value, tuple) else value
-    if isinstance(value, float) and value.is_integer():
-        text = f"{value:.0f}"
-    sorted_by = "" if value is None else f' data-value="{value:.9g}"'
-    return f'<td class="number"{sorted_by}>{text}</td>'
+    if value is None:
+        return '<td class="number">-</td>'
+    text, number = value if isinstance(value, tuple) else (_text(value), value)
+    return f'<td class="number" data-value="{number:.9g}">{text}</td>'
+
+
+def _text(value: float | None) -> str:
+    """Whole numbers without digits after the point.
+
+    >>> _text(64.0), _text(0.25), _text(None)
+    ('64', '0.250', '-')
+    """
+    whole = value is not None and float(value).is_integer()
+    return f"{value:.0f}" if whole else shown(value)
 
 
 def _data(plot: Plot, theme: Theme) -> str:

@@ -44,6 +44,11 @@ MEANINGS = (
         "1 &minus; |cos(h(&rho;₁), h(&rho;₂))|: 0 if two preferences call for the same "
         "directions, 1 if what one calls for does nothing for the other.",
     ),
+    (
+        "misaligned with itself",
+        "The same between one half of the inputs and the other under one preference: "
+        "what chance alone gives, with half of the inputs.",
+    ),
 )
 
 

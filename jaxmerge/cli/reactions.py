@@ -1,6 +1,5 @@
 """How the losses react to the directions of adapters: as JSON and in the terminal."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
 PREFERENCE_COLUMNS = (
     *("preference", "entropy", "alone", "slope", "sensitivity", "largest tenth"),
+    "misaligned with itself",
 )
 
 
@@ -35,6 +35,7 @@ def to_json(found: "Reactions") -> dict[str, Any]:
         "sensitivity": dict(zip(preferences, found.sizes.tolist(), strict=True)),
         "largest_tenth": dict(zip(preferences, found.top_tenth.tolist(), strict=True)),
         "misalignment": found.misalignment.tolist(),
+        "repeat": dict(zip(preferences, found.repeat.tolist(), strict=True)),
         "modules": {
             module: np.linalg.norm(found.sensitivities[:, place], axis=1).tolist()
             for module, place in found.modules.items()
@@ -43,13 +44,13 @@ def to_json(found: "Reactions") -> dict[str, Any]:
 
 
 def preference_rows(found: "Reactions") -> list[tuple[str | float | None, ...]]:
-    """Name, entropy, entropy alone, slope, norm of h and its largest tenth."""
-    of_tasks = np.stack([found.losses, found.anchors, found.slopes], axis=1)
-    of_all: list[Sequence[float | None]] = [*of_tasks.tolist(), (None,) * 3]
+    """The values of `PREFERENCE_COLUMNS`; None where there is none."""
+    of_tasks = np.stack([found.losses, found.anchors, found.slopes], axis=1).tolist()
+    of_all = np.stack([found.sizes, found.top_tenth, found.repeat], axis=1).tolist()
     return [
-        (name, *numbers, float(size), float(tenth))
-        for name, numbers, size, tenth in zip(
-            *(found.preferences, of_all, found.sizes, found.top_tenth), strict=True
+        (name, *(None if value != value else value for value in (*first, *second)))
+        for name, first, second in zip(
+            *(found.preferences, [*of_tasks, [None] * 3], of_all), strict=True
         )
     ]
 

@@ -11,7 +11,7 @@ The rule compares overlaps above those of random subspaces, ``(O - E) / (1 - E)`
 
 Where there is a model, the reactions of its losses are called uneven from a condition
 number of `UNEVEN` on, and those of single tasks different from a mean misalignment of
-`APART` on.
+`APART` on, unless half of the inputs are as far from the other half.
 """
 
 from collections.abc import Sequence
@@ -77,19 +77,28 @@ def of_reactions(found: "Reactions") -> str:
     """The verdict on how the losses react to the directions of the adapters."""
     count = len(found.tasks)
     single = found.misalignment[:count, :count][np.triu_indices(count, 1)].mean()
+    chance = found.repeat[:count].mean()
     uneven, apart = found.condition >= UNEVEN, single >= APART
     evenly = "unevenly" if uneven else "about evenly"
-    directions = "different" if apart else "much the same"
+    reacts = (
+        f"losses react {evenly} to steps of the coefficients (condition number "
+        f"{found.condition:.1f})"
+    )
+    measured = f"(misalignment {single:.2f}"
+    if np.isfinite(chance):
+        measured += f", {chance:.2f} for one task on other inputs"
+    if apart and single <= chance:
+        return (
+            f"{reacts}; whether single tasks call for different directions cannot be "
+            f"told {measured}): take more --batches"
+        )
+    directions = f"{'different' if apart else 'much the same'} directions"
     then = (
         "one coefficient for each task is coarse, learn one for each direction (tara-a)"
         if uneven or apart
         else "one coefficient for each task may do (adamerging)"
     )
-    return (
-        f"losses react {evenly} to steps of the coefficients (condition number "
-        f"{found.condition:.1f}) and single tasks call for {directions} directions "
-        f"(misalignment {single:.2f}): {then}"
-    )
+    return f"{reacts} and single tasks call for {directions} {measured}): {then}"
 
 
 def _comparison(pairs: Sequence[Pair]) -> str:

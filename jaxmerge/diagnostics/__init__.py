@@ -3,7 +3,7 @@
 Every function takes the `AdapterStack` of one module, so `jaxmerge.map_modules` runs
 it over a model; `diagnose` runs all of them in one program. No update is formed as a
 whole: all but `sign_conflict` work on Gram matrices of the factors. `task_jacobian` and
-what follows from it need a model and a batch.
+what follows from it need a model and batches.
 """
 
 from jaxmerge.diagnostics.conflict import (
@@ -24,9 +24,11 @@ from jaxmerge.diagnostics.ranks import (
 )
 from jaxmerge.diagnostics.sensitivity import (
     TaskJacobian,
+    mean_jacobian,
     misalignment,
     sensitivity,
     task_jacobian,
+    task_jacobians,
 )
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "diagnose",
     "effective_ranks",
     "energy_kept",
+    "mean_jacobian",
     "misalignment",
     "norm_ratio",
     "overlaps",
@@ -51,4 +54,5 @@ __all__ = [
     "stable_rank",
     "task_cosines",
     "task_jacobian",
+    "task_jacobians",
 ]

@@ -76,20 +76,46 @@ def task_jacobian(
     [[ 2.  3.]
      [20. 30.]]
     """
+    arguments = (learned, tasks, stacks, losses, batches)
+    found = task_jacobians(*arguments, phis=phis, params=params)
+    if not found:
+        raise ValueError("task_jacobian needs at least one batch")
+    return mean_jacobian(found)
+
+
+def task_jacobians(
+    learned: Learned,
+    tasks: Sequence[str],
+    stacks: Mapping[str, AdapterStack],
+    losses: Losses,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    phis: Mapping[str, jax.Array] | None = None,
+    params: Any = None,
+) -> list[TaskJacobian]:
+    """The Jacobian on every batch, to see how much it depends on the inputs.
+
+    Arguments and errors are those of `task_jacobian`.
+    """
     check_tasks(tasks, stacks)
     problem = Problem(learned, tuple(tasks), losses, smooth_tchebycheff)
     bases = map_modules(learned.prepare, stacks)
     if phis is None:
         phis = {name: learned.init(basis) for name, basis in bases.items()}
     run = jax.jit(partial(_jacobian, problem))
-    found = [run(dict(phis), bases, params, dict(batch)) for batch in batches]
-    if not found:
-        raise ValueError("task_jacobian needs at least one batch")
-    matrices, values = zip(*found, strict=True)
-    return TaskJacobian(
-        matrix=jnp.mean(jnp.stack(matrices), axis=0),
-        losses=jnp.mean(jnp.stack(values), axis=0),
-    )
+    return [
+        TaskJacobian(*run(dict(phis), bases, params, dict(batch))) for batch in batches
+    ]
+
+
+def mean_jacobian(jacobians: Sequence[TaskJacobian]) -> TaskJacobian:
+    """Mean of Jacobians and losses at one phi, over batches of one size.
+
+    >>> each = [TaskJacobian(jnp.ones((1, 2)) * x, jnp.ones(1)) for x in (1.0, 2.0)]
+    >>> print(mean_jacobian(each).matrix)
+    [[1.5 1.5]]
+    """
+    return jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *jacobians)
 
 
 def sensitivity(

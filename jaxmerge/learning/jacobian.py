@@ -11,10 +11,12 @@ import numpy as np
 
 from jaxmerge import linalg
 from jaxmerge.diagnostics import (
+    TaskJacobian,
     condition_number,
+    mean_jacobian,
     misalignment,
     sensitivity,
-    task_jacobian,
+    task_jacobians,
 )
 from jaxmerge.directions import tara_a
 from jaxmerge.fitting import entropies, single_adapter_losses
@@ -43,6 +45,9 @@ class Reactions(NamedTuple):
       condition: kappa, the largest of them over the smallest that is not noise.
       sensitivities: ``h(rho)`` [P, D].
       misalignment: ``xi`` between every two preferences, [P, P].
+      repeat: ``xi`` between one half of the batches and the other under the same
+        preference, [P]: what chance alone gives, with half of the inputs. nan for one
+        batch.
       modules: module -> where its directions are among the D.
     """
 
@@ -56,6 +61,7 @@ class Reactions(NamedTuple):
     condition: float
     sensitivities: np.ndarray
     misalignment: np.ndarray
+    repeat: np.ndarray
     modules: dict[str, slice]
 
     @property
@@ -120,21 +126,21 @@ def reactions(
     seen = list(itertools.islice(stream, batches))
     own = {"params": base.params}
     anchors = single_adapter_losses(tasks, adapters.stacks, losses, seen, **own)
-    jacobian = task_jacobian(learned, tasks, adapters.stacks, losses, seen, **own)
+    each = task_jacobians(learned, tasks, adapters.stacks, losses, seen, **own)
+    jacobian = mean_jacobian(each)
     if not jnp.isfinite(jacobian.matrix).all():
         task = tasks[int(jnp.isfinite(jacobian.matrix).all(axis=1).argmin())]
         raise ValueError(
             f"{base.folder}: the derivatives of the loss of {task} are not finite; "
             "look for weights that are far too large"
         )
-    scalarise = partial(smooth_tchebycheff, anchors=anchors)
-    count = len(tasks)
-    preferences = np.vstack([np.eye(count), np.full(count, 1 / count)])
-    h = jnp.stack(
-        [sensitivity(jacobian, preference=p, scalarise=scalarise) for p in preferences]
-    )
+    h = _sensitivities(jacobian, anchors)
     singular_values = linalg.svd(jacobian.matrix)[1]
     apart = jax.vmap(jax.vmap(misalignment, (None, 0)), (0, None))(h, h)
+    repeat = np.full(len(h), np.nan)
+    if batches > 1:
+        halves = (mean_jacobian(each[::2]), mean_jacobian(each[1::2]))
+        repeat = jax.vmap(misalignment)(*(_sensitivities(j, anchors) for j in halves))
     return Reactions(
         tasks=tasks,
         initial=initial,
@@ -146,7 +152,18 @@ def reactions(
         condition=float(condition_number(singular_values)),
         sensitivities=_numbers(h),
         misalignment=_numbers(apart),
+        repeat=_numbers(repeat),
         modules=_places(adapters),
+    )
+
+
+def _sensitivities(jacobian: TaskJacobian, anchors: jax.Array) -> jax.Array:
+    """h [P, D] for each task alone and for all alike."""
+    count = len(jacobian.losses)
+    preferences = np.vstack([np.eye(count), np.full(count, 1 / count)])
+    scalarise = partial(smooth_tchebycheff, anchors=anchors)
+    return jnp.stack(
+        [sensitivity(jacobian, preference=p, scalarise=scalarise) for p in preferences]
     )
 
 
@@ -159,5 +176,5 @@ def _places(adapters: Adapters) -> dict[str, slice]:
     return places
 
 
-def _numbers(values: jax.Array) -> np.ndarray:
+def _numbers(values: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float64)

@@ -77,6 +77,7 @@ STARTS = (
     Start("OSRM, own energy", 100, own=True, seeds=(0,), merges=(CURVE, "TSV-M")),
 )
 
+Stacks = Mapping[str, jm.AdapterStack]
 TaskMoments = Mapping[str, Mapping[str, Moments]]  # task -> module -> moments
 
 
@@ -119,7 +120,7 @@ class Study:
         stacks = load_peft([task.adapter for task in suite.tasks]).stacks
         identity = {"start": start.name, "seed": seed}
         self._measure_own(stacks, identity)
-        self._measure_leakage(stacks, identity)
+        self._measure_leakage(stacks, first, identity)
         for name in start.merges:
             self._measure_merge(stacks, _METHODS[name], identity)
 
@@ -168,13 +169,29 @@ class Study:
                 self.records.add(**row, accuracy=own)
                 print(row, f"{_mean(own):.4f}", flush=True)
 
-    def _measure_leakage(self, stacks: Any, identity: dict[str, Any]) -> None:
+    def leakage(self, stacks: Stacks) -> np.ndarray:
+        """`leakage` on 100 training examples of each task."""
+        tasks = [task.name for task in self.suite.tasks]
+        return leakage(tasks, stacks, self.moments(100))
+
+    def _measure_leakage(
+        self, stacks: Stacks, first: Any, identity: dict[str, Any]
+    ) -> None:
         """What the adapters do to inputs of other tasks, which A was to avoid."""
-        row = {"kind": "leakage", **identity}
-        if self.records.find(**row) is None:
+        seen = {"leakage": stacks, "leakage of A": _rows_alone(stacks)}
+        if first is not None:
             tasks = [task.name for task in self.suite.tasks]
-            values = leakage(tasks, stacks, self.moments(100))
-            self.records.add(**row, values=values.tolist())
+            seen["leakage of the first A"] = {
+                module: jm.stack_adapters(
+                    [(np.eye(len(first[t][module])), first[t][module]) for t in tasks]
+                )
+                for module in self.shapes
+            }
+        for kind, stacks in seen.items():
+            row = {"kind": kind, **identity}
+            if self.records.find(**row) is None:
+                values = self.leakage(stacks)
+                self.records.add(**row, values=values.tolist())
 
     def _measure_merge(
         self, stacks: Any, method: DataFree, identity: dict[str, Any]
@@ -204,9 +221,7 @@ class Study:
             print({**identity, **what}, f"{_mean(found):.4f}", flush=True)
 
 
-def leakage(
-    tasks: Sequence[str], stacks: Mapping[str, jm.AdapterStack], moments: TaskMoments
-) -> np.ndarray:
+def leakage(tasks: Sequence[str], stacks: Stacks, moments: TaskMoments) -> np.ndarray:
     """How strongly the adapter of a task changes outputs on inputs of another.
 
     Returns:
@@ -220,6 +235,14 @@ def leakage(
             seen = times_gram(a, moments[task][module]) @ a.T
             squares[t, s] += float(jnp.sum((b.T @ b) * seen))
     return np.sqrt(squares / len(stacks))
+
+
+def _rows_alone(stacks: Stacks) -> dict[str, jm.AdapterStack]:
+    """The same A with orthonormal B, which change outputs as much as A lets through."""
+    return {
+        module: jm.stack_adapters([(np.eye(a.shape[0]), a) for a in stack.a])
+        for module, stack in stacks.items()
+    }
 
 
 _METHODS = {method.name: method for method in METHODS}

@@ -20,6 +20,11 @@ from experiments.records import Records
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
+LEAKAGES = {
+    "leakage of the first A": "first A",
+    "leakage of A": "trained A",
+    "leakage": "trained update",
+}
 
 
 def means(rows: Sequence[Row]) -> np.ndarray:
@@ -60,9 +65,10 @@ def markdown(records: Records) -> str:
             scale = rows[0]["pipeline"].rpartition("scale")[2] if rows else ""
             cells.append(f"{_spread(means(rows))} {scale}" if rows else "")
         table.append([method, *cells])
-    other = [records.all(kind="leakage", start=name) for name in names]
-    cells = [_spread(np.array([leaked(row) for row in rows])) for rows in other]
-    table.append(["update on other tasks' inputs, % of own", *cells])
+    for kind, shown in LEAKAGES.items():
+        rows = [records.all(kind=kind, start=name) for name in names]
+        cells = [_spread(np.array([leaked(row) for row in found])) for found in rows]
+        table.append([f"{shown} on other tasks' inputs, % of own", *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 

@@ -92,7 +92,8 @@ def finished(settings, tmp_path_factory):
 def test_every_set_is_measured(finished):
     records = finished.records
     assert len(records.all(kind="own")) == 2 * 5
-    assert len(records.all(kind="leakage")) == 5
+    for kind, count in (("", 5), (" of A", 5), (" of the first A", 3)):
+        assert len(records.all(kind=f"leakage{kind}")) == count
     merges = {"kind": "merge", "method": CURVE}
     assert len(records.all(**merges, part="validation")) == 8 * 5
     assert len(records.all(**merges, part="test")) == 5
@@ -121,6 +122,10 @@ def test_training_starts_orthogonal_to_the_other_tasks(finished):
         total = np.asarray(sum(grams, jnp.zeros((n, n), jnp.float32)))
         least = np.linalg.eigvalsh(total)[:2].sum()
         np.testing.assert_allclose(np.trace(a @ total @ a.T), least, rtol=1e-3)
+    rows = {"start": "OSRM", "seed": 0}
+    (first,) = finished.records.all(kind="leakage of the first A", **rows)
+    (trained,) = finished.records.all(kind="leakage of A", **rows)
+    assert leaked(first) < leaked(trained)
 
 
 def test_adapters_are_trained_from_the_first_a(settings, tmp_path):

@@ -30,7 +30,7 @@ from jaxmerge.fitting import (
     single_adapter_losses,
 )
 from jaxmerge.gauge import balance, balanced
-from jaxmerge.iterative import iteris
+from jaxmerge.iterative import ModelSample, iteris
 from jaxmerge.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
 from jaxmerge.moments import (
@@ -127,7 +127,8 @@ __all__ = [
     "merge_moments", "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum",
     "stack_moments", "times_gram",
     # whole models
-    "iteris", "map_modules", "merge_with_stats", "module_mesh", "trim_whole_model",
+    "ModelSample", "iteris", "map_modules", "merge_with_stats", "module_mesh",
+    "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "parse",
     # packages of their own

@@ -33,6 +33,24 @@ class PairedSums(NamedTuple):
     gram: jax.Array  # [n, n], X~ X~^T
 
 
+class ModelSample(NamedTuple):
+    """A model with inputs of every task, as pipelines take what `iteris` needs.
+
+    Attributes:
+      apply: pure function of parameters and batch that runs a Flax model, not jitted.
+      params: of the base model.
+      batches: for each task a list of its batches.
+      mask: gives for a batch which tokens count, as in `jaxmerge.collect`.
+      base: module -> W0 [m, n], see `jaxmerge.models.layer_weights`.
+    """
+
+    apply: Apply
+    params: Any
+    batches: Sequence[Sequence[Any]]
+    mask: Mask | None = None
+    base: Mapping[str, jax.Array] | None = None
+
+
 def iteris(
     apply: Apply,
     params: Any,

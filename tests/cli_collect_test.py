@@ -23,7 +23,7 @@ from statistics_samples import OUTPUT, QUERY, collect, folders, load, merge
 
 import jaxmerge as jm
 from jaxmerge import io
-from jaxmerge.learning import load_base, load_unlabeled, measure
+from jaxmerge.learning import load_base, load_unlabeled, measurement
 
 pytest_plugins = ["statistics_fixtures"]
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -241,7 +241,7 @@ def test_only_statistics_are_replaced_and_only_on_demand(place, monkeypatch):
         return tasks()
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "measure", interrupted)
+        patch.setattr(measurement, "measure", interrupted)
         assert jaxmerge(*ask, "--force").exit_code == 130
     assert everything(place) == before
     result = jaxmerge(*ask, "--force", "--quiet")

@@ -12,6 +12,7 @@ from jaxmerge.models import (
     VisionConfig,
     add_to_params,
     init_vision,
+    layer_weights,
     linear_layers,
     vision_apply,
     with_taps,
@@ -124,6 +125,16 @@ def test_interception_equals_adding_to_the_kernel(case, rank):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_weights_are_what_an_update_is_added_to(case):
+    apply, variables, inputs, m, n = setup(case)
+    zero = jax.tree.map(jnp.zeros_like, variables)
+    update = random_update(2, m, n)
+    added = add_to_params(zero, {"layer": update}, apply=apply, batch=inputs)
+    found = layer_weights(added, ["layer"], apply=apply, batch=inputs)
+    np.testing.assert_array_equal(found["layer"], update)
 
 
 @pytest.mark.parametrize("case", LAYERS)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +222,35 @@ def test_statistics_are_needed_or_refused(pair):
 )
 def test_chunks_and_devices_change_nothing(text, devices, pair):
     same(run(text, pair, **devices), run(text, pair), rtol=1e-9, atol=1e-12)
+
+
+def test_iteris_runs_a_model(pair):
+    """Where no layer comes before, its rounds are RegMean."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(9, name="q", param_dtype=np.float64)(x)
+
+    rng = np.random.default_rng(0)
+    batches = [[jnp.asarray(rng.normal(size=(20, 7)))] for _ in range(3)]
+    params = Model().init(jax.random.key(0), batches[0][0])
+    sample = jm.ModelSample(Model().apply, params, batches)
+    stacks, weights = {"q": pair["0.q"]}, np.array([1.0, 0.5, 2.0])
+    stats = jm.stack_moments([{"q": jm.moments_of(batch)} for (batch,) in batches])
+    rest = "|truncate(rank=4)|scale(0.5)"
+    text = f"iteris(iterations=2, balance=False, ridge=0){rest}"
+    expected = run(f"regmean{rest}", stacks, stats=stats, weights=weights)
+    same(run(text, stacks, sample=sample, weights=weights), expected, atol=1e-8)
+    with pytest.raises(PipelineError, match="needs a model and inputs: give sample"):
+        run(text, stacks)
+    with pytest.raises(PipelineError, match="needs no sample"):
+        run("concat", stacks, sample=sample)
+    with pytest.raises(PipelineError, match="statistics cannot stand for the inputs"):
+        run(text, stacks, sample=sample, stats=stats)
+    two = sample._replace(batches=batches[:2])
+    with pytest.raises(PipelineError, match=r"of 2 tasks, the adapters are of \[3\]"):
+        run(text, stacks, sample=two)
 
 
 # --- biases and facts ------------------------------------------------------------

@@ -13,9 +13,11 @@ from jaxmerge.cli.console import Console, size, span
 from jaxmerge.cli.errors import CommandError, refusing_bad_input
 from jaxmerge.cli.options import (
     BaseFolder,
+    BatchSize,
     DataFolder,
     Heads,
     Json,
+    Limit,
     MaxLength,
     Names,
     Quiet,
@@ -77,15 +79,8 @@ def collect(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Inputs of each task, at even distances; all unless given."
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Inputs in the model at a time.")
-    ] = 16,
+    limit: Limit = None,
+    batch: BatchSize = 16,
     max_length: MaxLength = None,
     sketch: Annotated[
         int | None,
@@ -116,7 +111,7 @@ def collect(
     console = Console(as_json=as_json, quiet=quiet)
     start_jax()
     from jaxmerge.io import save_statistics
-    from jaxmerge.learning.measure import measure
+    from jaxmerge.learning.measurement import measure
 
     clock = time.perf_counter()
     with console.progress("reading", 3) as advance, refusing_bad_input():
@@ -190,7 +185,7 @@ def _read(
     from jaxmerge import io
     from jaxmerge.learning import load_base, load_unlabeled
     from jaxmerge.learning.bases import check_layers
-    from jaxmerge.learning.measure import modules_ending
+    from jaxmerge.learning.measurement import modules_ending
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console, size
-from jaxmerge.cli.errors import CommandError
+from jaxmerge.cli.errors import CommandError, refusing_bad_input
 from jaxmerge.cli.options import (
+    BatchSize,
     Folders,
     Force,
     Json,
+    Limit,
+    MaxLength,
     Names,
     Out,
     Quiet,
@@ -67,6 +70,17 @@ def merge(
         typer.Option(help="Folder of `jaxmerge collect`, for steps that need it."),
     ] = None,
     names: Names = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="For iteris: Hugging Face folder of the base."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="For iteris: folder with inputs, as for `jaxmerge learn`."),
+    ] = None,
+    limit: Limit = None,
+    batch: BatchSize = 16,
+    max_length: MaxLength = None,
     rank: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Truncate to a rank (auto: the inputs')."),
@@ -98,8 +112,8 @@ def merge(
 ) -> None:
     """Merge adapters into one PEFT adapter.
 
-    Neither the base model nor torch is needed; methods that use inputs take them from
-    statistics. The folder appears complete or not at
+    Neither torch nor the base model is needed; methods that use inputs take them from
+    statistics, only iteris runs the base. The folder appears complete or not at
     all; an existing one is replaced with --force only.
     """
     from jaxmerge.cli.recipe import Recipe
@@ -124,6 +138,11 @@ def merge(
         "dtype": dtype and dtype.value,
         "force": force,
     }
+    recipe.check_model(base, data)
+    if not recipe.pipeline.model and (limit, batch, max_length) != (None, 16, None):
+        raise CommandError(
+            "--limit, --batch and --max-length are for pipelines that run the model"
+        )
     _check_before_work(recipe, out, save)
     if dry_run:
         from jaxmerge.cli.look import show_plan
@@ -137,7 +156,15 @@ def merge(
     with console.progress("reading", 1) as advance:
         adapters = io.load_peft(folders, **read)
         adapters = replace(adapters, names=task_names(names, adapters.names))
-        recipe = recipe.for_tasks(adapters.names)
+        with refusing_bad_input():
+            recipe = recipe.bound(
+                adapters,
+                base=base,
+                data=data,
+                batch=batch,
+                limit=limit,
+                max_length=max_length,
+            )
         advance(1)
     with console.progress("merging modules", len(adapters.stacks)) as advance:
         updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)

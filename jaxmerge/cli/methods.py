@@ -32,6 +32,7 @@ def methods(
                 "arxiv": step.arxiv,
                 "random": step.random,
                 "statistics": step.statistics,
+                "model": step.model,
             }
             for name, step in STEPS.items()
         },
@@ -71,4 +72,5 @@ def _lines() -> Iterator[str]:
             step = STEPS[name]
             source = f" (arXiv {step.arxiv})" if step.arxiv else ""
             needs = "; needs --stats" if step.statistics else ""
+            needs = "; needs --base and --data" if step.model else needs
             yield f"    {usage(name)}: {step.says}{source}{needs}"

@@ -53,6 +53,13 @@ LogitScale = Annotated[
     float | None,
     typer.Option(help="Multiplies the logits; 1 for texts, CLIP's own if stored."),
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Inputs of each task, at even distances; all unless given."
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Inputs in the model at a time.")]
 MaxLength = Annotated[
     int | None,
     typer.Option(min=8, help="Tokens of a text; at most 128 unless given."),

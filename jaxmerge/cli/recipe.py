@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
+    from jaxmerge.learning.sample import SampleFiles
     from jaxmerge.types import AdapterStack, Update
 
 ROLE = "statistics"  # of the files that a merge reads beside the adapters
@@ -25,15 +27,18 @@ class Recipe:
       weights: one for each adapter, None for ones.
       seed: of the random steps, None if there are none.
       statistics: of the inputs of the tasks, None if no step needs them.
+      sample: the base and inputs for a step that runs the model; None if there is none,
+        and before it is read.
     """
 
     pipeline: Pipeline
     weights: tuple[float, ...] | None = None
     seed: int | None = None
     statistics: "StatisticsFolder | None" = None
+    sample: "SampleFiles | None" = None
 
     def __post_init__(self):
-        self.pipeline.check_statistics(given=self.statistics is not None)
+        check_statistics(self.pipeline, given=self.statistics is not None)
         if self.pipeline.random and self.seed is None:
             raise PipelineError(
                 f"pipeline {self.pipeline.text!r} draws at random, so it needs a seed; "
@@ -44,16 +49,27 @@ class Recipe:
     def from_record(
         cls,
         record: Mapping[str, Any],
-        statistics: "StatisticsFolder | None" = None,
+        adapters: "Adapters",
+        read: Mapping[str, Path],
     ) -> "Recipe":
-        """What `to_record` gave, with the statistics where they are now."""
+        """What `to_record` gave.
+
+        Args:
+          record: of the recipe.
+          adapters: that were merged.
+          read: where the folders are now that the merge read, by their role.
+        """
+        from jaxmerge.io import open_statistics
+
         weights = record.get("weights")
-        return cls(
+        recipe = cls(
             pipeline=parse(record["pipeline"]),
             weights=None if weights is None else tuple(weights),
             seed=record.get("seed"),
-            statistics=statistics,
+            statistics=open_statistics(read[ROLE]) if ROLE in read else None,
         )
+        places = {role: read.get(role) for role in ("base", "data")}
+        return recipe.bound(adapters, **places, **record.get("sample", {}))
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
@@ -65,7 +81,54 @@ class Recipe:
         if self.statistics is not None:
             files = {"path": str(self.statistics.path)}
             record["files"] = {ROLE: files | {"sha256": self.statistics.sha256}}
+        if self.sample is not None:
+            record |= self.sample.to_record()
         return record
+
+    def bound(
+        self,
+        adapters: "Adapters",
+        *,
+        base: Path | None = None,
+        data: Path | None = None,
+        batch: int = 16,
+        limit: int | None = None,
+        max_length: int | None = None,
+    ) -> "Recipe":
+        """The recipe for these adapters: statistics of their tasks, a sample read.
+
+        Args:
+          adapters: to be merged.
+          base: folder, for a step that runs the model.
+          data: folder of its inputs.
+          batch: inputs at a time, see `jaxmerge.learning.sample.read_sample`.
+          limit: inputs of a task at most.
+          max_length: tokens of a text.
+
+        Raises:
+          ValueError: what was read does not belong together.
+        """
+        self.check_model(base, data)
+        recipe = self.for_tasks(adapters.names)
+        if not self.pipeline.model:
+            return recipe
+        from jaxmerge.learning.sample import read_sample
+
+        options = {"batch": batch, "limit": limit, "max_length": max_length}
+        return replace(recipe, sample=read_sample(adapters, base, data, **options))
+
+    def check_model(self, base: Path | None, data: Path | None) -> None:
+        """Refuses folders of a model that nothing runs, and none where one is run."""
+        if self.pipeline.model and (base is None or data is None):
+            raise PipelineError(
+                f"pipeline {self.pipeline.text!r} runs the model in every round; give "
+                "--base and --data"
+            )
+        if not self.pipeline.model and (base, data) != (None, None):
+            raise PipelineError(
+                f"pipeline {self.pipeline.text!r} runs no model; leave --base and "
+                "--data out"
+            )
 
     def for_tasks(self, tasks: Sequence[str]) -> "Recipe":
         """The recipe with the statistics of these tasks, in their order."""
@@ -112,7 +175,8 @@ class Recipe:
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
         key = jax.random.key(self.seed) if self.pipeline.random else None
-        options = {"weights": self.weights, "key": key}
+        sample = None if self.sample is None else self.sample.of(adapters)
+        options = {"weights": self.weights, "key": key, "sample": sample}
         merged = {}
         for stacks in self._groups(adapters.stacks):
             at_a_time = chunk or self._chunk(stacks)
@@ -133,7 +197,8 @@ class Recipe:
 
         Of modules with statistics only as many as keep these below 1 GiB.
         """
-        if any(call.name == "trim_whole_model" for call in self.pipeline.calls):
+        whole = any(call.name == "trim_whole_model" for call in self.pipeline.calls)
+        if whole or self.pipeline.model:
             yield dict(stacks)
             return
         groups: dict[Any, dict[str, AdapterStack]] = {}

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.cli.errors import CommandError
-from jaxmerge.cli.recipe import ROLE
 from jaxmerge.io import AdapterError
 
+_FLAGS = {"statistics": "--stats", "base": "--base", "data": "--data"}
+_SAMPLE = {"batch", "limit", "max_length"}
 SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 
 
@@ -38,6 +39,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             and all(name in record["output"] for name in (*SETTINGS, "sha256"))
             and isinstance(record["read_options"], dict)
             and isinstance(record["versions"], dict)
+            and files_of(record).keys() <= _FLAGS.keys()
+            and record["recipe"].get("sample", {}).keys() <= _SAMPLE
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
@@ -73,24 +76,37 @@ def input_paths(
     return paths
 
 
-def statistics_path(
-    folder: Path, record: Mapping[str, Any], given: Path | None
-) -> Path | None:
-    """Where the statistics are that the merge used; None if it used none."""
-    entry = statistics_of(record)
-    if entry is None and given is not None:
-        raise CommandError(f"{folder}: merged without statistics; leave out --stats")
-    if entry is None:
-        return None
-    path = given or Path(entry["path"])
-    if not path.is_dir():
-        raise AdapterError(
-            f"{path}: the statistics are not there; say where they are now: "
-            f"jaxmerge verify {folder} --stats {path.name}"
-        )
-    return path
+def paths_read(
+    folder: Path, record: Mapping[str, Any], given: Mapping[str, Path | None]
+) -> dict[str, Path]:
+    """Where the folders are that the merge read beside the adapters, by their role.
+
+    What a fit read plays no part: its coefficients are stored.
+
+    Args:
+      folder: of the merge.
+      record: its record.
+      given: role -> where its folder is now.
+    """
+    entries = files_of(record)
+    for role, path in given.items():
+        if path is not None and role not in entries:
+            raise CommandError(
+                f"{folder}: computed without {role}; leave out {_FLAGS[role]}"
+            )
+    paths = {}
+    for role, entry in entries.items():
+        paths[role] = path = given.get(role) or Path(entry["path"])
+        if not path.is_dir():
+            raise AdapterError(
+                f"{path}: the folder of {role} is not there; say where it is now: "
+                f"jaxmerge verify {folder} {_FLAGS[role]} {path.name}"
+            )
+    return paths
 
 
-def statistics_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Path and digests of the statistics that the merge used."""
-    return record["recipe"].get("files", {}).get(ROLE)
+def files_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Role -> path and digests of what the merge depends on beside the adapters."""
+    if kind(record) == "learned":
+        return {}
+    return record["recipe"].get("files", {})

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import VerificationFailed
+from jaxmerge.cli.errors import VerificationFailed, refusing_bad_input
 from jaxmerge.cli.options import Json, Quiet
 from jaxmerge.cli.record import (
     SETTINGS,
+    files_of,
     input_paths,
     kind,
+    paths_read,
     read_record,
-    statistics_of,
-    statistics_path,
 )
 from jaxmerge.cli.runtime import start_jax
 
@@ -41,6 +41,12 @@ def verify(
     stats: Annotated[
         Path | None, typer.Option(help="Where the statistics are now, if they moved.")
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Where the base is now, if the merge ran it.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where its inputs are now, if they moved.")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -61,17 +67,18 @@ def verify(
     console = Console(as_json=as_json, quiet=quiet)
     record = read_record(folder)
     paths = input_paths(folder, record, inputs)
-    statistics = statistics_path(folder, record, stats)
+    given = {"statistics": stats, "base": base, "data": data}
+    read = paths_read(folder, record, given)
     if tolerance is None:
         tolerance = _rounding(record["output"]["dtype"])
     found = list(_changed_inputs(record, paths))
-    found += _changed_statistics(record, statistics)
+    found += _changed_reading(record, read)
     changed = bool(found)
     found += _changed_outputs(record, folder)
     if not changed:
         start_jax()
         with console.progress("computing again", 1) as advance:
-            found += _differences_from_record(record, folder, paths, statistics)
+            found += _differences_from_record(record, folder, paths, read)
             advance(1)
     serious = [d for d in found if d.size is None or not d.size <= tolerance]
     largest = max((d.size for d in found if d.size is not None), default=0.0)
@@ -96,13 +103,13 @@ def verify(
         )
 
 
-def _changed_statistics(
-    record: Mapping[str, Any], path: Path | None
+def _changed_reading(
+    record: Mapping[str, Any], read: Mapping[str, Path]
 ) -> "Iterable[Difference]":
-    if path is None:
-        return ()
-    digests = statistics_of(record)["sha256"]
-    return _changed_files(path, digests, "of the statistics has changed")
+    entries = files_of(record)
+    for role, path in read.items():
+        says = f"of the {role} has changed"
+        yield from _changed_files(path, entries[role]["sha256"], says)
 
 
 def _changed_inputs(
@@ -135,7 +142,7 @@ def _differences_from_record(
     record: Mapping[str, Any],
     folder: Path,
     paths: list[Path],
-    statistics: Path | None,
+    read: Mapping[str, Path],
 ) -> "list[Difference]":
     """Merges again as the record says and compares the two folders."""
     from jaxmerge import io
@@ -147,8 +154,8 @@ def _differences_from_record(
     adapters = dataclasses.replace(adapters, names=names)
     written = dict(record["output"]["sha256"])
     if kind(record) == "pipeline":
-        found = None if statistics is None else io.open_statistics(statistics)
-        recipe = Recipe.from_record(record["recipe"], found).for_tasks(names)
+        with refusing_bad_input():
+            recipe = Recipe.from_record(record["recipe"], adapters, read)
         updates, biases = recipe.run(adapters)
     else:
         from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE

@@ -1,14 +1,10 @@
 """Flax models with Hugging Face names, and merged updates for any Flax model."""
 
-from jaxmerge.models.adapt import (
-    add_to_params,
-    linear_layers,
-    with_taps,
-    with_updates,
-)
+from jaxmerge.models.adapt import with_taps, with_updates
 from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
 from jaxmerge.models.heads import head_from_hub, head_logits
+from jaxmerge.models.kernels import add_to_params, layer_weights, linear_layers
 from jaxmerge.models.llama import Llama, LlamaConfig, init_llama, llama_apply
 from jaxmerge.models.llama_hub import load_llama, save_llama
 from jaxmerge.models.rope import Llama3Scaling
@@ -36,6 +32,7 @@ __all__ = [
     "init_bert",
     "init_llama",
     "init_vision",
+    "layer_weights",
     "linear_layers",
     "llama_apply",
     "load_bert",

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmerge.models.layout import KINDS, Layer, layer_of
 from jaxmerge.types import LowRank, Update
@@ -65,7 +64,7 @@ def with_updates(
     >>> with_updates(Model().apply, {"head": update})(variables, x).tolist()
     [[3.0, 3.0]]
     """
-    _refuse_jitted(apply)
+    refuse_jitted(apply)
 
     def add(call: Call) -> jax.Array:
         layer, update = call.layer, updates[call.layer.name]
@@ -73,13 +72,13 @@ def with_updates(
         rows = layer.rows(call.inputs).astype(call.outputs.dtype)
         if merged or (merged is None and _merged_is_faster(layer)):
             outputs = call.with_kernel(
-                partial(_sum, layer, jax.lax.stop_gradient(update))
+                partial(kernel_sum, layer, jax.lax.stop_gradient(update))
             )
             return outputs + layer.unrows(_only_gradient(update, rows))
         return call.outputs + layer.unrows(_product(update, rows, layer.precision))
 
     def adapted(params: Any, batch: Any) -> Any:
-        with _intercepted(updates, add):
+        with intercepted(updates, add):
             return apply(params, batch)
 
     return adapted
@@ -104,7 +103,7 @@ def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
     Raises:
       ValueError: ``apply`` is already jitted.
     """
-    _refuse_jitted(apply)
+    refuse_jitted(apply)
     modules = frozenset(modules)
 
     def tapped(params: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -117,75 +116,15 @@ def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
             taps[name] = call.layer.rows(call.inputs)
             return call.outputs
 
-        with _intercepted(modules, keep):
+        with intercepted(modules, keep):
             outputs = apply(params, batch)
         return outputs, taps
 
     return tapped
 
 
-def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
-    """Names of the linear layers that a model runs, in the order in which it does.
-
-    Args:
-      apply: pure function of parameters and batch that runs a Flax model; only traced.
-      params: as ``apply`` takes them.
-      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
-
-    Raises:
-      ValueError: ``apply`` is already jitted.
-    """
-    _refuse_jitted(apply)
-    names: dict[str, None] = {}
-
-    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        if context.method_name == "__call__" and isinstance(context.module, KINDS):
-            names[".".join(context.module.path)] = None
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda *args: apply(*args), params, batch)
-    return tuple(names)
-
-
-def add_to_params(
-    params: Any, updates: Mapping[str, Update], *, apply: Apply, batch: Any
-) -> Any:
-    """Writes updates into the weights: every named kernel becomes W0 + update.
-
-    Args:
-      params: nested dict, as ``apply`` takes it.
-      updates: update of each module, by name.
-      apply: pure function of parameters and batch that runs a Flax model; only traced,
-        to learn the kind and layout of each layer.
-      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
-
-    Returns:
-      A new nested dict; each sum is rounded once, to the dtype of the kernel.
-
-    Raises:
-      ValueError: as for `with_updates`, or a kernel that is not in ``params``.
-    """
-    _refuse_jitted(apply)
-    layers: dict[str, Layer] = {}
-
-    def note(call: Call) -> jax.Array:
-        layers[call.layer.name] = call.layer
-        return call.outputs
-
-    with _intercepted(updates, note):
-        # a new function each time: eval_shape does not trace one again that it knows
-        jax.eval_shape(lambda *args: apply(*args), params, batch)
-    flat = flatten_dict(params, sep=".")
-    for name, layer in layers.items():
-        paths = [p for p in (f"{name}.kernel", f"params.{name}.kernel") if p in flat]
-        if not paths:
-            raise ValueError(f"{name}: no kernel of that name in the parameters")
-        flat[paths[0]] = _sum(layer, updates[name], jnp.asarray(flat[paths[0]]))
-    return unflatten_dict(flat, sep=".")
-
-
-def _sum(layer: Layer, update: Update, kernel: jax.Array) -> jax.Array:
+def kernel_sum(layer: Layer, update: Update, kernel: jax.Array) -> jax.Array:
+    """The kernel of a layer plus an update, in the kernel's dtype."""
     delta = layer.to_kernel(update)
     if kernel.shape != delta.shape:
         raise ValueError(f"{layer.name}: kernel {kernel.shape}, update {delta.shape}")
@@ -216,10 +155,14 @@ class Call(NamedTuple):
 
 
 @contextmanager
-def _intercepted(
+def intercepted(
     modules: Collection[str], change: Callable[[Call], jax.Array]
 ) -> Iterator[None]:
-    """Replaces the outputs of the named layers."""
+    """Replaces the outputs of the named layers, while a model runs in its context.
+
+    Raises:
+      ValueError: a name of no linear layer that was run.
+    """
     linear: set[str] = set()
 
     def interceptor(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
@@ -297,6 +240,7 @@ def _only_gradient_backward(saved, cotangent):
 _only_gradient.defvjp(_only_gradient_forward, _only_gradient_backward)
 
 
-def _refuse_jitted(apply: Apply) -> None:
+def refuse_jitted(apply: Apply) -> None:
+    """ValueError for a function whose compiled code cannot be intercepted."""
     if isinstance(apply, jax.stages.Wrapped):
         raise ValueError("pass apply as it was before jax.jit, and jit the result")

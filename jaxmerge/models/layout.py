@@ -74,6 +74,11 @@ class Layer(NamedTuple):
         matrix = dense(update).reshape(self.shape(split))
         return jnp.einsum(f"{split}->{self.kernel}", matrix)
 
+    def from_kernel(self, kernel: jax.Array) -> jax.Array:
+        """The kernel as one matrix [m, n], the layout of updates."""
+        matrix = jnp.einsum(f"{self.kernel}->{self.features}{self.contracted}", kernel)
+        return matrix.reshape(math.prod(self.shape(self.features)), -1)
+
     def check(self, update: Update) -> None:
         """Refuses an update of another shape than the layer's."""
         if isinstance(update, LowRank):

@@ -20,9 +20,11 @@ def merge_of(calls: tuple[Call, ...]) -> Callable[..., dict[str, Update]]:
 
     Returns:
       A function of (stacks, by, weights, key, and the options of `map_modules`) that
-      gives ``by * merged`` for every module; ``by`` is traced. It takes ``stats`` too
-      where a step needs them.
+      gives ``by * merged`` for every module; ``by`` is traced. It takes ``stats`` or
+      ``sample`` too where a step needs them.
     """
+    if any(call.step.model for call in calls):
+        return _merge_through_model(calls)
     if any(call.name == "trim_whole_model" for call in calls):
         return _whole_model_merge(calls)
     merger = _wrap(_merger(calls), calls)
@@ -54,6 +56,29 @@ def _whole_model_merge(calls: tuple[Call, ...]) -> Callable[..., dict[str, Updat
         density = dict(trimming.arguments)["density"]
         updates = trim_whole_model(
             space, rule, seen, density=density, weights=weights, key=key, **devices
+        )
+        return map_modules(finish, stacks, updates, by=by, **devices)
+
+    return merge
+
+
+def _merge_through_model(calls: tuple[Call, ...]) -> Callable[..., dict[str, Update]]:
+    """The same where the merger runs the model, with all modules in it."""
+    merger, wrapped = _merger(calls), _wrap(_as_given, calls)
+
+    def finish(stack, update, *, by, **extra):
+        return scale(wrapped(stack, merged=update, **extra), by=by)
+
+    def merge(stacks, *, sample, by, weights, key, **devices):
+        updates = merger(
+            sample.apply,
+            sample.params,
+            stacks,
+            sample.batches,
+            mask=sample.mask,
+            base=sample.base,
+            weights=weights,
+            **devices,
         )
         return map_modules(finish, stacks, updates, by=by, **devices)
 

@@ -189,6 +189,11 @@ def _order_problem(calls: Sequence[Call]) -> str:
                 "trim_whole_model must stand right before the space: it sees the "
                 "entries of all modules before anything else happens to them"
             )
+        if before and before.step.model and call.step.kind != "post":
+            return (
+                f"{_described(call)} cannot follow {before.name!r}, which runs the "
+                "adapters in the model as they are; expected a post"
+            )
         before = call
     kinds = _NEXT[calls[-1].step.kind]
     if "space" in kinds:

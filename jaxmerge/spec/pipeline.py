@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxmerge.spec import checks
 from jaxmerge.spec.grammar import Call, PipelineError, as_text, read_calls
 
 if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
     import jax
     from jax.sharding import Mesh
 
+    from jaxmerge.iterative import ModelSample
     from jaxmerge.moments import Statistics
     from jaxmerge.types import AdapterStack, Update
 
@@ -70,7 +72,12 @@ class Pipeline:
     @property
     def statistics(self) -> bool:
         """Whether a step needs statistics of inputs, so that `run` needs ``stats``."""
-        return bool(self._needing_statistics)
+        return any(call.step.statistics for call in self.calls)
+
+    @property
+    def model(self) -> bool:
+        """Whether a step runs the base model, so that `run` needs a ``sample``."""
+        return any(call.step.model for call in self.calls)
 
     @property
     def linear(self) -> bool:
@@ -98,6 +105,7 @@ class Pipeline:
         weights: Sequence[float] | None = None,
         key: "jax.Array | None" = None,
         stats: "Mapping[str, Statistics] | None" = None,
+        sample: "ModelSample | None" = None,
         chunk: int | None = None,
         mesh: "Mesh | None" = None,
     ) -> "dict[str, Update]":
@@ -112,6 +120,8 @@ class Pipeline:
           key: needed if `random`, not used otherwise.
           stats: module -> statistics of the inputs of all tasks, stacked
             (`jaxmerge.stack_moments`); needed if `statistics`, refused otherwise.
+          sample: `jaxmerge.ModelSample`, the base model and inputs of every task;
+            needed if `model`, refused otherwise.
           chunk: modules of one shape worked on at a time, see `jaxmerge.map_modules`.
           mesh: devices, see `jaxmerge.map_modules`.
 
@@ -122,7 +132,7 @@ class Pipeline:
           PipelineError: no key for a random pipeline; weights that are not T finite
             numbers; mixed ranks where a step needs equal ones; no statistics where a
             step needs them, those of other modules, tasks or inputs, or some that
-            nothing would read.
+            nothing would read; the same for a sample.
 
         >>> import jaxmerge as jm
         >>> stack = jm.stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])
@@ -132,35 +142,21 @@ class Pipeline:
         """
         from jaxmerge.spec.build import merge_of
 
-        self._check_ranks(stacks)
-        self.check_statistics(given=stats is not None)
-        given = {} if stats is None else {"stats": self._checked_stats(stats, stacks)}
+        checks.check_ranks(self, stacks)
+        checks.check_sample(self, sample, stacks)
+        needed = {"stats": checks.checked_stats(self, stats, stacks), "sample": sample}
         calls, by = list(self.calls), 1.0
         while calls[-1].name == "scale":
             by *= _scale(calls.pop())
         return merge_of(tuple(calls))(
             stacks,
             by=by,
-            weights=_checked_weights(weights, stacks),
-            key=self._checked_key(key),
+            weights=checks.checked_weights(weights, stacks),
+            key=checks.checked_key(self, key),
             chunk=chunk,
             mesh=mesh,
-            **given,
+            **{name: value for name, value in needed.items() if value is not None},
         )
-
-    def check_statistics(self, *, given: bool) -> None:
-        """PipelineError if statistics are missing, or given to what reads none."""
-        needing = ", ".join(self._needing_statistics)
-        if needing and not given:
-            raise PipelineError(
-                f"pipeline {self.text!r} needs statistics of inputs ({needing}): write "
-                "them with `jaxmerge collect` and give stats=<statistics>"
-            )
-        if given and not needing:
-            raise PipelineError(
-                f"pipeline {self.text!r} uses no statistics of inputs; leave stats "
-                "out, or merge with regmean or ssr"
-            )
 
     def merge_biases(
         self,
@@ -185,7 +181,7 @@ class Pipeline:
         """
         import jax.numpy as jnp
 
-        given = _checked_weights(weights, stacks)
+        given = checks.checked_weights(weights, stacks)
         summed = self.linear and self.calls[0].name in ("total", "concat")
         merged = {}
         for module, bias in biases.items():
@@ -193,48 +189,6 @@ class Pipeline:
             each = np.full(bias.shape[0], share) if given is None else share * given
             merged[module] = jnp.asarray(each, bias.dtype) @ bias
         return merged
-
-    @property
-    def _needing_statistics(self):
-        return [call.name for call in self.calls if call.step.statistics]
-
-    def _checked_stats(self, stats, stacks):
-        from jaxmerge.moments import Sketch
-        from jaxmerge.regression import check_statistics
-
-        try:
-            check_statistics(stacks, stats)
-        except ValueError as error:
-            raise PipelineError(str(error)) from None
-        shrinking = any(
-            dict(c.arguments).get("off_diagonal", 1) != 1 for c in self.calls
-        )
-        for module in stacks if shrinking else ():
-            if isinstance(stats[module], Sketch):
-                raise PipelineError(
-                    f"module {module!r}: off_diagonal needs exact moments, not a "
-                    "sketch; collect them without sketch=<rows>, or leave it out"
-                )
-        return stats
-
-    def _check_ranks(self, stacks):
-        strict = [call.name for call in self.calls if call.step.equal_ranks]
-        for module, stack in stacks.items() if strict else ():
-            ranks = sorted({stack.ranks[t] for t in stack.present})
-            if len(ranks) > 1:
-                raise PipelineError(
-                    f"module {module!r}: {strict[0]} needs adapters of one rank, found "
-                    f"{ranks}; choose another method"
-                )
-
-    def _checked_key(self, key):
-        drawing = [call.name for call in self.calls if call.step.random]
-        if drawing and key is None:
-            raise PipelineError(
-                f"pipeline {self.text!r} draws at random ({', '.join(drawing)}), so it "
-                "needs key=jax.random.key(<seed>)"
-            )
-        return key if drawing else None
 
 
 @cache
@@ -269,22 +223,3 @@ def parse(text: str) -> Pipeline:
 
 def _scale(call: Call) -> float:
     return dict(call.arguments)["by"]
-
-
-def check_weights(weights: Sequence[float], tasks: int) -> np.ndarray:
-    """The weights as an array; PipelineError unless they are T finite numbers."""
-    array = np.asarray(weights, np.float64)
-    if array.shape != (tasks,):
-        raise PipelineError(
-            f"{array.size} weights for {tasks} adapters; give one for each, in order"
-        )
-    if not np.isfinite(array).all():
-        raise PipelineError(f"weights must be finite numbers, got {list(weights)}")
-    return array
-
-
-def _checked_weights(weights, stacks):
-    if weights is None:
-        return None
-    tasks = len(next(iter(stacks.values())).ranks) if stacks else len(weights)
-    return check_weights(weights, tasks)

@@ -55,6 +55,7 @@ class Step(NamedTuple):
         that drop entries at random, in the mean.
       equal_ranks: works only where all adapters of a module have one rank.
       statistics: needs statistics of the inputs of every module.
+      model: runs the base model on inputs of every task; only posts may follow.
       prepare: of a merger transform, the target of what it does to the adapters before
         they are merged.
       problem: what is wrong with the arguments together, "" if nothing.
@@ -70,5 +71,6 @@ class Step(NamedTuple):
     linear: bool = False
     equal_ranks: bool = False
     statistics: bool = False
+    model: bool = False
     prepare: str = ""
     problem: Callable[[Mapping[str, Any]], str] = lambda _: ""

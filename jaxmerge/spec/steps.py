@@ -219,6 +219,19 @@ STEPS: dict[str, Step] = {
         _RIDGE,
         statistics=True,
     ),
+    "iteris": Step(
+        "merger",
+        "jaxmerge.iterative:iteris",
+        "RegMean again and again, on inputs in the last merge",
+        "2411.15231",
+        {
+            "iterations": Argument(COUNT, 10),
+            "balance": Argument(FLAG, True),
+            "mix": Argument(FRACTION, 5e-4),
+            "ridge": Argument(NOT_NEGATIVE, 1e-7),
+        },
+        model=True,
+    ),
     "pico": Step(
         "merger transform",
         "jaxmerge.calibration:pico",

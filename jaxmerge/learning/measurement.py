@@ -72,8 +72,7 @@ def measure(
 
     def of_task(task: str) -> dict[str, Statistics]:
         own = unlabeled.inputs[task]
-        by_length = base.inputs == "texts"
-        batches = _by_length(own, batch) if by_length else _in_order(own, batch)
+        batches = batches_of(base, own, batch)
         if report is not None:
             batches = _reported(batches, lambda count: report(task, count))
         statistics = collect((base.params, _updates(adapters, task)), batches)
@@ -88,16 +87,26 @@ def measure(
     return ((task, of_task(task)) for task in unlabeled.inputs)
 
 
+def batches_of(base: Base, inputs: Any, size: int) -> Iterator[Any]:
+    """Every input of a task once, texts by their lengths and with little padding."""
+    if base.inputs == "texts":
+        order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
+        inputs = {name: values[order] for name, values in inputs.items()}
+    for start in range(0, len(jax.tree.leaves(inputs)[0]), size):
+        some = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
+        yield cropped(some) if base.inputs == "texts" else some
+
+
 def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> list:
     """Linear layers of the base by the ends of their names, as PEFT's target_modules.
-
-    Raises:
-      ValueError: an ending of no layer.
 
     Args:
       base: the model; only traced.
       unlabeled: inputs that it reads.
       endings: such as "q_proj" or "self_attn.q_proj".
+
+    Raises:
+      ValueError: an ending of no layer.
     """
     inputs = next(iter(unlabeled.inputs.values()))
     first = jax.tree.map(lambda x: x[:1], inputs)
@@ -125,19 +134,6 @@ def _updates(adapters: Adapters | None, task: str) -> dict[str, LowRank]:
         module: LowRank(stack.b[index], stack.a[index])
         for module, stack in adapters.stacks.items()
     }
-
-
-def _in_order(inputs: Any, size: int) -> Iterator[Any]:
-    count = len(jax.tree.leaves(inputs)[0])
-    for start in range(0, count, size):
-        yield jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
-
-
-def _by_length(inputs: dict[str, np.ndarray], size: int) -> Iterator[Any]:
-    """Batches of texts of much the same length, with little padding."""
-    order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
-    ordered = {name: values[order] for name, values in inputs.items()}
-    return map(cropped, _in_order(ordered, size))
 
 
 def _reported(batches: Iterator[Any], report: Callable[[int], None]) -> Iterator[Any]:

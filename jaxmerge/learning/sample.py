@@ -1,0 +1,99 @@
+"""A base model and inputs of every task, for mergers that run the model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmerge.io import Adapters
+from jaxmerge.iterative import ModelSample
+from jaxmerge.learning.bases import (
+    Base,
+    check_layers,
+    load_base,
+    refuse_biases,
+    token_mask,
+)
+from jaxmerge.learning.heads import check_saved
+from jaxmerge.learning.measurement import batches_of
+from jaxmerge.learning.record import files_read
+from jaxmerge.learning.unlabeled import Unlabeled, load_unlabeled
+from jaxmerge.models import layer_weights
+
+
+class SampleFiles(NamedTuple):
+    """A base and inputs, as they were read.
+
+    Attributes:
+      base: the model.
+      data: folder of the inputs.
+      unlabeled: inputs of every task.
+      batch: inputs that go through the model at a time.
+      limit: inputs of a task at most, None for all.
+    """
+
+    base: Base
+    data: Path
+    unlabeled: Unlabeled
+    batch: int
+    limit: int | None
+
+    def to_record(self) -> dict[str, Any]:
+        """What a merge of this sample depends on, as JSON values with digests."""
+        return {
+            "sample": {
+                "batch": self.batch,
+                "limit": self.limit,
+                "max_length": self.unlabeled.max_length,
+            },
+            "files": files_read(self.base, self.data, self.unlabeled, None),
+        }
+
+    def of(self, adapters: Adapters) -> ModelSample:
+        """As `Pipeline.run` takes it, with the tasks in the order of the adapters."""
+        base, inputs = self.base, self.unlabeled.inputs
+        modules, first = list(adapters.stacks), inputs[adapters.names[0]]
+        batches = [
+            list(batches_of(base, inputs[task], self.batch)) for task in adapters.names
+        ]
+        weights = layer_weights(
+            base.params, modules, apply=base.apply, batch=batches[0][0]
+        )
+        return ModelSample(
+            apply=base.apply,
+            params=base.params,
+            batches=batches,
+            mask=token_mask(base, first, modules),
+            base=weights,
+        )
+
+
+def read_sample(
+    adapters: Adapters,
+    base: str | Path,
+    data: str | Path,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    max_length: int | None = None,
+) -> SampleFiles:
+    """Reads the base of some adapters and inputs of their tasks.
+
+    Args:
+      adapters: to be merged, read with their heads.
+      base: folder, see `load_base`.
+      data: folder, see `load_unlabeled`.
+      batch: inputs that go through the model at a time.
+      limit: inputs of a task at most.
+      max_length: tokens of a text.
+
+    Raises:
+      ValueError: files that cannot be used, or adapters that do not fit the base or
+        change more of it than their updates do.
+    """
+    model, data = load_base(base), Path(data)
+    unlabeled = load_unlabeled(
+        data, adapters.names, model, max_length=max_length, limit=limit
+    )
+    check_layers(model, adapters, unlabeled.inputs[adapters.names[0]])
+    check_saved(adapters, model.head_module)
+    refuse_biases(adapters)
+    return SampleFiles(model, data, unlabeled, batch, limit)

@@ -1,0 +1,107 @@
+"""The linear layers of any Flax model: their names, and their weights."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxmerge.models.adapt import Apply, Call, intercepted, kernel_sum, refuse_jitted
+from jaxmerge.models.layout import KINDS, Layer
+from jaxmerge.types import Update
+
+
+def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
+    """Names of the linear layers that a model runs, in the order in which it does.
+
+    Args:
+      apply: pure function of parameters and batch that runs a Flax model; only traced.
+      params: as ``apply`` takes them.
+      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
+
+    Raises:
+      ValueError: ``apply`` is already jitted.
+    """
+    refuse_jitted(apply)
+    names: dict[str, None] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.method_name == "__call__" and isinstance(context.module, KINDS):
+            names[".".join(context.module.path)] = None
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda *args: apply(*args), params, batch)
+    return tuple(names)
+
+
+def add_to_params(
+    params: Any, updates: Mapping[str, Update], *, apply: Apply, batch: Any
+) -> Any:
+    """Writes updates into the weights: every named kernel becomes W0 + update.
+
+    Args:
+      params: nested dict, as ``apply`` takes it.
+      updates: update of each module, by name.
+      apply: pure function of parameters and batch that runs a Flax model; only traced,
+        to learn the kind and layout of each layer.
+      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
+
+    Returns:
+      A new nested dict; each sum is rounded once, to the dtype of the kernel.
+
+    Raises:
+      ValueError: as for `with_updates`, or a kernel that is not in ``params``.
+    """
+    flat = flatten_dict(params, sep=".")
+    for layer in _layers(apply, params, batch, updates):
+        path = _kernel_path(layer.name, flat)
+        flat[path] = kernel_sum(layer, updates[layer.name], jnp.asarray(flat[path]))
+    return unflatten_dict(flat, sep=".")
+
+
+def layer_weights(
+    params: Any, modules: Collection[str], *, apply: Apply, batch: Any
+) -> dict[str, jax.Array]:
+    """The weights W0 [m, n] of linear layers, in the layout of their updates.
+
+    Args:
+      params: nested dict, as ``apply`` takes it.
+      modules: names of the layers.
+      apply: pure function of parameters and batch that runs a Flax model; only traced.
+      batch: a batch, or its shapes (``jax.ShapeDtypeStruct``).
+
+    Raises:
+      ValueError: as for `add_to_params`.
+    """
+    flat = flatten_dict(params, sep=".")
+    return {
+        layer.name: layer.from_kernel(jnp.asarray(flat[_kernel_path(layer.name, flat)]))
+        for layer in _layers(apply, params, batch, modules)
+    }
+
+
+def _layers(
+    apply: Apply, params: Any, batch: Any, modules: Collection[str]
+) -> list[Layer]:
+    """How the named layers are laid out, from a trace of the model."""
+    refuse_jitted(apply)
+    layers: dict[str, Layer] = {}
+
+    def note(call: Call) -> jax.Array:
+        layers[call.layer.name] = call.layer
+        return call.outputs
+
+    with intercepted(modules, note):
+        # a new function each time: eval_shape does not trace one again that it knows
+        jax.eval_shape(lambda *args: apply(*args), params, batch)
+    return list(layers.values())
+
+
+def _kernel_path(name: str, flat: Mapping[str, Any]) -> str:
+    for path in (f"{name}.kernel", f"params.{name}.kernel"):
+        if path in flat:
+            return path
+    raise ValueError(f"{name}: no kernel of that name in the parameters")

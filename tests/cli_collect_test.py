@@ -22,8 +22,8 @@ from methods import distance
 from statistics_samples import OUTPUT, QUERY, collect, folders, load, merge
 
 import jaxmerge as jm
-from jaxmerge import io
-from jaxmerge.learning import load_base, load_unlabeled, measurement
+from jaxmerge import io, learning
+from jaxmerge.learning import load_base, load_unlabeled
 
 pytest_plugins = ["statistics_fixtures"]
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -241,7 +241,7 @@ def test_only_statistics_are_replaced_and_only_on_demand(place, monkeypatch):
         return tasks()
 
     with monkeypatch.context() as patch:
-        patch.setattr(measurement, "measure", interrupted)
+        patch.setattr(learning, "measure", interrupted)
         assert jaxmerge(*ask, "--force").exit_code == 130
     assert everything(place) == before
     result = jaxmerge(*ask, "--force", "--quiet")

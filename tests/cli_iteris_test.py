@@ -9,8 +9,7 @@ from statistics_samples import merge
 
 import jaxmerge as jm
 from jaxmerge import io
-from jaxmerge.learning import load_base, load_unlabeled
-from jaxmerge.learning.sample import read_sample
+from jaxmerge.learning import load_base, load_unlabeled, read_sample
 from jaxmerge.models import layer_weights
 
 pytest_plugins = ["statistics_fixtures"]
@@ -28,6 +27,10 @@ def test_the_command_is_the_function(place):
     recipe = found["recipe"]
     assert recipe["sample"] == {"batch": 3, "limit": 8, "max_length": 32}
     assert recipe["files"].keys() == {"base", "data"}
+    card = (place / "out" / "README.md").read_text()
+    assert "Made by running the base model on inputs without labels" in card
+    assert recipe["files"]["data"]["sha256"]["cars.jsonl"] in card
+    assert str(place) not in card
     folders = [place / "in" / task for task in TASKS]
     adapters = io.load_peft(folders, heads="keep")
     base = load_base(place / "base")

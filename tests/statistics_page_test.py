@@ -26,10 +26,11 @@ def test_the_commands_of_the_page(place, monkeypatch):
     shutil.rmtree(place / "stats")
     monkeypatch.chdir(place)
     lines = re.findall(r"^\$ jaxmerge (.*)$", (DOCS / PAGE).read_text(), re.M)
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         succeed(*shlex.split(line))
-    assert document("verify", "small")["identical"]
+    for merged in ("small", "rounds"):
+        assert document("verify", merged)["identical"]
     assert updates_of(place / "small").keys() == updates_of(place / "merged").keys()
     rows = page.osrm_rows("before", ["dtd"], 2)[QUERY]
     others = jm.io.open_statistics("before").of(["dtd"]).load()[QUERY]

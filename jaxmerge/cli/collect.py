@@ -111,7 +111,7 @@ def collect(
     console = Console(as_json=as_json, quiet=quiet)
     start_jax()
     from jaxmerge.io import save_statistics
-    from jaxmerge.learning.measurement import measure
+    from jaxmerge.learning import measure
 
     clock = time.perf_counter()
     with console.progress("reading", 3) as advance, refusing_bad_input():
@@ -183,9 +183,8 @@ def _read(
     advance: Any,
 ) -> ToMeasure:
     from jaxmerge import io
-    from jaxmerge.learning import load_base, load_unlabeled
+    from jaxmerge.learning import load_base, load_unlabeled, modules_ending
     from jaxmerge.learning.bases import check_layers
-    from jaxmerge.learning.measurement import modules_ending
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:

@@ -10,7 +10,7 @@ from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
-    from jaxmerge.learning.sample import SampleFiles
+    from jaxmerge.learning import SampleFiles
     from jaxmerge.types import AdapterStack, Update
 
 ROLE = "statistics"  # of the files that a merge reads beside the adapters
@@ -101,7 +101,7 @@ class Recipe:
           adapters: to be merged.
           base: folder, for a step that runs the model.
           data: folder of its inputs.
-          batch: inputs at a time, see `jaxmerge.learning.sample.read_sample`.
+          batch: inputs at a time, see `jaxmerge.learning.read_sample`.
           limit: inputs of a task at most.
           max_length: tokens of a text.
 
@@ -112,7 +112,7 @@ class Recipe:
         recipe = self.for_tasks(adapters.names)
         if not self.pipeline.model:
             return recipe
-        from jaxmerge.learning.sample import read_sample
+        from jaxmerge.learning import read_sample
 
         options = {"batch": batch, "limit": limit, "max_length": max_length}
         return replace(recipe, sample=read_sample(adapters, base, data, **options))

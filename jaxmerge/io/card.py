@@ -21,8 +21,8 @@ def build_record(
       like: the adapters that were merged.
       recipe: how: the text of a pipeline, or a mapping with "pipeline", "weights",
         "seed" and whatever else the caller needs to repeat it; a learned merge has
-        "learned" in the place of "pipeline". "files" are those that were read beside
-        the adapters, by their role.
+        "learned" in the place of "pipeline", one that ran the base has "sample".
+        "files" are those that were read beside the adapters, by their role.
       output: what was written.
     """
     if isinstance(recipe, str):
@@ -67,9 +67,7 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     sections = [
         _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
         f"# Merge of {len(inputs)} LoRA adapter{'s' if len(inputs) > 1 else ''}",
-        f"Coefficients learned through the base model without labels, by {versions}."
-        if learned
-        else f"Made without loading the base model, by {versions}.",
+        f"{_made(recipe)}, by {versions}.",
     ]
     if recipe:
         sections += ["## Recipe", _recipe(recipe)]
@@ -106,6 +104,14 @@ def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
     if is_adapter:
         lines += ["library_name: peft"]
     return "\n".join([*lines, "tags:", "- lora", "- merge", "- jaxmerge", "---"])
+
+
+def _made(recipe: Mapping[str, Any]) -> str:
+    if "learned" in recipe:
+        return "Coefficients learned through the base model without labels"
+    if "sample" in recipe:
+        return "Made by running the base model on inputs without labels"
+    return "Made without loading the base model"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:

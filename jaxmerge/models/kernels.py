@@ -23,6 +23,11 @@ def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
 
     Raises:
       ValueError: ``apply`` is already jitted.
+
+    >>> model = nn.Sequential([nn.Dense(2), nn.tanh, nn.Dense(1)])
+    >>> params = model.init(jax.random.key(0), jnp.ones((4, 3)))
+    >>> linear_layers(model.apply, params, jnp.ones((4, 3)))
+    ('layers_0', 'layers_2')
     """
     refuse_jitted(apply)
     names: dict[str, None] = {}
@@ -75,6 +80,11 @@ def layer_weights(
 
     Raises:
       ValueError: as for `add_to_params`.
+
+    >>> x, model = jnp.ones((4, 3)), nn.Sequential([nn.Dense(2)])
+    >>> params = model.init(jax.random.key(0), x)
+    >>> layer_weights(params, ["layers_0"], apply=model.apply, batch=x)["layers_0"].shape
+    (2, 3)
     """
     flat = flatten_dict(params, sep=".")
     return {

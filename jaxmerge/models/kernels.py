@@ -83,7 +83,8 @@ def layer_weights(
 
     >>> x, model = jnp.ones((4, 3)), nn.Sequential([nn.Dense(2)])
     >>> params = model.init(jax.random.key(0), x)
-    >>> layer_weights(params, ["layers_0"], apply=model.apply, batch=x)["layers_0"].shape
+    >>> weights = layer_weights(params, ["layers_0"], apply=model.apply, batch=x)
+    >>> weights["layers_0"].shape
     (2, 3)
     """
     flat = flatten_dict(params, sep=".")

@@ -16,6 +16,7 @@ from page_samples import Parsed, browse, needs_browser
 from jaxmerge import io
 from jaxmerge.cli import verdict
 from jaxmerge.cli.reaction_plots import reaction_plots
+from jaxmerge.cli.reactions import preference_rows
 from jaxmerge.learning import Reactions, load_base, load_unlabeled
 from jaxmerge.models import add_to_params
 
@@ -238,6 +239,9 @@ def test_shares_of_a_sensitivity_and_of_none():
     found = found._replace(sensitivities=h)
     np.testing.assert_allclose(found.shares[0], [0.6, 0.3, 0.1, 0])
     np.testing.assert_allclose(found.top_tenth, [0.6, 0, 0.25])
+    rows = preference_rows(found)  # of one batch, which has no halves
+    assert rows[0] == ("t0", 1, 1, 1, np.sqrt(46), 0.6, None)
+    assert rows[2] == ("all alike", None, None, None, 2, 0.25, None)
     for plot in reaction_plots(found):  # with a task that nothing moves
         assert "nan" not in plot.alt
 

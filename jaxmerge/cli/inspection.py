@@ -23,6 +23,7 @@ from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.cli.findings import Findings
+    from jaxmerge.learning import Reactions
 
 
 @with_read_options
@@ -69,7 +70,7 @@ def inspect(
     ] = 16,
     batches: Annotated[
         int, typer.Option(min=1, help="With --base: how many batches.")
-    ] = 4,
+    ] = 8,
     logit_scale: LogitScale = None,
     max_length: MaxLength = None,
     quiet: Quiet = False,
@@ -141,31 +142,39 @@ def inspect(
                 yield f"  of {task.base_model or 'an unnamed base'}, {task.dtype}"
             yield task.table(each=modules)
         if found is not None:
-            from jaxmerge.cli.comparison import module_table, pair_table
-
-            yield ""
-            yield f"{len(found.tasks)} adapters together"
-            yield module_table(found, each=modules)
-            yield ""
-            yield pair_table(found)
-            yield ""
+            yield from _together(found, each=modules)
         if reactions is not None:
-            from jaxmerge.cli.reactions import misalignment_table, preference_table
-
-            yield (
-                f"reactions of the losses, {reactions.inputs} inputs of each task, all "
-                f"coefficients {reactions.initial:g}"
-            )
-            yield preference_table(reactions)
-            yield ""
-            yield "misalignment of preferences"
-            yield misalignment_table(reactions)
-            yield ""
+            yield from _through_model(reactions)
         yield from (f"verdict: {line}" for line in said)
         yield from (f"wrote {path}" for path in document.get("plots", ()))
         yield from (f"wrote {path}" for path in [document.get("html")] if path)
 
     console.result(document, lines)
+
+
+def _together(found: "Findings", *, each: bool) -> Iterator[Any]:
+    from jaxmerge.cli.comparison import module_table, pair_table
+
+    yield ""
+    yield f"{len(found.tasks)} adapters together"
+    yield module_table(found, each=each)
+    yield ""
+    yield pair_table(found)
+    yield ""
+
+
+def _through_model(found: "Reactions") -> Iterator[Any]:
+    from jaxmerge.cli.reactions import misalignment_table, preference_table
+
+    yield (
+        f"reactions of the losses, {found.inputs} inputs of each task, all "
+        f"coefficients {found.initial:g}"
+    )
+    yield preference_table(found)
+    yield ""
+    yield "misalignment of preferences"
+    yield misalignment_table(found)
+    yield ""
 
 
 def _load(paths: list[Path], read: dict[str, Any]) -> Any:
@@ -210,7 +219,7 @@ def _reactions(
     logit_scale: float | None,
     batch: int,
     batches: int,
-) -> Any:
+) -> "Reactions":
     from jaxmerge.learning import reactions
 
     adapters, base, heads, unlabeled = model

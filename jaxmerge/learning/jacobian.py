@@ -98,7 +98,7 @@ def reactions(
     unlabeled: Unlabeled,
     *,
     batch: int = 16,
-    batches: int = 4,
+    batches: int = 8,
     logit_scale: float = 1.0,
     initial: float = 0.4,
 ) -> Reactions:

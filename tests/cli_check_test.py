@@ -175,6 +175,13 @@ def test_the_terminal_shows_a_row_for_each_and_strict_fails(place):
     assert (fine.exit_code, fine.stdout, fine.stderr) == (0, "", "")
 
 
+def test_a_zero_adapter_by_itself(place):
+    (entry,) = document(*ask(place, "svhn", limit=8))["adapters"].values()
+    assert (entry["verdict"], entry["changes"], entry["gained"]) == (
+        *("does nothing", False, 0),
+    )
+
+
 def test_names_and_a_limit_of_rows_at_even_distances(place, tmp_path):
     (tmp_path / "a.jsonl").write_bytes((place / "data" / "dtd.jsonl").read_bytes())
     found = document(*ask(place, "dtd", data=tmp_path, names="a", limit=25))

@@ -294,6 +294,8 @@ def test_what_cannot_be_differentiated_is_refused(place, tmp_path):
     folder = place / "in" / "cars"
     said = refuse("inspect", folder, folder, "--base", place / "base")
     assert "--base and --data go together" in said
+    said = refuse("inspect", folder, folder, "--names", "a,b")
+    assert "--names needs --base and --data" in said
     assert "at least two adapters" in refuse(*ask(place, "cars"))
     io.save_orbax(tmp_path / "stored", io.load_peft([folder], heads="keep"))
     where = ["--base", place / "base", "--data", place / "data"]

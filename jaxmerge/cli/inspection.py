@@ -85,6 +85,15 @@ def inspect(
 
     if (base is None) != (data is None):
         raise CommandError("--base and --data go together")
+    if base is None:
+        _refuse_given(
+            {
+                "--names": names,
+                "--text-heads": text_heads,
+                "--logit-scale": logit_scale,
+                "--max-length": max_length,
+            }
+        )
     check_outputs(plots, html, force=force)
     start_jax()
     from jaxmerge.cli.spectra import summarize
@@ -175,6 +184,13 @@ def _through_model(found: "Reactions") -> Iterator[Any]:
     yield "misalignment of preferences"
     yield misalignment_table(found)
     yield ""
+
+
+def _refuse_given(options: dict[str, Any]) -> None:
+    """Options that would do nothing without a model."""
+    for flag, value in options.items():
+        if value is not None:
+            raise CommandError(f"{flag} needs --base and --data")
 
 
 def _load(paths: list[Path], read: dict[str, Any]) -> Any:

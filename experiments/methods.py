@@ -1,8 +1,9 @@
 """The merges that the experiments compare, each with as many candidates to choose from.
 
-A data-free method is some pipelines, each with some scales; a learned one is a fit from
-some starts with some learning rates, looked at after some numbers of steps. `BUDGET`
-candidates of every method are measured on validation, and the best one goes to test.
+A closed-form method is some pipelines, each with some scales, and may take statistics
+of unlabeled inputs; a learned one is a fit from some starts with some learning rates,
+looked at after some numbers of steps. `BUDGET` candidates of every method are measured
+on validation, and the best one goes to test.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,15 @@ SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 TIES_SCALES = (0.3, 0.6, 1.0, 1.5)
 PICO_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
 PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
+REGRESSION_SCALES = (0.5, 1.0, 1.5, 2.0)
 INITIALS = (0.2, 0.4)
 RATES = (2e-3, 1e-2)
 LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
 
 
 @dataclass(frozen=True)
-class DataFree:
-    """A merge of the adapters alone."""
+class ClosedForm:
+    """A merge of the adapters alone, or with statistics of their inputs."""
 
     name: str
     pipelines: tuple[str, ...]
@@ -53,6 +55,10 @@ def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
     return tuple(pipeline.format(density) for density in densities)
 
 
+def _with_ridge(pipeline: str) -> tuple[str, ...]:
+    return tuple(pipeline.format(ridge) for ridge in (0.001, 0.1))
+
+
 _tara = partial(
     Fitted,
     optimizer=partial(optax.adamw, weight_decay=0.01),
@@ -60,33 +66,40 @@ _tara = partial(
 )
 
 METHODS = (
-    DataFree("Task arithmetic", ("concat",)),
-    DataFree(
+    ClosedForm("Task arithmetic", ("concat",)),
+    ClosedForm(
         "TIES",
         _with_density("elect|trim_whole_model(density={})|full", 0.1, 0.3),
         TIES_SCALES,
     ),
-    DataFree(
+    ClosedForm(
         "DARE-TIES",
         _with_density("elect|dare(density={})|full", 0.3, 0.7),
         TIES_SCALES,
     ),
-    DataFree(
+    ClosedForm(
         "KnOTS-TIES",
         _with_density("elect|trim_whole_model(density={})|knots", 0.1, 0.3),
         TIES_SCALES,
     ),
-    DataFree("TSV-M", ("tsv_m",)),
-    DataFree("Iso-C", ("concat|isotropize",)),
-    DataFree("Core Space TSV", ("tsv|core",)),
-    DataFree("Core Space TSV + Iso", ("tsv|core|isotropize",)),
-    DataFree("Pico + task arithmetic", ("concat|pico",), PICO_SCALES),
-    DataFree(
+    ClosedForm("TSV-M", ("tsv_m",)),
+    ClosedForm("Iso-C", ("concat|isotropize",)),
+    ClosedForm("Core Space TSV", ("tsv|core",)),
+    ClosedForm("Core Space TSV + Iso", ("tsv|core|isotropize",)),
+    ClosedForm("Pico + task arithmetic", ("concat|pico",), PICO_SCALES),
+    ClosedForm(
         "Pico + TIES",
         _with_density("elect|trim(density={})|full|pico", 0.1, 0.3),
         PICO_TIES_SCALES,
     ),
-    DataFree("Pico + TSV-M", ("tsv_m|pico",), PICO_SCALES),
+    ClosedForm("Pico + TSV-M", ("tsv_m|pico",), PICO_SCALES),
+    ClosedForm(
+        "CtM + TIES",
+        _with_density("ties(density={})|compressed(rank=16)", 0.25, 0.5),
+        TIES_SCALES,
+    ),
+    ClosedForm("RegMean", _with_ridge("regmean(ridge={})"), REGRESSION_SCALES),
+    ClosedForm("SSR-Merge", _with_ridge("ssr(ridge={})"), REGRESSION_SCALES),
     Fitted(
         "AdaMerging",
         lambda initial: jm.adamerging(initial=initial),

@@ -26,7 +26,7 @@ import typer
 import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_updates
 from experiments.finetune import finetune, lora_shapes
-from experiments.methods import METHODS, DataFree
+from experiments.methods import METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import candidates, merged
 from experiments.settings import Settings
@@ -194,7 +194,7 @@ class Study:
                 self.records.add(**row, values=values.tolist())
 
     def _measure_merge(
-        self, stacks: Any, method: DataFree, identity: dict[str, Any]
+        self, stacks: Any, method: ClosedForm, identity: dict[str, Any]
     ) -> None:
         tried = candidates(method, self.settings)
         if identity["seed"] == FIRST_SEED or method.name == CURVE:

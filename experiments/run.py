@@ -24,13 +24,16 @@ import typer
 
 import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_updates
-from experiments.methods import INITIALS, LOOKS, METHODS, RATES, DataFree, Fitted
+from experiments.methods import INITIALS, LOOKS, METHODS, RATES, ClosedForm, Fitted
 from experiments.records import Records
 from experiments.settings import Settings
+from experiments.suite import Split, batches
 from experiments.unlabeled import unlabeled_batches
 from jaxmerge.cli.runtime import start_jax
 from jaxmerge.fitting.step import merge
 from jaxmerge.io import load_peft
+from jaxmerge.models import with_updates
+from jaxmerge.moments import Statistics
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
@@ -75,6 +78,28 @@ class Experiment:
             known = self.records.add(kind="anchors", values=np.asarray(values).tolist())
         return np.asarray(known["values"], np.float32)
 
+    @cached_property
+    def stats(self) -> dict[str, Statistics]:
+        """Of the inputs of every task with its own adapter, on validation."""
+        suite, found = self.suite, []
+
+        def apply(parts: Any, inputs: Any) -> Any:
+            params, updates = parts
+            return with_updates(suite.apply, updates)(params, inputs)
+
+        gather = jm.collector(apply, modules=self.stacks, mask=suite.mask)
+        for index, task in enumerate(suite.tasks):
+            whole = tuple(task.load("validation"))
+            rows = self.settings.validation
+            some = Split(*jax.tree.map(lambda x, n=rows: x[:n], whole))
+            own = {
+                name: jm.LowRank(s.b[index], s.a[index])
+                for name, s in self.stacks.items()
+            }
+            inputs = (x for x, _ in batches(suite, some, self.settings.batch))
+            found.append(gather((suite.params, own), inputs))
+        return jm.stack_moments(found)
+
     def batches(self, seed: int) -> Any:
         size = self.settings.learning_batch
         return unlabeled_batches(self.suite, size=size, seed=seed)
@@ -95,7 +120,7 @@ class Experiment:
         own = self.records.find(kind="own", part=part)["accuracy"]
         return float(np.mean([accuracy[task] / own[task] for task in accuracy]))
 
-    def compare(self, method: DataFree | Fitted, seeds: int) -> None:
+    def compare(self, method: ClosedForm | Fitted, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
         tried = [
             (self._measured(method, candidate, FIRST_SEED, "validation"), candidate)
@@ -117,8 +142,10 @@ class Experiment:
         row = self.records.find(**identity)
         if row is None:
             started = time.perf_counter()
-            if isinstance(method, DataFree):
-                updates = merged(self.stacks, candidate["pipeline"], seed)
+            if isinstance(method, ClosedForm):
+                pipeline = candidate["pipeline"]
+                stats = self.stats if jm.parse(pipeline).statistics else None
+                updates = merged(self.stacks, pipeline, seed, stats)
             else:
                 updates = self.fitted(method, candidate, seed)
             jax.block_until_ready(updates)
@@ -179,15 +206,21 @@ class Experiment:
         )
 
 
-def merged(stacks: Any, pipeline: str, seed: int) -> dict[str, jm.Update]:
-    """A data-free merge; the seed matters where the pipeline draws at random."""
+def merged(
+    stacks: Any,
+    pipeline: str,
+    seed: int,
+    stats: Mapping[str, Statistics] | None = None,
+) -> dict[str, jm.Update]:
+    """A merge in closed form; the seed matters where the pipeline draws at random."""
     parsed = jm.parse(pipeline)
-    return parsed.run(stacks, key=jax.random.key(seed) if parsed.random else None)
+    key = jax.random.key(seed) if parsed.random else None
+    return parsed.run(stacks, key=key, stats=stats)
 
 
-def candidates(method: DataFree | Fitted, settings: Settings) -> list[dict[str, Any]]:
+def candidates(method: ClosedForm | Fitted, settings: Settings) -> list[dict[str, Any]]:
     """What is tried on validation; longer fits first, for they leave shorter ones."""
-    if isinstance(method, DataFree):
+    if isinstance(method, ClosedForm):
         scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
         pairs = product(method.pipelines, scales)
         return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
@@ -199,7 +232,7 @@ def candidates(method: DataFree | Fitted, settings: Settings) -> list[dict[str, 
     ]
 
 
-def _random(method: DataFree | Fitted, candidate: dict[str, Any]) -> bool:
+def _random(method: ClosedForm | Fitted, candidate: dict[str, Any]) -> bool:
     return isinstance(method, Fitted) or jm.parse(candidate["pipeline"]).random
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from experiments import analyses, report
 from experiments.configs import clip_vision8, llama_nli6
-from experiments.methods import BUDGET, METHODS, DataFree
+from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, candidates
 from experiments.suite import Split, Suite, batches
@@ -153,7 +153,7 @@ def run_small(config, name, folder):
     experiment = Experiment(name, settings, folder / "results", folder / "work")
     experiment.measure_references()
     first = method_named("Task arithmetic")
-    few = DataFree(first.name, first.pipelines, first.scales[:2])
+    few = ClosedForm(first.name, first.pipelines, first.scales[:2])
     for method in (few, method_named("TARA-B")):
         experiment.compare(method, seeds=2)
     return experiment

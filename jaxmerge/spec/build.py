@@ -45,11 +45,7 @@ def _whole_model_merge(calls: tuple[Call, ...]) -> Callable[..., dict[str, Updat
     """
     (trimming,) = (call for call in calls if call.name == "trim_whole_model")
     space, rule = _space(calls), _rule(calls)
-    prepare = _prepare(calls)
-    wrapped = _wrap(_as_given, calls)
-
-    def finish(stack, update, *, by, **extra):
-        return scale(wrapped(stack, merged=update, **extra), by=by)
+    prepare, finish = _prepare(calls), _finish(calls)
 
     def merge(stacks, *, by, weights, key, **devices):
         seen = map_modules(prepare, stacks, **devices) if prepare else stacks
@@ -64,10 +60,7 @@ def _whole_model_merge(calls: tuple[Call, ...]) -> Callable[..., dict[str, Updat
 
 def _merge_through_model(calls: tuple[Call, ...]) -> Callable[..., dict[str, Update]]:
     """The same where the merger runs the model, with all modules in it."""
-    merger, wrapped = _merger(calls), _wrap(_as_given, calls)
-
-    def finish(stack, update, *, by, **extra):
-        return scale(wrapped(stack, merged=update, **extra), by=by)
+    merger, finish = _merger(calls), _finish(calls)
 
     def merge(stacks, *, sample, by, weights, key, **devices):
         updates = merger(
@@ -83,6 +76,16 @@ def _merge_through_model(calls: tuple[Call, ...]) -> Callable[..., dict[str, Upd
         return map_modules(finish, stacks, updates, by=by, **devices)
 
     return merge
+
+
+def _finish(calls: tuple[Call, ...]) -> Callable[..., Update]:
+    """What becomes of the merged update of a module: transforms, posts, scale."""
+    wrapped = _wrap(_as_given, calls)
+
+    def finish(stack: AdapterStack, update: Update, *, by: float) -> Update:
+        return scale(wrapped(stack, merged=update), by=by)
+
+    return finish
 
 
 def _as_given(stack: AdapterStack, *, merged: Update, **extra: Any) -> Update:

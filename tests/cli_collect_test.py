@@ -125,6 +125,25 @@ def test_the_base_alone_with_named_layers_is_pretrained(place):
     )
 
 
+def test_modules_that_a_task_lacks_are_measured_for_it_too(place):
+    path = place / "in" / "svhn"
+    tensors = samples.tensors_of(path)
+    kept = {key: value for key, value in tensors.items() if OUTPUT not in key}
+    saved = {"modules_to_save": ["classifier"]}
+    samples.write(path, kept, r=2, lora_alpha=2, **saved)
+    succeed(*collect(place, "new", *folders(place)))
+    assert load(place, folder="new").keys() == {QUERY, OUTPUT}
+    succeed(*merge(place, "regmean(ridge=0.01)", stats=place / "new"))
+    two = {
+        name: jax.tree.map(lambda x: x[:2], value)
+        for name, value in load(place, folder="new").items()
+    }
+    stacks = io.load_peft(folders(place, TASKS[:2]), heads="keep").stacks
+    exact = jm.regmean(stacks[OUTPUT], stats=two[OUTPUT], ridge=0.01)
+    found = updates_of(place / "out")
+    close({"": found[OUTPUT]}, {"": jm.dense(exact)}, 1e-4)
+
+
 def test_sketches_of_images(place):
     base = learn_samples.clip(place / "clip")
     layer = "vision_model.encoder.layers.0.self_attn"

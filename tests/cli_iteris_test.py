@@ -87,6 +87,12 @@ def test_refusals(place):
     assert not (place / "out").exists()
 
 
+def test_a_dry_run_reads_no_model(place):
+    found = document(*ask(place), "--dry-run")
+    assert found["recipe"] == {"pipeline": PIPELINE}
+    assert "give --base and --data" in refuse(*ask(place, data=None), "--dry-run")
+
+
 def test_samples_are_in_the_order_of_the_adapters(place):
     folders = [place / "in" / task for task in ("svhn", "cars")]
     adapters = io.load_peft(folders, heads="keep")

@@ -20,6 +20,8 @@ TIES_SCALES = (0.3, 0.6, 1.0, 1.5)
 PICO_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
 PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
 REGRESSION_SCALES = (0.5, 1.0, 1.5, 2.0)
+ITERIS_SCALES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+ITERIS_INPUTS = 64  # of each task, which every round runs twice
 INITIALS = (0.2, 0.4)
 RATES = (2e-3, 1e-2)
 LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
@@ -100,6 +102,7 @@ METHODS = (
     ),
     ClosedForm("RegMean", _with_ridge("regmean(ridge={})"), REGRESSION_SCALES),
     ClosedForm("SSR-Merge", _with_ridge("ssr(ridge={})"), REGRESSION_SCALES),
+    ClosedForm("IterIS", ("iteris(iterations=4, ridge=0.001)",), ITERIS_SCALES),
     Fitted(
         "AdaMerging",
         lambda initial: jm.adamerging(initial=initial),

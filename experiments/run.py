@@ -12,7 +12,7 @@ goes on where it stopped. ``python -m experiments.report`` makes tables and plot
 
 import time
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -24,15 +24,21 @@ import typer
 
 import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_updates
-from experiments.methods import INITIALS, LOOKS, METHODS, RATES, ClosedForm, Fitted
+from experiments.methods import (
+    INITIALS,
+    ITERIS_INPUTS,
+    LOOKS,
+    METHODS,
+    RATES,
+    ClosedForm,
+    Fitted,
+)
 from experiments.records import Records
 from experiments.settings import Settings
-from experiments.suite import Split, batches
-from experiments.unlabeled import unlabeled_batches
+from experiments.unlabeled import model_sample, own_statistics, unlabeled_batches
 from jaxmerge.cli.runtime import start_jax
 from jaxmerge.fitting.step import merge
 from jaxmerge.io import load_peft
-from jaxmerge.models import with_updates
 from jaxmerge.moments import Statistics
 
 HERE = Path(__file__).parent
@@ -50,6 +56,7 @@ class Experiment:
         self.tasks = tuple(task.name for task in self.suite.tasks)
         folders = [task.adapter for task in self.suite.tasks]
         self.stacks = load_peft(folders, heads="keep").stacks
+        self.rounds = cache(self._rounds)
         self.exams = {
             part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
             for part, rows in (
@@ -79,26 +86,25 @@ class Experiment:
         return np.asarray(known["values"], np.float32)
 
     @cached_property
-    def stats(self) -> dict[str, Statistics]:
+    def stats(self) -> Any:
         """Of the inputs of every task with its own adapter, on validation."""
-        suite, found = self.suite, []
+        rows, size = self.settings.validation, self.settings.batch
+        return own_statistics(self.suite, self.stacks, rows=rows, size=size)
 
-        def apply(parts: Any, inputs: Any) -> Any:
-            params, updates = parts
-            return with_updates(suite.apply, updates)(params, inputs)
+    def _rounds(self, pipeline: str) -> dict[str, jm.Update]:
+        sample = model_sample(self.suite, self.stacks, rows=ITERIS_INPUTS)
+        return jm.parse(pipeline).run(self.stacks, sample=sample)
 
-        gather = jm.collector(apply, modules=self.stacks, mask=suite.mask)
-        for index, task in enumerate(suite.tasks):
-            whole = tuple(task.load("validation"))
-            rows = self.settings.validation
-            some = Split(*jax.tree.map(lambda x, n=rows: x[:n], whole))
-            own = {
-                name: jm.LowRank(s.b[index], s.a[index])
-                for name, s in self.stacks.items()
-            }
-            inputs = (x for x, _ in batches(suite, some, self.settings.batch))
-            found.append(gather((suite.params, own), inputs))
-        return jm.stack_moments(found)
+    def closed_form(self, pipeline: str, seed: int) -> dict[str, jm.Update]:
+        """A merge of the adapters, with whatever else the pipeline needs."""
+        parsed = jm.parse(pipeline)
+        if parsed.model:  # the rounds are the same for all scales
+            unscaled, _, by = pipeline.rpartition("|scale(")
+            by = float(by.removesuffix(")"))
+            rounds = self.rounds(unscaled)
+            return {name: jm.scale(update, by=by) for name, update in rounds.items()}
+        stats = self.stats if parsed.statistics else None
+        return merged(self.stacks, pipeline, seed, stats)
 
     def batches(self, seed: int) -> Any:
         size = self.settings.learning_batch
@@ -143,9 +149,7 @@ class Experiment:
         if row is None:
             started = time.perf_counter()
             if isinstance(method, ClosedForm):
-                pipeline = candidate["pipeline"]
-                stats = self.stats if jm.parse(pipeline).statistics else None
-                updates = merged(self.stacks, pipeline, seed, stats)
+                updates = self.closed_form(candidate["pipeline"], seed)
             else:
                 updates = self.fitted(method, candidate, seed)
             jax.block_until_ready(updates)

@@ -1,10 +1,17 @@
-"""Batches without labels, for merges that are learned."""
+"""Inputs without labels, for merges that learn from them or take their statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.suite import Suite, of_one_length
+import jax
+
+import jaxmerge as jm
+from experiments.suite import Split, Suite, batches, of_one_length
 from jaxmerge.learning.unlabeled import shuffled
+from jaxmerge.models import layer_weights, with_updates
+from jaxmerge.moments import Statistics
+
+Stacks = Mapping[str, jm.AdapterStack]
 
 
 def unlabeled_batches(
@@ -23,3 +30,37 @@ def unlabeled_batches(
     }
     while True:
         yield {name: next(source) for name, source in sources.items()}
+
+
+def first_inputs(suite: Suite, *, rows: int, size: int) -> list[list[Any]]:
+    """For each task batches of its first validation inputs."""
+    found = []
+    for task in suite.tasks:
+        whole = tuple(task.load("validation"))
+        some = Split(*jax.tree.map(lambda x: x[:rows], whole))
+        found.append([inputs for inputs, _ in batches(suite, some, min(rows, size))])
+    return found
+
+
+def own_statistics(
+    suite: Suite, stacks: Stacks, *, rows: int, size: int
+) -> dict[str, Statistics]:
+    """Of the inputs of every task in the model with the task's own adapter, stacked."""
+
+    def apply(parts: Any, inputs: Any) -> Any:
+        params, updates = parts
+        return with_updates(suite.apply, updates)(params, inputs)
+
+    gather = jm.collector(apply, modules=stacks, mask=suite.mask)
+    found = []
+    for index, inputs in enumerate(first_inputs(suite, rows=rows, size=size)):
+        own = {n: jm.LowRank(s.b[index], s.a[index]) for n, s in stacks.items()}
+        found.append(gather((suite.params, own), inputs))
+    return jm.stack_moments(found)
+
+
+def model_sample(suite: Suite, stacks: Stacks, *, rows: int) -> jm.ModelSample:
+    """The model and inputs of every task, as IterIS takes them."""
+    inputs = first_inputs(suite, rows=rows, size=rows)
+    base = layer_weights(suite.params, stacks, apply=suite.apply, batch=inputs[0][0])
+    return jm.ModelSample(suite.apply, suite.params, inputs, suite.mask, base)

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from functools import partial
 from importlib import import_module
 
 import jax
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import jaxmerge as jm
 from experiments import analyses, report
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
@@ -180,6 +182,31 @@ def test_clip_from_start_to_table(clip, tmp_path):
     for _ in range(2):  # the second time from the file
         analysis.front_and_test(identity, ("cars", "dtd"), preferences)
     assert len(analysis.records.all(analysis="tradeoff")) == 2
+
+
+@pytest.mark.parametrize("method", ["CtM + TIES", "RegMean", "SSR-Merge", "IterIS"])
+def test_merges_with_inputs(clip, tmp_path, method):
+    """They are those of the functions, and scales of IterIS share its rounds."""
+    settings = dataclasses.replace(clip, **SMALL)
+    experiment = Experiment("clip", settings, tmp_path / "results", tmp_path / "work")
+    chosen = method_named(method)
+    text = chosen.pipelines[0]
+    once, twice = (experiment.closed_form(f"{text}|scale({by})", 0) for by in (1, 2))
+    assert once.keys() == experiment.stacks.keys()
+    for module, update in once.items():
+        whole = np.asarray(jm.dense(update))
+        np.testing.assert_allclose(jm.dense(twice[module]), 2 * whole, atol=1e-6)
+        assert np.abs(whole).max() > 1e-3
+    if method == "RegMean":
+        stats = experiment.stats
+        direct = jm.merge_with_stats(
+            partial(jm.regmean, ridge=0.001), experiment.stacks, stats
+        )
+        assert all(value.count.shape == (8,) for value in stats.values())
+        for module, update in direct.items():
+            np.testing.assert_allclose(
+                jm.dense(once[module]), jm.dense(update), atol=1e-5
+            )
 
 
 def test_llama_from_start_to_table(llama, tmp_path):

@@ -28,10 +28,7 @@ ROWS = 60
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True)
-def as_a_user(monkeypatch):
-    """No cache of programs."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def write_rows(path, rows):

@@ -20,12 +20,7 @@ from jaxmerge.objectives import linear_scalarisation
 MODULES = ["bert.encoder.layer.0.attention.output.dense", "bert.pooler.dense"]
 
 
-@pytest.fixture(autouse=True)
-def as_a_user(monkeypatch):
-    """No cache of programs; optax mixes its counts into floats."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 @pytest.fixture(scope="module")

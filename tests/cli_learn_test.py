@@ -32,12 +32,7 @@ PHI, WEIGHTS = "phi.safetensors", "adapter_model.safetensors"
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
-@pytest.fixture(autouse=True)
-def as_a_user(monkeypatch):
-    """No cache of programs; optax mixes its counts into floats."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 @pytest.fixture(scope="module")

@@ -43,3 +43,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference material not found at {SHARED}; set JAXMERGE_SHARED")
     return SHARED
+
+
+@pytest.fixture
+def as_a_user(monkeypatch):
+    """No cache of programs; dtypes are promoted as outside of the tests."""
+    monkeypatch.setenv("JAXMERGE_CACHE", "")
+    with jax.numpy_dtype_promotion("standard"):
+        yield

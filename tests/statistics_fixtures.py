@@ -9,14 +9,6 @@ from cli_samples import succeed
 from statistics_samples import collect, folders
 
 
-@pytest.fixture
-def as_a_user(monkeypatch):
-    """No cache of programs; dtypes are promoted as outside of the tests."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory):
     """A base, three adapters, their data and the statistics of their inputs."""

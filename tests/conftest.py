@@ -46,8 +46,13 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def as_a_user(monkeypatch):
-    """No cache of programs; dtypes are promoted as outside of the tests."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+def standard_promotion():
+    """Dtypes are promoted as outside of tests: optax mixes its counts into floats."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def as_a_user(monkeypatch, standard_promotion):
+    """No cache of programs either."""
+    monkeypatch.setenv("JAXMERGE_CACHE", "")

@@ -58,7 +58,7 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def standard_promotion():
+def as_outside_of_tests():
     """Optimisers of optax mix Python and array types."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -36,11 +36,7 @@ CONFIG = VisionConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    """Optax mixes its counts into float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def logits(head, features):

@@ -16,11 +16,7 @@ from jaxmerge.learning import Recipe, load_base, load_unlabeled, task_heads
 from jaxmerge.learning.texts import load_tokenizer, read_texts, tokenise
 from jaxmerge.models import load_vision, vision_apply
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def token_rows(folder, texts, **options):

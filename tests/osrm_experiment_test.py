@@ -34,11 +34,7 @@ STARTS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    """Optax mixes its counts into float32."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def bright_images(channel, part):

@@ -91,13 +91,13 @@ def draw(path: Path, records: Records) -> None:
             records.all(kind="merge", start=name, method=method, part="test")
             for method in MERGES
         ]
-        places = np.arange(len(MERGES)) + 0.4 * index
+        places = np.arange(len(MERGES)) + 0.2 * index
         values = [means(found).mean() if found else np.nan for found in rows]
         errors = [means(found).std(ddof=1) if len(found) > 1 else 0.0 for found in rows]
-        right.bar(places, values, 0.38, yerr=errors, label=name)
-    right.set_xticks(np.arange(len(MERGES)) + 0.2, MERGES, rotation=25, ha="right")
+        right.errorbar(places, values, errors, fmt="o", capsize=3, label=name)
+    right.set_xticks(np.arange(len(MERGES)) + 0.1, MERGES, rotation=25, ha="right")
     right.set_ylabel("mean accuracy on test, %")
-    right.legend(fontsize=8, loc="lower right")
+    right.legend(fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

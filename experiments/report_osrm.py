@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.osrm import CURVE, MERGES
 from experiments.records import Records
+from jaxmerge.spec import parse
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -62,8 +63,8 @@ def markdown(records: Records) -> str:
         cells = []
         for name in names:
             rows = records.all(kind="merge", start=name, method=method, part="test")
-            scale = rows[0]["pipeline"].rpartition("scale")[2] if rows else ""
-            cells.append(f"{_spread(means(rows))} {scale}" if rows else "")
+            scale = f" ({_scale(rows[0])})" if rows else ""
+            cells.append(_spread(means(rows)) + scale)
         table.append([method, *cells])
     for kind, shown in LEAKAGES.items():
         rows = [records.all(kind=kind, start=name) for name in names]
@@ -106,13 +107,16 @@ def draw(path: Path, records: Records) -> None:
 def _draw_curve(axes: Axes, records: Records, name: str) -> None:
     points: dict[float, list[float]] = {}
     for row in records.all(kind="merge", start=name, method=CURVE, part="validation"):
-        scale = float(row["pipeline"].rpartition("scale(")[2].rstrip(")"))
-        points.setdefault(scale, []).extend(means([row]))
+        points.setdefault(_scale(row), []).extend(means([row]))
     scales = sorted(points)
     centre = np.array([np.mean(points[scale]) for scale in scales])
     spread = np.array([np.std(points[scale]) for scale in scales])
     axes.plot(scales, centre, "o-", markersize=4, label=name)
     axes.fill_between(scales, centre - spread, centre + spread, alpha=0.2)
+
+
+def _scale(row: Row) -> float:
+    return parse(row["pipeline"]).scale
 
 
 def _spread(values: np.ndarray) -> str:

@@ -12,6 +12,7 @@ goes on where it stopped. ``python -m experiments.report`` makes tables and plot
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from importlib import import_module
 from itertools import product
@@ -40,6 +41,7 @@ from jaxmerge.cli.runtime import start_jax
 from jaxmerge.fitting.step import merge
 from jaxmerge.io import load_peft
 from jaxmerge.moments import Statistics
+from jaxmerge.spec import Pipeline
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
@@ -91,17 +93,16 @@ class Experiment:
         rows, size = self.settings.validation, self.settings.batch
         return own_statistics(self.suite, self.stacks, rows=rows, size=size)
 
-    def _rounds(self, pipeline: str) -> dict[str, jm.Update]:
+    def _rounds(self, pipeline: Pipeline) -> dict[str, jm.Update]:
         sample = model_sample(self.suite, self.stacks, rows=ITERIS_INPUTS)
-        return jm.parse(pipeline).run(self.stacks, sample=sample)
+        return pipeline.run(self.stacks, sample=sample)
 
     def closed_form(self, pipeline: str, seed: int) -> dict[str, jm.Update]:
         """A merge of the adapters, with whatever else the pipeline needs."""
         parsed = jm.parse(pipeline)
         if parsed.model:  # the rounds are the same for all scales
-            unscaled, _, by = pipeline.rpartition("|scale(")
-            by = float(by.removesuffix(")"))
-            rounds = self.rounds(unscaled)
+            rounds = self.rounds(replace(parsed, calls=parsed.calls[:-1]))
+            by = parsed.scale
             return {name: jm.scale(update, by=by) for name, update in rounds.items()}
         stats = self.stats if parsed.statistics else None
         return merged(self.stacks, pipeline, seed, stats)

@@ -10,6 +10,7 @@ from experiments.suite import Split, Suite, batches, of_one_length
 from jaxmerge.learning.unlabeled import shuffled
 from jaxmerge.models import layer_weights, with_updates
 from jaxmerge.moments import Statistics
+from jaxmerge.updates import task_updates
 
 Stacks = Mapping[str, jm.AdapterStack]
 
@@ -54,7 +55,7 @@ def own_statistics(
     gather = jm.collector(apply, modules=stacks, mask=suite.mask)
     found = []
     for index, inputs in enumerate(first_inputs(suite, rows=rows, size=size)):
-        own = {n: jm.LowRank(s.b[index], s.a[index]) for n, s in stacks.items()}
+        own = task_updates(stacks, index)
         found.append(gather((suite.params, own), inputs))
     return jm.stack_moments(found)
 

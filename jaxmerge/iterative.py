@@ -21,7 +21,7 @@ from jaxmerge.moments import (
 )
 from jaxmerge.regression import least_squares_rows
 from jaxmerge.types import AdapterStack, LowRank
-from jaxmerge.updates import task_norms
+from jaxmerge.updates import task_norms, task_updates
 
 
 class PairedSums(NamedTuple):
@@ -118,10 +118,7 @@ def iteris(
         routed = {name: [] for name in stacks}
         total = dict.fromkeys(stacks, 0.0)
         for task, of_task in enumerate(batches):
-            own = {
-                name: LowRank(b=stack.b[task], a=stack.a[task])
-                for name, stack in stacks.items()
-            }
+            own = task_updates(stacks, task)
             sums = None
             for batch in of_task:
                 new = sums_of_batch(params, own, merged or own, base, batch)

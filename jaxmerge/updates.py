@@ -4,6 +4,7 @@ A post takes the update first, its hyper-parameters as keywords, and ignores the
 that it does not need, so that `then` can chain any of them behind any merger.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,19 @@ def norm(update: Update) -> jax.Array:
     gram_b = linalg.matmul(update.b.T, update.b)
     gram_a = linalg.matmul(update.a, update.a.T)
     return linalg.root(jnp.sum(gram_b * gram_a))
+
+
+def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, LowRank]:
+    """module -> the update of one task alone, of one shape for all tasks.
+
+    Zeros where the task has none, so that one program serves every task.
+
+    >>> from jaxmerge.types import stack_adapters
+    >>> stacks = {"q": stack_adapters([([[3.0]], [[2.0]]), None])}
+    >>> print(dense(task_updates(stacks, 0)["q"]), dense(task_updates(stacks, 1)["q"]))
+    [[6.]] [[0.]]
+    """
+    return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
 
 
 def task_norms(stack: AdapterStack) -> jax.Array:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxmerge.types import AdapterStack, Learned, LowRank, Update
+from jaxmerge.types import AdapterStack, Learned, Update
+from jaxmerge.updates import task_updates
 
 SHARED = "every module"  # the only key of phis that all modules share
 
@@ -205,10 +206,7 @@ def single_adapter_losses(
         raise ValueError("single_adapter_losses needs at least one batch")
     means = []
     for index, task in enumerate(tasks):
-        updates = {
-            name: LowRank(stack.b[index], stack.a[index])
-            for name, stack in stacks.items()
-        }
+        updates = task_updates(stacks, index)
         found = [run(params, updates, {task: batch[task]})[task] for batch in batches]
         means.append(jnp.mean(jnp.stack(found)))
     return jnp.stack(means)

@@ -16,7 +16,7 @@ from jaxmerge.learning.texts import cropped
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.models import with_updates
 from jaxmerge.objectives import entropy
-from jaxmerge.types import LowRank
+from jaxmerge.updates import task_updates
 
 SIGNIFICANT = 0.05  # two-sided p below which a difference is called clear
 
@@ -154,11 +154,7 @@ def alone(
 
     found = {}
     for index, task in enumerate(adapters.names):
-        # a module that only others adapt has zeros here: one program for all of them
-        updates = {
-            module: LowRank(stack.b[index], stack.a[index])
-            for module, stack in adapters.stacks.items()
-        }
+        updates = task_updates(adapters.stacks, index)
         changes = any(stack.ranks[index] for stack in adapters.stacks.values())
         without = measure(task, {})
         adapted = measure(task, updates) if changes else without

@@ -24,7 +24,7 @@ from jaxmerge.models import (
 )
 from jaxmerge.models.adapt import Apply
 from jaxmerge.moments import Mask
-from jaxmerge.types import LowRank
+from jaxmerge.updates import task_updates
 
 PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]
@@ -108,10 +108,7 @@ def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
     Raises:
       ValueError: names the module and the nearest names, or both shapes.
     """
-    updates = {
-        module: LowRank(stack.b[0], stack.a[0])
-        for module, stack in adapters.stacks.items()
-    }
+    updates = task_updates(adapters.stacks, 0)
     try:
         shape_of(with_updates(base.apply, updates), base.params, inputs)
     except ValueError as error:

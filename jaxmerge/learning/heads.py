@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmerge.io import Adapters
 from jaxmerge.io.errors import listing
 from jaxmerge.io.tensors import SafetensorsFile, read_finite
-from jaxmerge.learning.bases import Base
+from jaxmerge.learning.bases import Base, check_layers, refuse_biases
 from jaxmerge.models import head_from_hub
 
 
@@ -105,6 +105,22 @@ def check_saved(adapters: Adapters, head: str | None) -> None:
                 f"{source.path}: saves {listing(others)} beside its head, but all "
                 "tasks share the base model; train without modules of its own"
             )
+
+
+def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
+    """Refuses adapters that do not fit a base, or change more of it than their updates.
+
+    Args:
+      base: the model; only traced.
+      adapters: read with their heads.
+      inputs: what the model reads, [N, ...].
+
+    Raises:
+      ValueError: as for `check_layers`, `check_saved` and `refuse_biases`.
+    """
+    check_layers(base, adapters, inputs)
+    check_saved(adapters, base.head_module)
+    refuse_biases(adapters)
 
 
 def text_heads(path: str | Path, tasks: tuple[str, ...]) -> dict[str, jax.Array]:

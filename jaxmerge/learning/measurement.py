@@ -10,16 +10,15 @@ from jaxmerge.collection import collector
 from jaxmerge.io import Adapters
 from jaxmerge.learning.bases import (
     Base,
-    check_layers,
-    refuse_biases,
     token_mask,
 )
-from jaxmerge.learning.heads import check_saved
+from jaxmerge.learning.heads import check_adapters
 from jaxmerge.learning.texts import cropped
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.models import linear_layers, with_updates
 from jaxmerge.moments import Statistics
 from jaxmerge.types import LowRank
+from jaxmerge.updates import task_updates
 
 Report = Callable[[str, int], None]
 
@@ -59,9 +58,7 @@ def measure(
     """
     inputs = next(iter(unlabeled.inputs.values()))
     if adapters is not None:
-        check_layers(base, adapters, inputs)
-        check_saved(adapters, base.head_module)
-        refuse_biases(adapters)
+        check_adapters(base, adapters, inputs)
 
     def apply(params: Any, inputs: Any) -> Any:
         params, updates = params
@@ -126,14 +123,9 @@ def _ends(layer: str, ending: str) -> bool:
 
 
 def _updates(adapters: Adapters | None, task: str) -> dict[str, LowRank]:
-    """Those of one task, with zeros where it has none: one program for all tasks."""
     if adapters is None:
         return {}
-    index = adapters.names.index(task)
-    return {
-        module: LowRank(stack.b[index], stack.a[index])
-        for module, stack in adapters.stacks.items()
-    }
+    return task_updates(adapters.stacks, adapters.names.index(task))
 
 
 def _reported(batches: Iterator[Any], report: Callable[[int], None]) -> Iterator[Any]:

@@ -7,12 +7,10 @@ from jaxmerge.io import Adapters
 from jaxmerge.iterative import ModelSample
 from jaxmerge.learning.bases import (
     Base,
-    check_layers,
     load_base,
-    refuse_biases,
     token_mask,
 )
-from jaxmerge.learning.heads import check_saved
+from jaxmerge.learning.heads import check_adapters
 from jaxmerge.learning.measurement import batches_of
 from jaxmerge.learning.record import files_read
 from jaxmerge.learning.unlabeled import Unlabeled, load_unlabeled
@@ -93,7 +91,5 @@ def read_sample(
     unlabeled = load_unlabeled(
         data, adapters.names, model, max_length=max_length, limit=limit
     )
-    check_layers(model, adapters, unlabeled.inputs[adapters.names[0]])
-    check_saved(adapters, model.head_module)
-    refuse_biases(adapters)
+    check_adapters(model, adapters, unlabeled.inputs[adapters.names[0]])
     return SampleFiles(model, data, unlabeled, batch, limit)

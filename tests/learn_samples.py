@@ -25,6 +25,7 @@ from jaxmerge.models import (
 WORDS = [f"w{index}" for index in range(40)]
 TASKS = ("cars", "dtd", "svhn")
 WIDTH = 16
+QUERY = "bert.encoder.layer.0.attention.self.query"
 SIZES = {
     "hidden_size": WIDTH,
     "intermediate_size": 24,
@@ -137,3 +138,12 @@ def text_vectors(path: Path, tasks=TASKS) -> Path:
     vectors = {task: samples.random(3, 12, seed=i) for i, task in enumerate(tasks)}
     safetensors.numpy.save_file(vectors, path)
     return path
+
+
+def ask(inputs, out, method="tara-a", **options):
+    """Arguments of a fit."""
+    flags = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags += [flag] if value is True else [flag, value]
+    return ["learn", *inputs, "--method", method, "-o", out, *flags]

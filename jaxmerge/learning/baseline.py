@@ -1,7 +1,7 @@
 """Each adapter alone, measured on its own data against the base model without it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxmerge.io import Adapters
 from jaxmerge.learning.bases import Base
+from jaxmerge.learning.batching import batch_of, row_groups
 from jaxmerge.learning.heads import head_shape
-from jaxmerge.learning.texts import cropped
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.models import with_updates
 from jaxmerge.objectives import entropy
@@ -137,8 +137,11 @@ def alone(
 
     def measure(task: str, updates: Any) -> Predictions:
         classes, _ = head_shape(heads[task])
-        logits = np.empty((unlabeled.count(task), classes), np.float32)
-        for rows, inputs in _batches(base, unlabeled.inputs[task], batch):
+        own, count = unlabeled.inputs[task], unlabeled.count(task)
+        logits = np.empty((count, classes), np.float32)
+        for rows in row_groups(base, own, batch):
+            filled_up = np.resize(rows, min(batch, count))  # all batches of one size
+            inputs = batch_of(base, own, filled_up)
             found = base.logits(heads[task], features(base.params, updates, inputs))
             logits[rows] = np.asarray(found)[: len(rows)]
             if report is not None:
@@ -218,20 +221,3 @@ def sign_test(gained: int, lost: int) -> float:
         ways += term
         term = term * (tosses - k) // (k + 1)
     return min(1.0, 2 * ways / 2**tosses)
-
-
-def _batches(base: Base, inputs: Any, size: int) -> Iterator[tuple[np.ndarray, Any]]:
-    """Numbers of inputs and a batch that begins with them, until all were given.
-
-    All batches are of one size, the last one repeats some inputs. Texts of about one
-    length go together, without the padding that none of them needs.
-    """
-    count = len(jax.tree.leaves(inputs)[0])
-    size, order, crop = min(size, count), np.arange(count), lambda batch: batch
-    if base.inputs == "texts":
-        order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
-        crop = cropped
-    for start in range(0, count, size):
-        rows = order[start : start + size]
-        repeated = np.resize(rows, size)
-        yield rows, crop(jax.tree.map(lambda x, rows=repeated: x[rows], inputs))

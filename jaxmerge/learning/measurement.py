@@ -8,12 +8,9 @@ import numpy as np
 
 from jaxmerge.collection import collector
 from jaxmerge.io import Adapters
-from jaxmerge.learning.bases import (
-    Base,
-    token_mask,
-)
+from jaxmerge.learning.bases import Base, token_mask
+from jaxmerge.learning.batching import batches_of
 from jaxmerge.learning.heads import check_adapters
-from jaxmerge.learning.texts import cropped
 from jaxmerge.learning.unlabeled import Unlabeled
 from jaxmerge.models import linear_layers, with_updates
 from jaxmerge.moments import Statistics
@@ -82,16 +79,6 @@ def measure(
         return statistics
 
     return ((task, of_task(task)) for task in unlabeled.inputs)
-
-
-def batches_of(base: Base, inputs: Any, size: int) -> Iterator[Any]:
-    """Every input of a task once, texts by their lengths and with little padding."""
-    if base.inputs == "texts":
-        order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
-        inputs = {name: values[order] for name, values in inputs.items()}
-    for start in range(0, len(jax.tree.leaves(inputs)[0]), size):
-        some = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
-        yield cropped(some) if base.inputs == "texts" else some
 
 
 def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> list:

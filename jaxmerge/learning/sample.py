@@ -5,13 +5,9 @@ from typing import Any, NamedTuple
 
 from jaxmerge.io import Adapters
 from jaxmerge.iterative import ModelSample
-from jaxmerge.learning.bases import (
-    Base,
-    load_base,
-    token_mask,
-)
+from jaxmerge.learning.bases import Base, load_base, token_mask
+from jaxmerge.learning.batching import batches_of
 from jaxmerge.learning.heads import check_adapters
-from jaxmerge.learning.measurement import batches_of
 from jaxmerge.learning.record import files_read
 from jaxmerge.learning.unlabeled import Unlabeled, load_unlabeled
 from jaxmerge.models import layer_weights

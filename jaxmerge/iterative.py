@@ -134,7 +134,8 @@ def iteris(
                     found.energy if balance else found.count,
                 )
                 routed[name].append(share * found.routed)
-                total[name] = total[name] + share * found.gram
+                if stacks[name].ranks[task]:
+                    total[name] = total[name] + share * found.gram
         stacked = {name: jnp.stack(parts) for name, parts in routed.items()}
         merged = map_modules(
             _solve, stacks, stacked, total, ridge=ridge, weights=weights, **options

@@ -173,6 +173,18 @@ def mean_square(statistics: Statistics) -> jax.Array:
     return diagonal * _masked_inverse(statistics.count)[..., None]
 
 
+def scale_features(statistics: Statistics, *, by: jax.Array) -> Statistics:
+    """Of the inputs ``z * by``: every feature in another unit, ``by`` being [n].
+
+    What a `Sketch` has lost is bounded in old units and stays as it is.
+    """
+    if isinstance(statistics, Sketch):
+        scaled = {"rows": statistics.rows * by[None, :]}
+    else:
+        scaled = {"gram": by[:, None] * statistics.gram * by[None, :]}
+    return statistics._replace(mean=statistics.mean * by, **scaled)
+
+
 def equal_parts(statistics: Statistics) -> Statistics:
     """Of stacked statistics [T, ..], the sum in which each task counts as one token.
 
@@ -213,14 +225,16 @@ def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues [d], ascending, and vectors [n, d] of G / count of one module.
 
     d = n for `Moments`, the number of rows for a `Sketch`: the rest of its eigenvalues
-    is 0. Data, so no derivative passes through it.
+    is 0. Those at the level of rounding noise are set to 0. Data, so no derivative
+    passes through it.
     """
     share = _masked_inverse(statistics.count)
     if isinstance(statistics, Sketch):
         _, s, vt = linalg.svd(jax.lax.stop_gradient(statistics.rows))
         return (s * s * share)[::-1], vt[::-1].T
     values, vectors = linalg.eigh(statistics.gram * share)
-    return jnp.maximum(values, 0), vectors
+    noise = linalg.rank_tolerance(values.dtype) * values[-1]
+    return jnp.where(values > noise, values, 0), vectors
 
 
 def _shrink(sketch, size):

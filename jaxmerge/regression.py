@@ -21,6 +21,7 @@ from jaxmerge.moments import (
     Statistics,
     equal_parts,
     mean_square,
+    scale_features,
     shrink_off_diagonal,
     spectrum,
     times_gram,
@@ -40,9 +41,11 @@ def regmean(
     """RegMean (arXiv 2212.09849) on updates: ``(sum_t D_t G_t) (sum_t G_t)^-1``.
 
     With G_t the mean of ``z z^T`` over the inputs of task t and ``G = sum_t G_t``,
-    ``B = [B_1 .. B_T]`` and the rows of A are ``A_t / T + A_t (G_t - G / T) G^+``:
-    the least squares solution, and the mean of the updates in directions in which no
-    task has inputs. The base weight drops out. One adapter comes back unchanged.
+    ``B = [B_1 .. B_T]`` and the rows of A are ``A_t / T + A_t (G_t - G / T) G^-``:
+    of the least squares solutions the one nearest to the mean of the updates, which
+    stays in features in which no task has inputs. Nearest is meant in units of each
+    feature's root mean square, so scaling features changes nothing. The base weight
+    drops out. One adapter comes back unchanged.
 
     Args:
       stack: T adapters of one module.
@@ -50,8 +53,8 @@ def regmean(
         with its own adapter in the model; a `Sketch` avoids n x n.
       off_diagonal: factor on the entries of every G_t beside the diagonal, for exact
         moments; 0.9 in the paper, 0.1 for T5.
-      ridge: added to each G_t as ``ridge * trace(G) / (T n) * I``, which draws the
-        result towards the mean of the updates; may be traced.
+      ridge: ``ridge * diag(G) / T`` is added to each G_t, which draws the result
+        towards the mean of the updates; may be traced.
       weights: [T], multiply the updates.
 
     Returns:
@@ -64,8 +67,8 @@ def regmean(
     O(n (T l)^2 + K n T l).
 
     Deviations: the official code inverts G, whatever its rank, weighs tasks by their
-    token counts, and merges whole weights. Here eigenvalues up to ``n * eps`` of the
-    largest count as zero, and a ridge regularises both sides.
+    token counts, and merges whole weights. Here eigenvalues at the level of rounding
+    noise count as zero (of G with unit diagonal), and a ridge regularises both sides.
 
     >>> from jaxmerge.moments import moments_of, stack_moments
     >>> from jaxmerge.types import stack_adapters
@@ -95,7 +98,10 @@ def least_squares_rows(
     """``A / T + (routed - A G / T) (G + ridge)^+``: rows that solve for what is seen.
 
     Equal to ``routed G^+`` where G is not singular. In this form one task gives its
-    own rows back to the last bit, and unseen directions keep the mean.
+    own rows back to the last bit, and of the solutions it is the one that is nearest to
+    the mean, with every feature in units of its root mean square. In these units G has
+    ones on its diagonal, so a feature that is a thousand times as large as the others,
+    as language models have them, does not drown the rest in rounding noise.
 
     Args:
       a: [K, n], rows of all tasks.
@@ -103,16 +109,18 @@ def least_squares_rows(
         those of the merged model, X~_t; RegMean has one of them only.
       total: sum of the moments of X~_t, of count 1.
       tasks: T.
-      ridge: in units of the mean eigenvalue of G.
+      ridge: in units of the diagonal of G.
     """
-    values, vectors = spectrum(total)
-    n, eps = a.shape[1], jnp.finfo(values.dtype).eps
-    mean = jnp.sum(mean_square(total)) / n
-    values = values + jnp.asarray(ridge, values.dtype) * mean
-    seen = values > n * eps * jnp.max(values)
-    inverse = jnp.where(seen, 1 / jnp.where(seen, values, 1), 0)
-    rest = linalg.matmul(routed - times_gram(a, total) / tasks, vectors)
-    return a / tasks + linalg.matmul(rest * inverse[None, :], vectors.T)
+    squares = mean_square(total)
+    seen = squares > 0
+    unit = jnp.where(seen, 1 / linalg.root(jnp.where(seen, squares, 1)), 0)
+    columns = unit[None, :]
+    values, vectors = spectrum(scale_features(total, by=unit))
+    values = values + jnp.asarray(ridge, values.dtype)
+    inverse = jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0)
+    rest = (routed - times_gram(a, total) / tasks) * columns
+    rest = linalg.matmul(linalg.matmul(rest, vectors) * inverse[None, :], vectors.T)
+    return a / tasks + rest * columns
 
 
 def ssr(
@@ -167,7 +175,7 @@ def ssr(
     scaled = unit[:, None] * g * unit[None, :]
     scaled = scaled + jnp.asarray(ridge, g.dtype) * jnp.diag((size > 0).astype(g.dtype))
     u, s, vt = linalg.svd(scaled)
-    excited = s > g.shape[0] * jnp.finfo(s.dtype).eps * s[:1]
+    excited = linalg.nonzero_directions(s)
     inverse = jnp.where(excited, 1 / jnp.where(excited, s, 1), 0)
     change = linalg.matmul(b, q - g) * unit[None, :]
     change = linalg.matmul(linalg.matmul(change, vt.T * inverse[None, :]), u.T)

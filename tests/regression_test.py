@@ -39,10 +39,8 @@ def solved(inputs, targets, ridge_rows=None):
         [x @ d.T / len(x) ** 0.5 for x, d in zip(inputs, targets, strict=True)]
     )
     if ridge_rows is not None:
-        x = np.concatenate(
-            [x, *(scale * np.eye(x.shape[1]) for scale, _ in ridge_rows)]
-        )
-        y = np.concatenate([y, *(scale * d.T for scale, d in ridge_rows)])
+        x = np.concatenate([x, *(np.diag(scales) for scales, _ in ridge_rows)])
+        y = np.concatenate([y, *(scales[:, None] * d.T for scales, d in ridge_rows)])
     return np.linalg.lstsq(x, y, rcond=None)[0].T
 
 
@@ -64,9 +62,9 @@ def test_regmean_is_least_squares(ranks, sketch):
 def test_ridge_draws_towards_the_mean():
     stack, inputs = random_stack(RANKS, M, N), inputs_of(3)
     updates = [np.asarray(d) for d in task_updates(stack)]
-    trace = sum(np.sum(x**2) / len(x) for x in inputs)
-    scale = (0.3 * trace / (3 * N)) ** 0.5
-    exact = solved(inputs, updates, [(scale, d) for d in updates])
+    squares = sum(np.mean(x**2, axis=0) for x in inputs)
+    scales = (0.3 * squares / 3) ** 0.5
+    exact = solved(inputs, updates, [(scales, d) for d in updates])
     merged = jm.regmean(stack, stats=statistics(inputs), ridge=0.3)
     assert distance(jm.dense(merged), exact) < 1e-9
     far = jm.regmean(stack, stats=statistics(inputs), ridge=1e9)
@@ -90,7 +88,10 @@ def test_off_diagonal_entries_shrink():
 @pytest.mark.parametrize("sketch", [None, 4])
 @pytest.mark.parametrize("merger", [jm.regmean, jm.ssr])
 def test_few_inputs(merger, sketch):
-    """A deficient Gram matrix: right on what was seen, regular in what was not."""
+    """A deficient Gram matrix: right on what was seen, regular in what was not.
+
+    Unseen are directions of features in units of their own root mean square.
+    """
     stack = random_stack(RANKS, M, N)
     inputs = [x - 0.2 for x in inputs_of(3, rank=2)]
     stats = statistics(inputs, sketch=sketch)
@@ -99,10 +100,11 @@ def test_few_inputs(merger, sketch):
     for x, d in zip(inputs, updates, strict=True):  # six directions: all can be met
         if merger is jm.regmean:
             assert distance(x @ merged.T, x @ d.T) < 1e-8
-    seen = np.linalg.svd(np.concatenate(inputs))[2][:6]
+    size = np.sqrt(sum(np.mean(x**2, axis=0) for x in inputs))
+    seen = np.linalg.svd(np.concatenate(inputs) / size)[2][:6]
     unseen = np.eye(N) - seen.T @ seen
     if merger is jm.regmean:
-        assert distance(merged @ unseen, updates.mean(0) @ unseen) < 1e-8
+        assert distance(merged * size @ unseen, updates.mean(0) * size @ unseen) < 1e-8
     assert np.all(np.isfinite(merged))
     one = random_stack((3,), M, N)
     alone = merger(one, stats=statistics(inputs[:1], sketch=sketch))
@@ -182,6 +184,36 @@ def test_single_precision(merger):
     single = merger(stack, stats=statistics(inputs, dtype=np.float32))
     assert single.a.dtype == single.b.dtype == np.float32
     assert distance(jm.dense(single), jm.dense(exact)) < 1e-3
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.01])
+def test_units_of_features(ridge):
+    """``D(x * c) = D(x) / c`` for adapters and inputs in other units."""
+    stack, inputs = random_stack(RANKS, M, N), inputs_of(3)
+    units = np.random.default_rng(2).uniform(1e-3, 1e3, N)
+    inputs = [np.where(np.arange(N) == 4, 0, x) for x in inputs]  # nobody has seen 4
+    other = stack.replace(a=jnp.asarray(np.asarray(stack.a) / units))
+    merge = partial(jm.regmean, ridge=ridge)
+    merged = jm.dense(merge(stack, stats=statistics(inputs)))
+    scaled = merge(other, stats=statistics([x * units for x in inputs]))
+    assert distance(np.asarray(jm.dense(scaled)) * units, merged) < 1e-8
+    assert distance(merged[:, 4], jm.dense(jm.average(stack))[:, 4]) < 1e-12
+
+
+@pytest.mark.parametrize("sketch", [None, 96])
+@pytest.mark.parametrize("outlier", [1.0, 100.0, 3000.0])
+def test_a_large_feature_does_not_drown_the_others(outlier, sketch):
+    """In float32, with one feature as language models have them."""
+    n, rng = 96, np.random.default_rng(3)
+    stack = random_stack(RANKS, M, n)
+    scale = np.where(np.arange(n) == 7, outlier, 1.0)
+    inputs = [(x + 0.5) * scale for x in inputs_of(3, n=n, counts=(400, 300, 500))]
+    inputs = [x + 0.3 * rng.normal(size=x.shape) * scale for x in inputs]
+    exact = solved(inputs, [np.asarray(d) for d in task_updates(stack)])
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), stack)
+    stats = statistics(inputs, sketch=sketch, dtype=np.float32)
+    merged = np.asarray(jm.dense(jm.regmean(single, stats=stats)), np.float64)
+    assert distance(merged * scale, exact * scale) < 1e-2
 
 
 @pytest.mark.parametrize("merger", [jm.regmean, jm.ssr])
@@ -305,6 +337,25 @@ def test_iteris_of_one_adapter_and_of_absent_ones(model):
     merged = jm.iteris(Model().apply, params, lacking, batches, iterations=2)
     assert merged["second"].a.shape == (5, 7)
     assert all(np.all(np.isfinite(jm.dense(update))) for update in merged.values())
+
+
+@pytest.mark.parametrize("options", ["base", "balance", "neither"])
+def test_tasks_without_a_module_take_no_part_in_it(model, options):
+    params, stacks, batches = model
+    second = stacks["second"]
+    keep = jnp.array([True, False, False])[:, None, None]
+    alone_in_it = second.replace(
+        a=jnp.where(keep, second.a, 0), b=jnp.where(keep, second.b, 0), ranks=(2, 0, 0)
+    )
+    given = {
+        "base": {"base": {n: params["params"][n]["kernel"].T for n in SHAPES}},
+        "balance": {"balance": False},
+        "neither": {},
+    }[options]
+    lacking = stacks | {"second": alone_in_it}
+    run = partial(jm.iteris, Model().apply, params, lacking, batches, ridge=0.0)
+    merged = run(iterations=1, **given)["second"]
+    assert distance(jm.dense(merged), task_updates(alone_in_it)[0]) < 1e-9
 
 
 def test_iteris_leaves_padding_out(model):

@@ -72,7 +72,7 @@ def test_nothing_is_overwritten_without_force(folders, tmp_path):
     succeed(*ask[:-3], "concat|scale(2)", "-o", tmp_path / "out", "--force")
     assert everything(tmp_path) != before
     said = refuse(*ask[:-1], tmp_path / "in", "--force")
-    assert "not an adapter" in said
+    assert "is or holds the input" in said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import stat
 
 import io_samples as samples
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -20,10 +21,8 @@ def test_nothing_is_overwritten_without_force(tmp_path, adapters, updates):
     with pytest.raises(io.AdapterError, match="exists already"):
         io.save_peft(tmp_path / "out", updates, like=adapters)
     assert samples.config_of(tmp_path / "out") == before
-    (tmp_path / "out" / "stale.txt").write_text("old")
-    io.save_peft(tmp_path / "out", updates, like=adapters, force=True)
+    io.save_peft(tmp_path / "out", updates, like=adapters, heads="keep", force=True)
     assert samples.config_of(tmp_path / "out")["r"] == 6
-    assert not (tmp_path / "out" / "stale.txt").exists()
     assert sorted(os.listdir(tmp_path)) == ["in0", "in1", "out"]
 
 
@@ -63,6 +62,105 @@ def test_force_spares_a_folder_that_holds_an_input(tmp_path, updates, adapters):
     with pytest.raises(io.AdapterError, match="is or holds the input"):
         io.save_peft(whole, own, like=moved, force=True)
     assert io.load_peft([whole / "in0"]).stacks
+
+
+def put(path, text="precious"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint-500/optimizer.pt", "training_args.bin", "heads/mine.npy"),
+        *("heads/cars.safetensors", "delta.safetensors", "leaves/d/0", "a*.bin"),
+        *("README.md.orig", "adapter_config.json/x", "statistics.json"),
+    ],
+)
+def test_force_spares_an_adapter_folder_with_other_files(
+    name, tmp_path, adapters, updates
+):
+    out = samples.write(tmp_path / "out")
+    if name.startswith("adapter_config"):
+        (out / "adapter_config.json").unlink()
+        put(out / "jaxmerge.json", "{}")
+    put(out / name)
+    with pytest.raises(io.AdapterError, match="files that are not an adapter") as error:
+        io.save_peft(out, updates, like=adapters, force=True)
+    assert repr(name) in str(error.value)
+    assert "move them away or choose another folder" in str(error.value)
+    assert (out / name).read_text() == "precious"
+
+
+def test_force_spares_links_and_empty_folders(tmp_path, adapters, updates):
+    for name, make in {
+        "heads": lambda path: path.symlink_to(tmp_path / "in0"),
+        "notes/": lambda path: path.mkdir(),
+    }.items():
+        out = samples.write(tmp_path / f"out-{name.strip('/')}")
+        make(out / name)
+        with pytest.raises(io.AdapterError, match=f"not an adapter: '{name}'"):
+            io.save_peft(out, updates, like=adapters, force=True)
+        assert (out / name).exists()
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{", '{"output": 3}', "[" * 10**5])
+def test_a_damaged_record_speaks_for_no_file(record, tmp_path, adapters, updates):
+    out = samples.write(tmp_path / "out")
+    put(out / "jaxmerge.json", record)
+    put(out / "phi.safetensors")
+    with pytest.raises(io.AdapterError, match=r"not an adapter: 'phi\.safetensors'"):
+        io.save_peft(out, updates, like=adapters, force=True)
+    (out / "phi.safetensors").unlink()
+    io.save_peft(out, updates, like=adapters, force=True)
+
+
+def test_everything_that_is_written_can_be_replaced(tmp_path):
+    """Whatever a writer puts into a folder is known to be its own."""
+    folder = samples.write(tmp_path / "a*[b]", samples.with_head())
+    adapters = io.load_peft([folder], heads="keep")
+    stacks, out = adapters.stacks, tmp_path / "out"
+    save = {"like": adapters, "force": True}
+    extra = {"phi.safetensors": {"x": np.ones(2)}, "a[0].safetensors": {}}
+    io.save_peft(out, samples.summed(adapters), extra_files=extra, **save)
+    assert {path.name for path in out.iterdir()} >= {"heads", *extra}
+    dense = {module: samples.update(stack) for module, stack in stacks.items()}
+    io.save_peft(out, dense, dense="full", dtype="float32", **save)
+    assert (out / "delta.safetensors").is_file()
+    io.save_orbax(out, adapters, force=True)
+    put(out / "leaves" / "notes.txt")
+    with pytest.raises(io.AdapterError, match=r"not an adapter: 'leaves/notes\.txt'"):
+        io.save_orbax(out, adapters, force=True)
+    (out / "leaves" / "notes.txt").unlink()
+    io.save_orbax(out, adapters, force=True)
+    io.save_peft(out, samples.summed(adapters), **save)
+    assert io.load_peft([out], heads="keep").stacks.keys() == stacks.keys()
+
+
+def test_force_spares_every_input_by_whatever_name(tmp_path, adapters, updates):
+    out = samples.write(tmp_path / "out")
+    put(out / "README.md")
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    for kept in (out, out / "README.md", link / "README.md", out / "not" / "there"):
+        with pytest.raises(io.AdapterError, match="is or holds the input"):
+            io.save_peft(out, updates, like=adapters, force=True, inputs=[kept])
+    assert (out / "README.md").read_text() == "precious"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_during_the_work_is_not_replaced(force, tmp_path):
+    out = tmp_path / "out"
+
+    def write():
+        with staged_folder(out, force=force) as folder:
+            put(folder / "jaxmerge.json", "{}")
+            put(out / "thesis.tex")
+
+    with pytest.raises(io.AdapterError, match="not an adapter" if force else "exists"):
+        write()
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(out) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -92,6 +92,20 @@ def test_only_statistics_are_replaced(tmp_path):
         io.save_statistics(out, {"b": measured(1)})
     io.save_statistics(out, {"b": measured(1)}, force=True)
     assert io.open_statistics(out).tasks == ("b",)
-    (out / "statistics.json").unlink()
-    with pytest.raises(io.AdapterError, match="not statistics; force replaces nothing"):
-        io.save_statistics(out, {"a": measured(0)}, force=True)
+    io.save_statistics(out, {"runs/b": measured(1)}, force=True)
+    io.save_statistics(out, {"b": measured(1)}, force=True)
+    record = (out / "statistics.json").read_text()
+    for name, content, foreign in (
+        ("train.csv", "1,2", "'train.csv'"),
+        ("c.safetensors", "", "'c.safetensors'"),
+        ("statistics.json", '{"mean": 1}', "'b.safetensors', 'statistics.json'"),
+        ("statistics.json", "", "'b.safetensors', 'statistics.json'"),
+    ):
+        (out / name).write_text(content)
+        with pytest.raises(io.AdapterError, match=f"not statistics: {foreign}; force"):
+            io.save_statistics(out, {"a": measured(0)}, force=True)
+        assert (out / name).read_text() == content
+        (out / name).unlink()
+        (out / "statistics.json").write_text(record)
+    with pytest.raises(io.AdapterError, match="is or holds the input"):
+        io.save_statistics(out, {"a": measured(0)}, force=True, inputs=[out / "x"])

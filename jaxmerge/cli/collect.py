@@ -102,7 +102,8 @@ def collect(
     Writes one file for each task into a folder for `jaxmerge merge --stats`. The folder
     appears complete or not at all.
     """
-    from jaxmerge.io.staging import STATISTICS, check_target
+    from jaxmerge.io.replaceable import STATISTICS
+    from jaxmerge.io.staging import check_target
 
     inputs = [*(folders or ()), base, data]
     check_target(out, force=force, inputs=inputs, kind=STATISTICS)

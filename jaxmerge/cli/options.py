@@ -20,7 +20,10 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace the folder if it is an adapter.")
+    bool,
+    typer.Option(
+        "--force", help="Replace the folder if it holds an adapter and nothing else."
+    ),
 ]
 BaseFolder = Annotated[
     Path, typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP.")

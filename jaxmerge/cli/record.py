@@ -16,7 +16,7 @@ SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a merge; AdapterError if the folder has none that can be used."""
     from jaxmerge.io.files import adapter_folder, checked_file
-    from jaxmerge.io.staging import RECORD_FILE
+    from jaxmerge.io.replaceable import RECORD_FILE
 
     path = adapter_folder(folder) / RECORD_FILE
     if not path.exists():

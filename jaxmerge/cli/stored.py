@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def is_orbax(path: Path) -> bool:
     """Whether a folder is an orbax checkpoint written by jaxmerge."""
-    from jaxmerge.io.staging import RECORD_FILE
+    from jaxmerge.io.replaceable import RECORD_FILE
 
     try:
         record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))

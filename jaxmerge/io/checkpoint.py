@@ -20,7 +20,8 @@ from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import checked_file
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.staging import RECORD_FILE, staged_folder
+from jaxmerge.io.replaceable import RECORD_FILE
+from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
 
 _FORMAT = "jaxmerge-orbax-1"
@@ -46,7 +47,7 @@ def save_orbax(
     Args:
       path: folder to create.
       value: `Adapters`, or module -> `AdapterStack`, `LowRank` or dense array.
-      force: replace ``path`` if it is a folder written by jaxmerge.
+      force: replace ``path`` if it is an adapter or a checkpoint, and nothing else.
 
     Raises:
       AdapterError: a value of another kind, or a folder that cannot be written.

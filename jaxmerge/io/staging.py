@@ -6,24 +6,9 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.files import CONFIG_FILE
-
-RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
-STATISTICS_FILE = "statistics.json"  # in every folder of statistics
-
-
-class Replaceable(NamedTuple):
-    """A kind of folder, and the files by which one to be replaced is known."""
-
-    name: str
-    files: frozenset[str]
-
-
-ADAPTER = Replaceable("an adapter", frozenset({CONFIG_FILE, RECORD_FILE}))
-STATISTICS = Replaceable("statistics", frozenset({STATISTICS_FILE}))
+from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.replaceable import ADAPTER, Replaceable
 
 
 @contextlib.contextmanager
@@ -42,9 +27,10 @@ def staged_folder(
 
     Args:
       out: folder to create; parent folders are created as needed.
-      force: replace ``out`` if it is empty or of this kind. Any other content is never
-        removed.
-      inputs: folders that must survive: ``out`` may not be or contain one of them.
+      force: replace ``out`` if it is empty, or holds nothing but files that a writer
+        of this kind puts there. Any other content is never removed.
+      inputs: files and folders that must survive: ``out`` may not be or contain one
+        of them.
       kind: of the folder.
 
     Raises:
@@ -60,6 +46,7 @@ def staged_folder(
         out.parent.mkdir(parents=True, exist_ok=True)
         staged.mkdir()
         yield staged
+        check_target(out, force=force, inputs=inputs, kind=kind)  # it may have changed
         _replace(staged, out, aside=out.with_name(f".{out.name}.{mark}.old"))
     except OSError as error:
         _discard(staged, made)
@@ -71,32 +58,42 @@ def staged_folder(
 
 
 def check_target(
-    out: Path,
+    out: str | os.PathLike,
     *,
     force: bool,
     inputs: Sequence[str | os.PathLike],
     kind: Replaceable = ADAPTER,
 ) -> None:
     """Refuses what `staged_folder` would not replace; AdapterError says why."""
+    out = Path(out)
     if not os.path.lexists(out):
         return
     if not force:
         raise AdapterError(f"{out}: exists already; choose another name or pass force")
     if out.is_symlink() or not out.is_dir():
         raise AdapterError(f"{out}: not a folder of its own; it will not be replaced")
-    content = {entry.name for entry in out.iterdir()}
-    if content and not content & kind.files:
-        raise AdapterError(
-            f"{out}: holds files that are not {kind.name}; force replaces nothing "
-            "else, so move or remove it yourself"
-        )
-    real = out.resolve()
-    for folder in inputs:
-        if Path(folder).resolve().is_relative_to(real):
+    for path in inputs:
+        if _holds(out, path):
             raise AdapterError(
-                f"{out}: is or holds the input {os.fspath(folder)}; "
-                "choose another folder"
+                f"{out}: is or holds the input {os.fspath(path)}; choose another folder"
             )
+    try:
+        foreign = kind.foreign(out)
+    except OSError as error:
+        raise AdapterError(f"{out}: cannot be read ({error.strerror})") from error
+    if foreign:
+        raise AdapterError(
+            f"{out}: holds files that are not {kind.name}: {listing(foreign)}; force "
+            "replaces nothing else, so move them away or choose another folder"
+        )
+
+
+def _holds(folder: Path, path: str | os.PathLike) -> bool:
+    """Whether a path is an existing folder or lies in it, by whatever names."""
+    real = Path(path).resolve()
+    return any(
+        place.exists() and place.samefile(folder) for place in (real, *real.parents)
+    )
 
 
 def _replace(staged: Path, out: Path, *, aside: Path) -> None:

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import checked_file, sha256
-from jaxmerge.io.staging import STATISTICS, STATISTICS_FILE, staged_folder
+from jaxmerge.io.replaceable import (
+    STATISTICS,
+    STATISTICS_FILE,
+    STATISTICS_FORMAT,
+    statistics_file,
+)
+from jaxmerge.io.staging import staged_folder
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
     from jaxmerge.moments import Statistics
-
-_FORMAT = "jaxmerge-statistics-1"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class StatisticsFolder:
         """Name of each file that `load` reads, and of the record -> its SHA-256."""
         files = {STATISTICS_FILE: self.record_sha256}
         for task in self.tasks:
-            files[_file(task)] = self.record["tasks"][task]["sha256"]
+            files[statistics_file(task)] = self.record["tasks"][task]["sha256"]
         return files
 
     def widths(self) -> dict[str, int]:
@@ -154,7 +158,7 @@ class StatisticsFolder:
         from jaxmerge.moments import stack_moments
 
         modules = None if modules is None else tuple(modules)
-        paths = [self.path / _file(task) for task in self.tasks]
+        paths = [self.path / statistics_file(task) for task in self.tasks]
         try:
             return stack_moments([load_moments(path, modules) for path in paths])
         except AdapterError:
@@ -179,7 +183,7 @@ def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
     try:
         record = json.loads(checked_file(path).read_text(encoding="utf-8"))
         usable = (
-            record["format"] == _FORMAT
+            record["format"] == STATISTICS_FORMAT
             and all(
                 isinstance(task["sha256"], str) for task in record["tasks"].values()
             )
@@ -218,8 +222,8 @@ def save_statistics(
       measured: what is known of them, as JSON values: ``base_model``, the name of the
         base, and ``adapters``, name -> files with their ``sha256``, are checked when
         adapters are merged with them.
-      force: replace a folder of statistics.
-      inputs: folders that must survive.
+      force: replace a folder of statistics that holds nothing else.
+      inputs: files and folders that must survive.
 
     Returns:
       The folder, opened.
@@ -237,7 +241,7 @@ def save_statistics(
     with staged_folder(out, force=force, inputs=inputs, kind=STATISTICS) as folder:
         for task, statistics in pairs:
             _check_name(task, out)
-            save_moments(folder / _file(task), statistics)
+            save_moments(folder / statistics_file(task), statistics)
             found = _shapes(task, statistics)
             if shapes not in (None, found):
                 raise AdapterError(
@@ -247,12 +251,12 @@ def save_statistics(
             shapes = found
             files[task] = {
                 "tokens": int(max(value.count for value in statistics.values())),
-                "sha256": sha256(folder / _file(task)),
+                "sha256": sha256(folder / statistics_file(task)),
             }
         if shapes is None:
             raise AdapterError(f"{out}: no task to write")
         record = {
-            "format": _FORMAT,
+            "format": STATISTICS_FORMAT,
             "versions": {
                 name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")
             },
@@ -272,10 +276,6 @@ def _shapes(task: str, statistics: "Mapping[str, Statistics]") -> dict[str, Any]
             f"task {task!r}: expected statistics of some modules, of this task alone"
         )
     return {m: (type(value), value[2].shape) for m, value in statistics.items()}
-
-
-def _file(task: str) -> str:
-    return f"{task}.safetensors"
 
 
 def _check_name(task: str, where: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,9 @@ from jaxmerge.io.prepare import (
     checked_updates,
     delta_output,
 )
+from jaxmerge.io.replaceable import CARD_FILE, RECORD_FILE
 from jaxmerge.io.serving import vllm_max_lora_rank
-from jaxmerge.io.staging import RECORD_FILE, staged_folder
+from jaxmerge.io.staging import staged_folder
 from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.types import LowRank, Update
 
@@ -80,6 +81,7 @@ def save_peft(
     card: str | Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     force: bool = False,
+    inputs: Sequence[str | os.PathLike] = (),
 ) -> SaveReport:
     """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
 
@@ -106,7 +108,9 @@ def save_peft(
       card: the recipe for README.md and ``jaxmerge.json``: the pipeline as text, or a
         mapping with "pipeline", "weights", "seed" and so on.
       extra_files: further safetensors files to write into the folder, by name.
-      force: replace ``out`` if it is an adapter folder.
+      force: replace ``out`` if it is an adapter folder with nothing else in it.
+      inputs: files and folders beside the adapters that must survive: ``out`` may not
+        be or hold one of them.
 
     Returns:
       `SaveReport`.
@@ -151,7 +155,8 @@ def save_peft(
         "dtype": dtype.name,
         "heads": policy,
     }
-    digests = _write_folder(out, output, settings, like=like, card=card, force=force)
+    target = {"force": force, "inputs": [*(s.path for s in like.sources), *inputs]}
+    digests = _write_folder(out, output, settings, like=like, card=card, target=target)
     ranks = {module: found.rank for module, found in output.factors.items()}
     widest = max(ranks.values(), default=0)
     return SaveReport(
@@ -201,11 +206,10 @@ def _write_folder(
     *,
     like: Adapters,
     card: str | Mapping[str, Any] | None,
-    force: bool,
+    target: Mapping[str, Any],
 ) -> dict[str, str]:
     """Writes, reads back and compares, then renames; gives the SHA-256 of each file."""
-    inputs = [source.path for source in like.sources]
-    with staged_folder(out, force=force, inputs=inputs) as folder:
+    with staged_folder(out, **target) as folder:
         for name, tensors in output.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             safetensors.numpy.save_file(
@@ -226,7 +230,7 @@ def _write_folder(
         record = build_record(like, card, facts)
         _write_json(folder / RECORD_FILE, record)
         shares = {module: found.energy for module, found in output.factors.items()}
-        (folder / "README.md").write_text(build_card(record, shares), encoding="utf-8")
+        (folder / CARD_FILE).write_text(build_card(record, shares), encoding="utf-8")
         return _digests(folder)
 
 

@@ -1,0 +1,105 @@
+"""Which folders may be replaced: those that hold only what a writer puts there."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
+
+RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
+CARD_FILE = "README.md"
+STATISTICS_FILE = "statistics.json"  # in every folder of statistics
+STATISTICS_FORMAT = "jaxmerge-statistics-1"
+
+_PEFT = {CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE, CARD_FILE}  # of save_pretrained
+_ORBAX = (  # patterns; a star stands for folders too
+    *("leaves/_*", "leaves/manifest.ocdbt", "leaves/commit_success.txt"),
+    *("leaves/d/*", "leaves/array_metadatas/*", "leaves/ocdbt.process_*/*"),
+)
+
+
+class Replaceable(NamedTuple):
+    """A kind of folder.
+
+    Attributes:
+      name: for messages.
+      owned: patterns of the files that a writer of this kind put into a folder, below
+        it; none if the folder is of another kind.
+    """
+
+    name: str
+    owned: Callable[[Path], tuple[str, ...]]
+
+    def foreign(self, folder: Path) -> list[str]:
+        """Entries of a folder, below it, that no writer of this kind puts there.
+
+        A link is an entry and is not followed; so is a folder with nothing in it.
+
+        Raises:
+          OSError: the folder cannot be read.
+        """
+        patterns = self.owned(folder)
+        return [
+            name
+            for name in _entries(folder)
+            if not any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+
+
+def statistics_file(task: str) -> str:
+    """Name of the file with the statistics of a task."""
+    return f"{task}.safetensors"
+
+
+def _of_adapter(folder: Path) -> tuple[str, ...]:
+    """What PEFT saves, or what the record says that was written."""
+    if not any((folder / mark).is_file() for mark in (CONFIG_FILE, RECORD_FILE)):
+        return ()
+    record = _read(folder / RECORD_FILE)
+    written = _table(_table(record.get("output")).get("sha256"))
+    files = _PEFT | {RECORD_FILE} | written.keys()
+    stored = _ORBAX if str(record.get("format")).startswith("jaxmerge-orbax") else ()
+    return (*map(_literal, files), *stored)
+
+
+def _of_statistics(folder: Path) -> tuple[str, ...]:
+    record = _read(folder / STATISTICS_FILE)
+    if record.get("format") != STATISTICS_FORMAT:
+        return ()
+    files = map(statistics_file, _table(record.get("tasks")))
+    return (STATISTICS_FILE, *map(_literal, files))
+
+
+ADAPTER = Replaceable("an adapter", _of_adapter)
+STATISTICS = Replaceable("statistics", _of_statistics)
+
+
+def _entries(folder: str | Path, above: str = "") -> Iterator[str]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    if above and not entries:
+        yield above
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path, f"{above}{entry.name}/")
+        else:
+            yield f"{above}{entry.name}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record, or nothing where there is none that can be read."""
+    try:
+        return _table(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -76,13 +76,10 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     if "files" in recipe:
         reader = "Read by the fit" if learned else "Read beside the adapters"
         sections += [f"## {reader}", _file_table(recipe["files"])]
-    sections += [
-        "## Energy kept",
-        _energy_table(energy),
-        "## Record",
-        "`jaxmerge.json` holds what `jaxmerge verify` needs to compute this folder "
-        + ("again from `phi.safetensors`, without the fit." if learned else "again."),
-    ]
+    heads = [name for name in record["output"]["sha256"] if name.startswith("heads/")]
+    if heads:
+        sections += ["## Heads", _heads(heads)]
+    sections += ["## Energy kept", _energy_table(energy), "## Record", _kept(recipe)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -146,10 +143,40 @@ def _file_table(files: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _heads(files: list[str]) -> str:
+    """How to use what lies beside the adapter, in PEFT's terms."""
+    listed = ", ".join(f"`{name}`" for name in files)
+    return (
+        "The adapter serves all tasks; what else a task saved, such as its classifier, "
+        f"is in {listed}. Load the adapter into a base model with the classes of the "
+        "task, then its head:\n\n"
+        + _fenced(
+            "model = peft.PeftModel.from_pretrained(base, folder)\n"
+            f'head = safetensors.torch.load_file(f"{{folder}}/{files[0]}")\n'
+            "model.get_base_model().load_state_dict(head, strict=False)",
+            "python",
+        )
+    )
+
+
+def _kept(recipe: Mapping[str, Any]) -> str:
+    """What can be done with the record."""
+    if "learned" in recipe:
+        again = "this folder again from `phi.safetensors`, without the fit"
+    elif "pipeline" in recipe:
+        again = "this folder again"
+    else:
+        return (
+            "`jaxmerge.json` names the inputs, not how they were merged: no recipe was "
+            "given when this folder was written, so `jaxmerge verify` cannot repeat it."
+        )
+    return f"`jaxmerge.json` holds what `jaxmerge verify` needs to compute {again}."
+
+
 def _energy_table(energy: Mapping[str, float]) -> str:
-    """The share kept on average and in the worst modules."""
+    """The share of the merge kept on average and in the worst modules."""
     if all(share == 1.0 for share in energy.values()):
-        return "All of it: nothing was truncated."
+        return "All of the merge: saving it truncated nothing."
     worst = sorted(energy, key=energy.__getitem__)[:5]
     mean = sum(energy.values()) / len(energy)
     return "\n".join(

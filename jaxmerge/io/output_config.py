@@ -8,6 +8,9 @@ from typing import Any
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import is_hub_id
 
+# PEFT looks for the classifier of these in the weight file, listed or not.
+_TASKS_WITH_A_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
 
 def output_config(
     ranks: Mapping[str, int],
@@ -25,15 +28,15 @@ def output_config(
       ranks: module -> rank of its tensors; if they differ, ``rank_pattern`` and
         ``alpha_pattern`` name every module.
       like: the merged adapters.
-      modules_to_save: modules besides LoRA that the weight file holds.
+      modules_to_save: modules besides LoRA that the weight file holds. Without any,
+        a task type whose classifier PEFT would look for there is left out.
       lora_bias: whether the file holds LoRA biases.
     """
     common = Counter(ranks.values()).most_common(1)[0][0]
-    tasks = {source.task_type for source in like.sources}
     base, revision = _base_model(like)
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": tasks.pop() if len(tasks) == 1 else None,
+        "task_type": _task_type(like, with_head=bool(modules_to_save)),
         "base_model_name_or_path": base,
         "revision": revision,
         "r": common,
@@ -57,6 +60,13 @@ def output_config(
     if lora_bias:
         config["lora_bias"] = True
     return config
+
+
+def _task_type(like: Adapters, *, with_head: bool) -> str | None:
+    """The inputs' own, if they agree and PEFT can load the file as that."""
+    types = {source.task_type for source in like.sources}
+    common = types.pop() if len(types) == 1 else None
+    return common if with_head or common not in _TASKS_WITH_A_HEAD else None
 
 
 def _base_model(like: Adapters) -> tuple[str | None, str | None]:

@@ -247,8 +247,14 @@ def test_only_statistics_are_replaced_and_only_on_demand(place, monkeypatch):
     ask = collect(place, "stats", *folders(place))
     assert "exists already; choose another name or pass --force" in refuse(*ask)
     said = refuse(*collect(place, "in/cars", *folders(place), force=True))
-    assert "holds files that are not statistics" in said
-    assert "not an adapter" in refuse(*merge(place, "ssr", out="stats", force=True))
+    assert "is or holds the input" in said
+    shutil.copytree(place / "in" / "cars", place / "copy")
+    said = refuse(*collect(place, "copy", *folders(place), force=True))
+    assert "holds files that are not statistics: 'adapter_config.json'" in said
+    shutil.copytree(place / "stats", place / "more")
+    assert "not an adapter" in refuse(*merge(place, "ssr", out="more", force=True))
+    shutil.rmtree(place / "copy")
+    shutil.rmtree(place / "more")
     before = everything(place)
 
     def interrupted(*args, **options):

@@ -221,6 +221,10 @@ def test_results_are_not_replaced_unless_told(folders, report, tmp_path):
     assert "pass --force" in refuse("inspect", *folders, "--plots", out / "plots")
     assert "pass --force" in refuse("inspect", *folders, "--html", out / "page.html")
     assert "takes a file" in refuse("inspect", *folders, "--html", tmp_path)
+    for flag, name in (("--plots", "plots"), ("--html", "adapter_config.json")):
+        place = folders[0] / name
+        said = refuse("inspect", *folders, flag, place, "--force")
+        assert f"{flag} {place} is or lies in the input {folders[0]}" in said
     assert "takes a folder" in refuse("inspect", *folders, "--plots", out / "page.html")
     page = tmp_path / "page.html"
     page.write_text("old")

@@ -143,6 +143,9 @@ def test_peft_to_orbax_and_back(tmp_path):
     assert document("verify", tmp_path / "svhn")["identical"]
     assert "exists already" in refuse(*back, tmp_path / "svhn", "--task", "svhn")
     succeed(*back, tmp_path / "svhn", "--task", "svhn", "--force")
+    own = ("convert", tmp_path / "orbax", "-o", tmp_path / "orbax", "--force")
+    assert "is or holds the input" in refuse(*own, "--task", "svhn")
+    assert io.load_orbax(tmp_path / "orbax").names == ("cars", "dtd", "svhn")
 
 
 def test_heads_and_biases_survive_a_round_trip(tmp_path):

@@ -36,6 +36,9 @@ def convert(
     --task takes one out of it. Nothing is lost either way, but a PEFT folder
     comes back with its scale folded into B (alpha = r).
     """
+    from jaxmerge.io.staging import check_target
+
+    check_target(out, force=force, inputs=folders)
     start_jax()
     from jaxmerge import io
     from jaxmerge.cli.stored import is_orbax, load_stored
@@ -45,7 +48,8 @@ def convert(
         if len(folders) > 1:
             raise CommandError("give one checkpoint at a time")
         adapters = _one_adapter(load_stored(folders[0], read), folders[0], task)
-        kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, force=force)
+        target = {"force": force, "inputs": folders}
+        kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
     else:
         policy = "keep" if read["heads"] == "error" else read["heads"]
         adapters = io.load_peft(folders, **{**read, "heads": policy})
@@ -93,7 +97,7 @@ def _one_adapter(
     return value.task(task or value.names[0])
 
 
-def _write_peft(out: Path, adapter: "Adapters", *, ragged: bool, force: bool) -> str:
+def _write_peft(out: Path, adapter: "Adapters", *, ragged: bool, **target: Any) -> str:
     from jaxmerge import io
     from jaxmerge.linear import concatenate
 
@@ -105,6 +109,6 @@ def _write_peft(out: Path, adapter: "Adapters", *, ragged: bool, force: bool) ->
         heads="first",
         ragged=ragged,
         card={"pipeline": "concat"},
-        force=force,
+        **target,
     )
     return report.dtype

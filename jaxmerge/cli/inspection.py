@@ -94,7 +94,8 @@ def inspect(
                 "--max-length": max_length,
             }
         )
-    check_outputs(plots, html, force=force)
+    given = [path for path in (base, data, text_heads) if path is not None]
+    check_outputs(plots, html, force=force, inputs=[*paths, *given])
     start_jax()
     from jaxmerge.cli.spectra import summarize
 

@@ -139,7 +139,12 @@ def learn(
     """
     from jaxmerge.io.staging import check_target
 
-    check_target(out, force=force, inputs=[*folders, base, data])
+    place = Path(os.path.abspath(out))
+    work_folder = work or place.with_name(f"{place.name}.learning")
+    given = (base, data, text_heads, work)
+    inputs = [*folders, *(path for path in given if path is not None)]
+    check_target(out, force=force, inputs=inputs)
+    _check_apart(work_folder, place)
     console = Console(as_json=as_json, quiet=quiet)
     given = numbers(preference, "--preference") or [1.0] * len(folders)
     if len(given) != len(folders):
@@ -189,10 +194,9 @@ def learn(
         if loss is Loss.entropy:
             recipe = replace(asked, logit_scale=model.scale(logit_scale))
     files = files_read(model, data, unlabeled, text_heads)
-    place = Path(os.path.abspath(out))
     with refusing_bad_input():
         kept = Work(
-            work or place.with_name(f"{place.name}.learning"),
+            work_folder,
             fit_identity(recipe, adapters, unlabeled, files),
         )
     outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
@@ -214,6 +218,7 @@ def learn(
                 HISTORY_FILE: outcome.history._asdict(),
             },
             force=force,
+            inputs=inputs,
         )
         advance(1)
     if work is None:
@@ -228,6 +233,16 @@ def learn(
         **report.to_json(),
     }
     console.result(document, lambda: lines(recipe, report, document))
+
+
+def _check_apart(work: Path, out: Path) -> None:
+    """Refuses checkpoints in the folder that is to appear whole, or around it."""
+    one, other = work.resolve(), out.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise CommandError(
+            f"--work {work} is, holds or lies in --out {out}; choose a folder apart "
+            "from it"
+        )
 
 
 def _learn(

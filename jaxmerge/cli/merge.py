@@ -1,6 +1,5 @@
 """``jaxmerge merge``: adapter folders in, one adapter folder out."""
 
-import os
 import time
 from dataclasses import replace
 from enum import StrEnum
@@ -137,6 +136,7 @@ def merge(
         "dense": dense.value,
         "dtype": dtype and dtype.value,
         "force": force,
+        "inputs": [path for path in (*folders, stats, base, data) if path is not None],
     }
     recipe.check_model(base, data)
     if not recipe.pipeline.model and (limit, batch, max_length) != (None, 16, None):
@@ -252,10 +252,9 @@ def _rank(text: str | None) -> int | str | None:
 
 def _check_before_work(recipe: "Recipe", out: Path, save: dict[str, Any]) -> None:
     """Refuses what would only be refused when the result is written."""
-    if os.path.lexists(out) and not save["force"]:
-        raise CommandError(
-            f"{out} exists already; choose another --out, or --force to replace it"
-        )
+    from jaxmerge.io.staging import check_target
+
+    check_target(out, force=save["force"], inputs=save["inputs"])
     if save["rank"] is not None and save["energy"] is not None:
         raise CommandError("--rank and --energy both decide the rank; give one of them")
     if save["energy"] is not None and not 0 < save["energy"] <= 1:

@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from jaxmerge.learning import Reactions
 
 
-def check_outputs(plots: Path | None, html: Path | None, *, force: bool) -> None:
-    """Refuses, before any work, what could not be written in the end."""
+def check_outputs(
+    plots: Path | None, html: Path | None, *, force: bool, inputs: Sequence[Path]
+) -> None:
+    """Refuses, before any work, what could not be written in the end.
+
+    Nothing is written into an input, whatever is to be replaced.
+    """
     if plots is None and html is None:
         return
     from jaxmerge.cli.drawing import require_matplotlib
 
     require_matplotlib()
+    for flag, path in {"--plots": plots, "--html": html}.items():
+        for kept in inputs if path is not None else ():
+            if path.resolve().is_relative_to(kept.resolve()):
+                raise CommandError(f"{flag} {path} is or lies in the input {kept}")
     if plots is not None and plots.exists():
         if not plots.is_dir():
             raise CommandError(f"{plots} is a file; --plots takes a folder")

@@ -204,6 +204,7 @@ def test_a_dry_run_reads_headers_and_writes_nothing(folders, tmp_path):
     assert found["dry_run"] is True
     assert found["recipe"] == {"pipeline": PRESETS["knots_ties"].pipeline}
     assert found["rank"] == 9
+    assert "needs adapters of one rank" in refuse(*ask, "-p", "robust_merge")
     samples.write(tmp_path / "in" / "cars", base_model_name_or_path="org/other")
     before |= everything(tmp_path)
     result = jaxmerge(*ask, "-p", TIES)

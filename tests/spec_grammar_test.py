@@ -88,6 +88,7 @@ REFUSED = [
     # arguments
     ("elect|trim(0.2)|core", "trim takes its arguments by name: write trim(density="),
     ("elect|trim|core", "trim needs density"),
+    ("ties|scale(0.5)", "the complete method 'ties' stands for elect|trim_whole"),
     ("elect|trim(density=2)|core", "trim(density=..): expected a number in (0, 1]"),
     ("elect|trim(density=0)|core", "expected a number in (0, 1], got 0"),
     ("elect|trim(density=-0.1)|core", "got -0.1"),

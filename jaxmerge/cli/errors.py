@@ -25,8 +25,8 @@ _OPTIONS = (
     *("text_heads", "logit_scale", "max_length", "work"),
     *("names", "stats", "sketch"),
 )
-_ASSIGNMENT = re.compile(
-    rf"\b({'|'.join(_OPTIONS)})=(True\b|\[?'[^']*'\]?|<[^>]*>|[-+.\w]+)?"
+_ASSIGNMENT = re.compile(  # steps of pipelines are matched first, and left alone
+    rf"\w\([^()]*\)|\b({'|'.join(_OPTIONS)})=(True\b|\[?'[^']*'\]?|<[^>]*>|[-+.\w]+)?"
 )
 
 
@@ -123,9 +123,13 @@ def as_flags(message: str) -> str:
 
     >>> as_flags("pass assume_alpha=<number>, or allow_different_bases=True")
     'pass --assume-alpha <number>, or --allow-different-bases'
+    >>> as_flags("truncate needs rank: write truncate(rank=..)")
+    'truncate needs rank: write truncate(rank=..)'
     """
 
     def flag(match: re.Match) -> str:
+        if match[1] is None:
+            return match[0]
         name, value = match[1], (match[2] or "").strip("[]'")
         spelled = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         return spelled if value in ("", "True") else f"{spelled} {value}"

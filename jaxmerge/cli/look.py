@@ -55,6 +55,11 @@ def show_plan(
     found = replace(found, adapters=tuple(replace(a, name=name) for a, name in pairs))
     document = found.to_json()
     if recipe is not None:
+        from jaxmerge.spec.checks import check_ranks
+
+        check_ranks(
+            recipe.pipeline, {name: x.ranks for name, x in found.modules.items()}
+        )
         recipe = recipe.for_tasks(named)
         recipe.check_statistics(
             {name: module.shape[1] for name, module in found.modules.items()},

@@ -63,7 +63,7 @@ def _lines() -> Iterator[str]:
     for name, preset in PRESETS.items():
         yield f"  {name}: {preset.method} (arXiv {preset.arxiv})"
         yield f"      {preset.pipeline}"
-        yield f"      numbers from {preset.source}"
+        yield f"      numbers: {preset.source}"
     yield "\nSteps: rule | rule transforms | space | merger transforms | posts"
     yield "       merger                         | merger transforms | posts"
     for kind in get_args(Kind):

@@ -82,15 +82,17 @@ def check_sample(
         )
 
 
-def check_ranks(pipeline: "Pipeline", stacks: "Stacks") -> None:
-    """Refuses mixed ranks where a step needs equal ones."""
+def check_ranks(
+    pipeline: "Pipeline", ranks_by_module: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuses mixed ranks where a step needs equal ones; 0 is that of an absent task."""
     strict = [call.name for call in pipeline.calls if call.step.equal_ranks]
-    for module, stack in stacks.items() if strict else ():
-        ranks = sorted({stack.ranks[t] for t in stack.present})
-        if len(ranks) > 1:
+    for module, ranks in ranks_by_module.items() if strict else ():
+        found = sorted({rank for rank in ranks if rank})
+        if len(found) > 1:
             raise PipelineError(
                 f"module {module!r}: {strict[0]} needs adapters of one rank, found "
-                f"{ranks}; choose another method"
+                f"{found}; choose another method"
             )
 
 

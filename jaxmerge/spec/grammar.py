@@ -105,7 +105,9 @@ def _read_call(node: ast.expr) -> Call:
         if keyword in given:
             value = _read_value(f"{name}({keyword}=..)", argument, given[keyword])
         elif argument.default is REQUIRED:
-            raise PipelineError(f"{name} needs {keyword}: write {_usage(name)}")
+            raise PipelineError(
+                f"{name} needs {keyword}: write {_usage(name)}{_as_method(name)}"
+            )
         else:
             value = argument.default
         arguments[keyword] = value
@@ -216,6 +218,13 @@ def _usage(name: str) -> str:
     if not step.arguments:
         return f"{name} without arguments"
     return f"{name}({', '.join(f'{keyword}=..' for keyword in step.arguments)})"
+
+
+def _as_method(name: str) -> str:
+    """Where a step and a complete method share a name: the latter, to be changed."""
+    if name not in PRESETS:
+        return ""
+    return f"; the complete method {name!r} stands for {PRESETS[name].pipeline}"
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

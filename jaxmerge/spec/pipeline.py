@@ -142,7 +142,7 @@ class Pipeline:
         """
         from jaxmerge.spec.build import merge_of
 
-        checks.check_ranks(self, stacks)
+        checks.check_ranks(self, {name: x.ranks for name, x in stacks.items()})
         checks.check_sample(self, sample, stacks)
         needed = {"stats": checks.checked_stats(self, stats, stacks), "sample": sample}
         calls, by = list(self.calls), 1.0

@@ -34,13 +34,15 @@ def tsv(
       ranks: true rank of each matrix (the spaces give it); min(p, q) unless given.
 
     Returns:
-      [p, q]. Task t enters with ``min(ranks[t], min(p, q))`` triplets if all together
-      fit into min(p, q), with at most ``min(p, q) // T`` otherwise.
+      [p, q]. Task t enters with ``ranks[t]`` triplets if all together fit into
+      min(p, q), with at most ``max(1, min(p, q) // T)`` otherwise.
 
     Cost: T + 2 SVDs of size p x q. On adapters `tsv_m` gives the same from factors.
 
     Deviations: the official code always takes ``min(p, q) // T`` triplets, null vectors
-    included, which makes its result arbitrary where the rank is smaller.
+    included, which makes its result arbitrary where the rank is smaller, and zero where
+    tasks outnumber directions. Here every task has at least one; where that is more
+    vectors than can be orthonormal, the polar factors share their directions out.
 
     >>> print(tsv(jnp.array([[[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 3.0]]])))
     [[2. 0.]
@@ -65,7 +67,7 @@ def tsv_m(
       weights: [T], multiply the singular values of each task.
 
     Returns:
-      LowRank of rank K (less where all ranks together exceed min(m, n), see `tsv`).
+      LowRank of rank K, or less where all ranks together exceed min(m, n): see `tsv`.
 
     Cost: O((m + n) K^2 + K^3), two SVDs of K x K and T of r x r.
     """
@@ -106,8 +108,10 @@ def iso_cts(
 
     Of d directions, about ``common_fraction`` are the leading ones (U, S, V) of the sum
     of the updates; the others are shared out evenly, as the leading ones of each
-    task's residual ``(I - U U^T) M_t``. All left and all right vectors are
-    made orthonormal (`linalg.polar`) and every singular value is set to the mean.
+    task's residual ``(I - U U^T) M_t``: ``(d - floor(d common_fraction)) / T`` for each
+    task, rounded to a whole number of which there are enough. All left and all right
+    vectors are made orthonormal (`linalg.polar`) and every singular value is set to the
+    mean.
 
     Args:
       matrices: [T, p, q].
@@ -117,12 +121,16 @@ def iso_cts(
     Returns:
       [p, q].
 
+    Raises:
+      ValueError: a common fraction outside (0, 1].
+
     Cost: T + 3 SVDs of size p x q.
 
     Deviations: d is the number of directions that the adapters span, where the
     official code counts min(p, q) and fills up with null vectors; the mean is over the
     singular values that are not rounding noise, and a task without a residual adds no
-    direction.
+    direction. Where the official code rounds to more than d / T directions of each
+    task, it takes a negative number of common ones; here each has at most ``d // T``.
     """
     if not 0 < common_fraction <= 1:
         raise ValueError(
@@ -130,7 +138,7 @@ def iso_cts(
         )
     tasks, p, q = matrices.shape
     d = min(p, q, sum(ranks)) if ranks else min(p, q)
-    specific = round((d - int(d * common_fraction)) / tasks)
+    specific = min(round((d - int(d * common_fraction)) / tasks), d // tasks)
     common = d - specific * tasks
     u, s, vt = linalg.svd(jnp.sum(matrices, axis=0))
     u, s, vt = u[:, :common], s[:common], vt[:common]
@@ -162,13 +170,18 @@ def cart(
 
     Args:
       matrices: [T, p, q].
-      rank_fraction: share of the directions to keep. It refers to the size of the
-        space: the same number keeps fewer directions in core space than in full space.
+      rank_fraction: share of the directions to keep, in (0, 1]. It refers to the size
+        of the space: the same number keeps fewer directions in core than in full space.
       by: scale of the deviations.
 
     Returns:
       [p, q].
+
+    Raises:
+      ValueError: a rank fraction outside (0, 1].
     """
+    if not 0 < rank_fraction <= 1:
+        raise ValueError(f"cart: rank_fraction must be in (0, 1], got {rank_fraction}")
     p, q = matrices.shape[1:]
     k = math.ceil(rank_fraction * min(p, q))
     centre = jnp.mean(matrices, axis=0)
@@ -180,7 +193,7 @@ def cart(
 def _directions_per_task(ranks, size):
     if sum(ranks) <= size:
         return tuple(ranks)
-    return tuple(min(rank, size // len(ranks)) for rank in ranks)
+    return tuple(min(rank, max(1, size // len(ranks))) for rank in ranks)
 
 
 def _reduce_interference(left, values, right):

@@ -72,12 +72,16 @@ DIFFERENTIABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradient_equals_finite_differences(name):
-    stack = random_stack((3, 2, 3), 9, 10)
+@pytest.mark.parametrize(
+    ("name", "ranks", "m", "n"),
+    [(name, (3, 2, 3), 9, 10) for name in DIFFERENTIABLE]
+    + [(name, (2, 2, 2, 2), 3, 10) for name in ("tsv_m", "core/tsv", "full/tsv")],
+)
+def test_gradient_equals_finite_differences(name, ranks, m, n):
+    stack = random_stack(ranks, m, n)
     rng = np.random.default_rng(1)
-    target = rng.normal(size=(9, 10))
-    direction = random_stack((3, 2, 3), 9, 10, seed=5)
+    target = rng.normal(size=(m, n))
+    direction = random_stack(ranks, m, n, seed=5)
 
     @jax.jit
     def loss(step):

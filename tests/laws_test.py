@@ -83,13 +83,31 @@ def test_factored_routes_equal_rules_in_core_space(case, dtype):
     stack = random_stack(*INPUTS[case], dtype=dtype)
     weights = np.linspace(0.5, 2, len(stack.ranks))
     tsv = METHODS["core/tsv"](stack, weights=weights)
-    if case != "overfull":  # there truncation acts on different sizes of space
-        assert distance(METHODS["tsv_m"](stack, weights=weights), tsv) < tolerance(
-            dtype
-        )
+    assert distance(METHODS["tsv_m"](stack, weights=weights), tsv) < tolerance(dtype)
     iso = jm.dense(jm.then(jm.concat, jm.isotropize)(stack, weights=weights))
     core = METHODS["core/iso_c"](stack, weights=weights)
     assert distance(iso, core) < tolerance(dtype)
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 16), (16, 3), (1, 5), (3, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_more_tasks_than_directions(m, n, dtype):
+    """As in a score layer of few classes: every task still has a say in TSV-M."""
+    stack = random_stack((2, 1, 2, 2), m, n, dtype=dtype)
+    weights = np.array([0.5, 1.0, 2.0, 1.5])
+    merged = METHODS["full/tsv"](stack, weights=weights)
+    assert merged.dtype == dtype
+    assert np.linalg.norm(merged) > 0.5
+    for name in ("core/tsv", "tsv_m"):
+        other = METHODS[name](stack, weights=weights)
+        assert other.dtype == dtype
+        assert distance(other, merged) < tolerance(dtype), name
+    pico = jm.dense(jm.pico(jm.core_space(jm.tsv))(stack))
+    assert distance(METHODS["pico(tsv_m)"](stack), pico) < tolerance(dtype)
+    assert np.linalg.norm(pico) > 0.5
+    for task in range(4):
+        without = stack.replace(b=stack.b.at[task].set(0))
+        assert distance(METHODS["tsv_m"](without), METHODS["tsv_m"](stack)) > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -180,3 +180,27 @@ def test_iso_cts_of_dependent_adapters_stays_in_the_span(dtype):
     span, _ = np.linalg.qr(b)
     assert_close(span @ (span.T @ merged), merged, 1e-5)
     assert np.linalg.matrix_rank(merged, tol=1e-3) == 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "m", "n", "fraction"),
+    [
+        ((2, 2, 2, 2, 2, 1, 1, 1), 20, 18, 0.1),  # 8 tasks would take 16 of 13
+        ((2, 1), 9, 8, 0.3),
+        ((2,) * 8, 20, 18, 0.01),  # nothing is common
+        ((1,) * 5, 3, 7, 0.5),  # no direction of its own for each task
+    ],
+)
+def test_iso_cts_of_a_small_common_share(ranks, m, n, fraction):
+    """Own directions are rounded up at most to what there is: the result is flat."""
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(size=(m, r)), rng.normal(size=(r, n))) for r in ranks]
+    stack = jm.stack_adapters(pairs, dtype=np.float64)
+    rule = partial(jm.iso_cts, common_fraction=fraction)
+    merged = compiled(jm.full_space(rule))(stack)
+    d = min(m, n, sum(ranks))
+    values = np.linalg.svd(np.asarray(merged), compute_uv=False)
+    assert_close(values[:d], np.full(d, values[0]), 1e-9)
+    assert_close(values[d:], np.zeros(min(m, n) - d), 1e-9)
+    core = jm.dense(compiled(jm.core_space(rule))(stack))
+    assert_close(core, merged, 1e-9)

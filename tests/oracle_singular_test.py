@@ -10,6 +10,7 @@ from functools import cache, partial
 
 import jax
 import numpy as np
+import pytest
 from golden import assert_close, compiled, official_shape, oracle
 
 import jaxmerge as jm
@@ -68,6 +69,24 @@ def test_tsv_takes_only_directions_that_exist(entry):
         if entry.space is not jm.knots_unscaled:
             assert_close(update, factored[module], 1e-9, entry.id)
     assert any(more_than_exist)
+
+
+def test_tsv_of_more_tasks_than_directions():
+    """The official ``int(min(p, q) / T)`` is 0, and so is its merge."""
+    pairs = [(np.eye(3)[:, t % 3, None], np.eye(9)[t, None]) for t in range(5)]
+    stack = jm.stack_adapters(pairs, dtype=np.float64)
+    assert int(min(3, 9) / 5) == 0
+    merged = jm.tsv_m(stack)
+    assert merged.b.shape[1] == 5
+    # rows 0 and 1 have two tasks each, whose directions share a norm of 1
+    expected = sum(b @ a for b, a in pairs) / np.sqrt([[2], [2], [1]])
+    assert_close(jm.dense(merged), expected, 1e-12)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.5, math.nan])
+def test_cart_refuses_what_is_no_share(fraction):
+    with pytest.raises(ValueError, match="rank_fraction must be in"):
+        jm.cart(np.ones((2, 3, 3)), rank_fraction=fraction)
 
 
 @oracle("core.*/tsv_components")

@@ -28,7 +28,7 @@ class Line(NamedTuple):
     mean: float
     spread: float | None  # standard deviation of the mean over seeds
     accuracy: float  # mean over tasks, in percent
-    seconds: float  # of one merge or of the longest fit, compilation included
+    seconds: float  # of the longest merge or fit, compilation included
     chosen: str
 
 
@@ -49,7 +49,7 @@ def read_lines(records: Records) -> tuple[list[str], Line, list[Line]]:
         _line(method, [row for row in rows if row["method"] == method], alone, records)
         for method in methods
     ]
-    unmerged = [base | {"candidate": {}, "seconds": 0.0}]
+    unmerged = [base | {"candidate": {}}]
     return (
         tasks,
         _line("Base, no adapter", unmerged, alone, records),
@@ -65,17 +65,16 @@ def _line(
     means = normalised.mean(axis=1)
     candidate = rows[0]["candidate"]
     chosen = candidate.get("pipeline") or _fit_text(candidate)
-    seconds = rows[0]["seconds"]
-    fits = records.all(kind="fit", method=method)
-    if fits:
-        seconds = max(fit["seconds"] for fit in fits)
+    timed = records.all(kind="fit", method=method) or records.all(
+        kind="merge", method=method
+    )
     return Line(
         method,
         normalised.mean(axis=0),
         float(means.mean()),
         float(means.std(ddof=1)) if len(means) > 1 else None,
         float(accuracy.mean()),
-        seconds,
+        max((row["seconds"] for row in timed), default=0.0),
         chosen,
     )
 

@@ -20,7 +20,7 @@ from learn_samples import QUERY, TASKS, ask
 
 from jaxmerge import io
 from jaxmerge.fitting.checkpoint import Checkpoints
-from jaxmerge.learning import load_base
+from jaxmerge.learning import load_base, run
 from jaxmerge.models import with_updates
 from jaxmerge.types import LowRank
 
@@ -184,6 +184,28 @@ def test_resumed_after_an_interruption_is_the_same_to_the_byte(
     assert document(*ask(bert, out, **fit))["recipe"]["steps"] == 24
     assert not work.exists()
     assert everything(out) == everything(tmp_path / "whole")
+
+
+def test_what_is_known_by_position_is_not_used_for_other_tasks(
+    bert, tmp_path, monkeypatch
+):
+    """A fit that stops after the anchors, before its first checkpoint."""
+    out = tmp_path / "out"
+    given = {"steps": 3, "preference": "5,3,2"}
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "fit", stop)
+        assert jaxmerge(*ask(bert, out, **given)).exit_code == 130
+    said = refuse(*ask([*bert[2::-1], *bert[3:]], out, **given))
+    assert "out.learning: holds checkpoints of a fit with other order of tasks" in said
+    path = tmp_path / "out.learning" / "learn.json"
+    content = json.loads(path.read_text())
+    del content["identity"]["order of tasks"]  # as it was once written
+    path.write_text(json.dumps(content))
+    assert "other order of tasks" in refuse(*ask(bert, out, **given))
 
 
 def test_a_kept_work_folder_lengthens_a_fit(bert, tmp_path):

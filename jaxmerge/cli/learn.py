@@ -199,30 +199,31 @@ def learn(
             work_folder,
             fit_identity(recipe, adapters, unlabeled, files),
         )
-    outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
-    record = {
-        **recipe.to_record(),
-        "max_length": unlabeled.max_length,
-        "anchors": outcome.anchors,
-        "files": files,
-    }
-    with console.progress("writing and reading back", 1) as advance:
-        report = io.save_peft(
-            out,
-            outcome.updates,
-            like=adapters,
-            dtype=dtype and dtype.value,
-            card=record,
-            extra_files={
-                PHI_FILE: outcome.phis,
-                HISTORY_FILE: outcome.history._asdict(),
-            },
-            force=force,
-            inputs=inputs,
-        )
-        advance(1)
-    if work is None:
-        kept.remove()
+    with kept:
+        outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
+        record = {
+            **recipe.to_record(),
+            "max_length": unlabeled.max_length,
+            "anchors": outcome.anchors,
+            "files": files,
+        }
+        with console.progress("writing and reading back", 1) as advance:
+            report = io.save_peft(
+                out,
+                outcome.updates,
+                like=adapters,
+                dtype=dtype and dtype.value,
+                card=record,
+                extra_files={
+                    PHI_FILE: outcome.phis,
+                    HISTORY_FILE: outcome.history._asdict(),
+                },
+                force=force,
+                inputs=inputs,
+            )
+            advance(1)
+        if work is None:
+            kept.remove()
     document = {
         "recipe": record,
         "adapters": list(adapters.names),

@@ -44,6 +44,7 @@ def fit_identity(
             name: {"sha256": dict(source.sha256), "scales": dict(source.scales)}
             for name, source in zip(adapters.names, adapters.sources, strict=True)
         },
+        "order of tasks": list(adapters.names),  # that of anchors and preference
         "modules": list(adapters.stacks),
         "versions": {name: version(name) for name in ("jaxmerge", "jax")},
         **{role: entry["sha256"] for role, entry in files.items()},

@@ -1,46 +1,72 @@
 """The folder in which a fit keeps its checkpoints, and what it belongs to."""
 
+import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-_RECORD = "learn.json"
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+_RECORD, _LOCK, _CHECKPOINTS = "learn.json", "learn.lock", "checkpoints"
 
 
 class Work:
     """A folder for one fit, so that the same command goes on where it was stopped.
+
+    The folder is locked until `close`, at the latest until the process ends, however it
+    ends. Systems without ``fcntl``, such as Windows, have no such lock: there a warning
+    says that nothing keeps a second fit out.
 
     Args:
       folder: created if needed.
       identity: as JSON values, everything that determines the fit; ``steps`` may grow.
 
     Raises:
-      ValueError: the folder is another fit's or nobody's, or cannot be made.
+      ValueError: the folder is another fit's or nobody's, cannot be made, or a fit is
+        running in it.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
         self.folder = Path(folder)
         self._path = self.folder / _RECORD
-        known = self._read()
-        if known is not None:
-            self._refuse_other(known["identity"], identity)
-        self.anchors: list[float] | None = None if known is None else known["anchors"]
         self._identity = dict(identity)
+        self._check_content()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.folder / _LOCK)
         except OSError as error:
             raise ValueError(
-                f"{self.folder}: cannot be made ({error.strerror}); pass another "
-                "work=<folder>"
+                f"{self.folder}: cannot be made and locked ({error.strerror}); pass "
+                "another work=<folder>"
             ) from None
+        try:
+            self.anchors = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def checkpoints(self) -> Path:
         """Where orbax keeps the state."""
-        return self.folder / "checkpoints"
+        return self.folder / _CHECKPOINTS
 
     def start(self, anchors: list[float]) -> None:
         """Notes what the checkpoints will belong to."""
@@ -50,19 +76,38 @@ class Work:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, self._path)
 
-    def remove(self) -> None:
-        """Removes the folder with everything in it."""
-        shutil.rmtree(self.folder)
+    def close(self) -> None:
+        """Lets others use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
-    def _read(self) -> dict[str, Any] | None:
-        if not os.path.lexists(self.folder):
-            return None
+    def remove(self) -> None:
+        """Removes what belongs to the fit, and the folder unless more is in it."""
+        if self.checkpoints.exists():
+            shutil.rmtree(self.checkpoints)
+        for path in self._own_files():
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # more is in it, or the next fit's lock
+            self.folder.rmdir()
+
+    def _own_files(self) -> tuple[Path, ...]:
+        return (self._path, self._path.with_suffix(".new"), self.folder / _LOCK)
+
+    def _check_content(self) -> None:
+        """Refuses a folder that is neither empty nor that of a fit."""
+        if not os.path.lexists(self.folder) or self._path.is_file():
+            return
+        if not self.folder.is_dir() or set(self.folder.iterdir()) - {
+            *self._own_files()
+        }:
+            raise ValueError(
+                f"{self.folder}: not that of a fit; pass another work=<folder>"
+            )
+
+    def _read(self) -> list[float] | None:
+        """The anchors of the same fit if it was begun."""
         if not self._path.is_file():
-            unfinished = self._path.with_suffix(".new")
-            if not self.folder.is_dir() or set(self.folder.iterdir()) - {unfinished}:
-                raise ValueError(
-                    f"{self.folder}: not that of a fit; pass another work=<folder>"
-                )
             return None
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
@@ -71,10 +116,11 @@ class Work:
             raise ValueError(
                 f"{self._path}: not the record of a fit ({error!r}); remove the folder"
             ) from None
-        return {"identity": identity, "anchors": anchors}
+        self._refuse_other(identity)
+        return anchors
 
-    def _refuse_other(self, known: dict[str, Any], now: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(now))
+    def _refuse_other(self, known: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(self._identity))
         for name in sorted(known.keys() | now.keys()):
             before, after = known.get(name), now.get(name)
             if before == after or (name == "steps" and before <= after):
@@ -85,3 +131,44 @@ class Work:
                 f"{self.folder}: holds checkpoints of a fit with other {name}{values}; "
                 "remove it, or pass another work=<folder>"
             )
+
+
+def _locked(path: Path) -> int | None:
+    """Makes a file and its folder, and gives the descriptor that holds its lock.
+
+    None on systems without such locks.
+    """
+    if fcntl is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        warnings.warn(
+            f"{path.parent}: this system has no fcntl, so nothing keeps out a second "
+            "fit; run one at a time in a folder",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open_as(lock, path):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise ValueError(
+                f"{path.parent}: another fit is running in it; let it end, or pass "
+                "another work=<folder>"
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to an open file; a fit that ends removes its own."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

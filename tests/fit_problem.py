@@ -50,9 +50,9 @@ def make_stacks(ranks=(2, 3, 1), dtype=jnp.float32):
 PARAMS = Model().init(jax.random.key(0), jnp.zeros((1, 5), jnp.float32))
 
 
-def make_losses(merged=False, dtype=jnp.float32, change=None):
+def make_losses(merged=False, dtype=jnp.float32, change=None, heads=10):
     """Entropies; ``change(task, loss, updates, batch)`` may spoil one of them."""
-    heads = {task: draw(10 + t, 6, 4) for t, task in enumerate(TASKS)}
+    heads = {task: draw(heads + t, 6, 4) for t, task in enumerate(TASKS)}
     apply = Model(dtype=dtype).apply
 
     def losses(params, updates, batch):
@@ -89,17 +89,17 @@ def adamw(rate):
 
 
 def run(method="tara_a", steps=12, **options):
-    options = {"params": PARAMS, "steps_per_call": 4} | options
-    return jm.fit(
-        METHODS[method],
-        TASKS,
-        make_stacks(),
-        make_losses(),
-        make_batches(),
-        adamw(0.05),
-        steps=steps,
-        **options,
-    )
+    given = {
+        "learned": METHODS[method],
+        "tasks": TASKS,
+        "stacks": make_stacks(),
+        "losses": make_losses(),
+        "batches": make_batches(),
+        "optimizer": adamw(0.05),
+        "params": PARAMS,
+        "steps_per_call": 4,
+    }
+    return jm.fit(**given | options, steps=steps)
 
 
 def assert_trees(left, right, tolerance=0.0):

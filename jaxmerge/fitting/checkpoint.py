@@ -1,36 +1,30 @@
 """Fits that go on after a kill: orbax checkpoints that know what they belong to."""
 
-import hashlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 _KEPT = 2  # a kill while the last one is written leaves the one before
-
-
-def fingerprint(**parts: Any) -> dict[str, str]:
-    """Digests of structure, shapes, types and values, by the name of the part."""
-    digests = {}
-    for name, tree in parts.items():
-        leaves, structure = jax.tree.flatten(tree)
-        digest = hashlib.sha256(str(structure).encode())
-        for leaf in leaves:
-            array = np.asarray(leaf)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digests[name] = digest.hexdigest()
-    return digests
+_LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces
 
 
 class Checkpoints:
-    """The checkpoints of one fit in a folder; use as a context manager."""
+    """The checkpoints of one fit in a folder; use as a context manager.
+
+    Args:
+      folder: created if needed.
+      identity: digests of what determines the fit, see `fit_identity`.
+    """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, str]):
         self._folder, self._identity = Path(folder).absolute(), dict(identity)
+        self._versions = {name: version(name) for name in _LIBRARIES}
 
     def __enter__(self) -> "Checkpoints":
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
@@ -40,13 +34,16 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def restore(self, state: Any) -> tuple[int, Any, dict[str, np.ndarray] | None]:
+    def restore(
+        self, state: Any, steps: int
+    ) -> tuple[int, Any, dict[str, np.ndarray] | None]:
         """Steps done, state and history of the latest complete checkpoint.
 
         Without one it gives 0, the given state and None.
 
         Raises:
-          ValueError: the checkpoint belongs to another fit; says in what it differs.
+          ValueError: the checkpoint belongs to another fit, and in what it differs; or
+            it is further than ``steps``.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -54,12 +51,12 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
         )
-        for part, digest in self._identity.items():
-            if saved.identity.get(part) != digest:
-                raise ValueError(
-                    f"{self._folder}: checkpoints of another fit, its {part} differ; "
-                    "choose another folder or remove this one"
-                )
+        self._refuse_other(saved.identity)
+        if step > steps:
+            raise ValueError(
+                f"{self._folder}: the checkpoint is at step {step}, beyond steps="
+                f"{steps}; ask for {step} or more, or choose another folder"
+            )
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
@@ -70,7 +67,9 @@ class Checkpoints:
                 history=ocp.args.StandardRestore(),
             ),
         )
-        return step, found.state, found.history
+        # as at the start, on no device in particular: parameters decide on which
+        state = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found.state)
+        return step, state, found.history
 
     def save(self, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
         """Saves and waits until the checkpoint is complete on disk."""
@@ -79,7 +78,22 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 history=ocp.args.StandardSave(history),
-                identity=ocp.args.JsonSave(self._identity),
+                identity=ocp.args.JsonSave(self._identity | self._versions),
             ),
         )
         self._manager.wait_until_finished()
+
+    def _refuse_other(self, saved: Mapping[str, str]) -> None:
+        changed = [
+            f"{name} {saved.get(name, 'unknown')} is now {now}"
+            for name, now in self._versions.items()
+            if saved.get(name) != now
+        ]
+        for part, digest in self._identity.items():
+            if saved.get(part) == digest:
+                continue
+            may = f" (or {', '.join(changed)}, which may be why)" if changed else ""
+            raise ValueError(
+                f"{self._folder}: checkpoints of another fit, which differs in its "
+                f"{part}{may}; choose another folder or remove this one"
+            )

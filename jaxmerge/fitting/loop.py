@@ -13,7 +13,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxmerge.fitting.checkpoint import Checkpoints, fingerprint
+from jaxmerge.fitting.checkpoint import Checkpoints
+from jaxmerge.fitting.divergence import all_finite, explain
+from jaxmerge.fitting.identity import fit_identity
 from jaxmerge.fitting.step import (
     FitState,
     Losses,
@@ -27,7 +29,6 @@ from jaxmerge.fitting.step import (
     gradient,
     gradient_by_task,
     merge,
-    task_gradients,
 )
 from jaxmerge.mapping import map_modules
 from jaxmerge.objectives import smooth_tchebycheff
@@ -94,8 +95,7 @@ def fit(
       batches: for each step a dict of task -> batch. Shapes stay the same from step to
         step and may differ between tasks. To resume, it is iterated from the start
         again and must give the same batches.
-      optimizer: any optax optimiser. A checkpoint does not know its learning rate, so
-        going on with another one is not refused.
+      optimizer: any optax optimiser.
       steps: how many in all, those before an interruption included.
       params: passed to the losses: a large model belongs here, not into a closure.
       scalarise: `smooth_tchebycheff` (default) or `linear_scalarisation`, with further
@@ -110,7 +110,12 @@ def fit(
         in between.
       checkpoint: folder for orbax checkpoints, one after every call. If it holds any,
         the fit goes on from there, and ends with the same bits as without an
-        interruption.
+        interruption. They are refused by a fit with other adapters, tasks, preference,
+        method, objective, penalty, losses or optimiser: functions are traced, and their
+        operations and the arrays that they hold are compared, so that keep what you
+        compute once, such as anchors. Of batches the first is compared, of ``params``
+        shapes and some values. Another ``accumulate`` or ``steps_per_call`` is not
+        refused, and may change bits.
       report: called after every compiled call.
 
     Returns:
@@ -118,8 +123,8 @@ def fit(
 
     Raises:
       FloatingPointError: a loss or its gradient is not finite; names task and step.
-      ValueError: batches end early or lack a task, or the checkpoint belongs to another
-        fit.
+      ValueError: no step is asked for, batches end early or lack a task, or the
+        checkpoint belongs to another fit or is further than ``steps``.
 
     Source: arXiv 2603.26299 (TARA), 2310.02575 (AdaMerging).
 
@@ -137,11 +142,13 @@ def fit(
     1.500
     """
     check_tasks(tasks, stacks)
+    if steps < 1:
+        raise ValueError(f"fit: steps={steps}; at least one is needed")
     problem = Problem(learned, tuple(tasks), losses, scalarise, penalty)
     bases = map_modules(learned.prepare, stacks)
     preference = None if preference is None else jnp.asarray(preference)
     front = preference is not None and preference.ndim == 2
-    state = first_state(learned, bases, optimizer, shared=shared)
+    state = first = first_state(learned, bases, optimizer, shared=shared)
     if front:
         count = preference.shape[0]
         state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
@@ -155,23 +162,19 @@ def fit(
     with contextlib.ExitStack() as stack:
         saved = None
         if checkpoint is not None:
-            identity = fingerprint(
-                adapters=bases,
-                tasks={task: index for index, task in enumerate(tasks)},
-                preference=preference,
-                coefficients=state.phis,
-                optimizer=jax.tree.map(jnp.shape, state.optimizer),
-            )
+            seen, batches = _peek(batches, tasks)
+            given = (stacks, params, seen, preference)
+            identity = fit_identity(problem, optimizer, first, *given)
             saved = stack.enter_context(Checkpoints(checkpoint, identity))
-            done, state, history = saved.restore(state)
+            done, state, history = saved.restore(state, steps)
             records = [] if history is None else [History(**history)]
         for stacked in _chunks(batches, tasks, done, steps, steps_per_call):
             before = jax.device_get(state)
             state, record = run(state, bases, params, stacked, preference)
             record = _history(record, front=front)
-            if not _all_finite((record, state.phis)):
+            if not all_finite((record, state.phis)):
                 inputs = (bases, params, stacked, preference)
-                _explain(problem, step, inputs, before, state.phis, done, front=front)
+                explain(problem, step, inputs, before, state.phis, done, front=front)
             done += record.objective.shape[-1]
             records.append(record)
             if saved is not None:
@@ -219,12 +222,30 @@ def _chunks(
         taken = list(itertools.islice(source, count))
         if len(taken) < count:
             raise ValueError(f"batches end after {done + len(taken)} of {steps} steps")
-        for task in tasks:
-            if any(task not in batch for batch in taken):
-                raise ValueError(f"batches have no {task!r} before step {done + count}")
-        chosen = [{task: batch[task] for task in tasks} for batch in taken]
+        chosen = [
+            _of_tasks(batch, tasks, step) for step, batch in enumerate(taken, done + 1)
+        ]
         yield jax.tree.map(lambda *x: jnp.stack(x), *chosen)
         done += count
+
+
+def _peek(
+    batches: Iterable[Mapping[str, Any]], tasks: Sequence[str]
+) -> tuple[dict[str, Any], Iterator[Mapping[str, Any]]]:
+    """The first batch, and all of them."""
+    batches = iter(batches)
+    for first in batches:
+        return _of_tasks(first, tasks, 1), itertools.chain([first], batches)
+    raise ValueError("batches end before the first step")
+
+
+def _of_tasks(
+    batch: Mapping[str, Any], tasks: Sequence[str], step: int
+) -> dict[str, Any]:
+    for task in tasks:
+        if task not in batch:
+            raise ValueError(f"batches have no {task!r} at step {step}")
+    return {task: batch[task] for task in tasks}
 
 
 def _history(record: Record, *, front: bool) -> History:
@@ -237,60 +258,3 @@ def _history(record: Record, *, front: bool) -> History:
 def _joined(records: list[History]) -> History:
     axis = records[0].objective.ndim - 1
     return History(*(np.concatenate(x, axis) for x in zip(*records, strict=True)))
-
-
-def _all_finite(tree: Any) -> bool:
-    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
-
-
-def _explain(
-    problem: Problem,
-    step: Callable[..., Any],
-    inputs: tuple[Any, Any, Any, jax.Array | None],
-    before: FitState,
-    phis: Phis,
-    done: int,
-    *,
-    front: bool,
-) -> None:
-    """Repeats the steps of a call one by one to find where a number ceased to be one.
-
-    Raises:
-      FloatingPointError: always; names the step and the tasks.
-    """
-    bases, params, stacked, preference = inputs
-    member = ""
-    if front:
-        good = np.ones(len(preference), bool)
-        for phi in phis.values():
-            good &= np.all(np.isfinite(phi), axis=tuple(range(1, phi.ndim)))
-        index = int(np.argmin(good))
-        before = jax.tree.map(lambda x: x[index], before)
-        preference, member = preference[index], f" for preference {index}"
-    state = jax.tree.map(jnp.asarray, before)
-    run, each = jax.jit(step), jax.jit(partial(task_gradients, problem))
-    for offset in range(len(jax.tree.leaves(stacked)[0])):
-        batch = jax.tree.map(lambda x, i=offset: x[i], stacked)
-        gradients = each(state.phis, bases, params, batch)
-        state, record = run(state, bases, params, batch, preference)
-        where = f"step {done + offset + 1}{member}"
-        advice = "a smaller learning rate, or float32 compute, may help"
-        finite = np.isfinite(record.losses)
-        if not finite.all():
-            tasks = [
-                t for t, good in zip(problem.tasks, finite, strict=True) if not good
-            ]
-            raise FloatingPointError(
-                f"{where}: the loss of {', '.join(tasks)} is not finite; {advice}"
-            )
-        tasks = [task for task, found in gradients.items() if not _all_finite(found)]
-        if tasks:
-            raise FloatingPointError(
-                f"{where}: the gradient of {', '.join(tasks)} is not finite; {advice}"
-            )
-        if not _all_finite((record, state.phis)):
-            break
-    raise FloatingPointError(
-        f"{where}: the objective or the optimiser's step is not finite, though every "
-        f"loss and its gradient are; {advice}"
-    )

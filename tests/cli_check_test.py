@@ -212,8 +212,12 @@ def test_without_labels_there_is_no_accuracy(place, tmp_path):
     assert "the data of cars have no labels" in notes
     assert "field label" in notes
     assert "dtd is right no more often than one answer for all" in notes
-    said = succeed(*ask(place, "cars", "dtd", data=tmp_path, strict=True))
-    assert "note: the data of cars have no labels" in said
+    assert "note: the data of cars have no labels" in succeed(
+        *ask(place, "cars", "dtd", data=tmp_path)
+    )
+    said = refuse(*ask(place, "dtd", "cars", data=tmp_path, strict=True))
+    assert "--strict: the data of cars have no labels" in said
+    assert "or leave out --strict" in said
 
 
 def test_the_standard_error_and_the_exact_test():
@@ -324,6 +328,12 @@ def test_labels_that_are_no_class(label, message, place, tmp_path):
     write_rows(tmp_path / "cars.jsonl", rows)
     said = refuse(*ask(place, "cars", data=tmp_path))
     assert f"cars.jsonl: {message}" in said
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", 0, -1])
+def test_scales_that_make_no_logits(scale, place):
+    said = refuse(*ask(place, "cars", logit_scale=scale))
+    assert f"logit_scale {float(scale)}: expected a finite number above 0" in said
 
 
 def test_what_does_not_belong_together_is_refused(place, tmp_path):

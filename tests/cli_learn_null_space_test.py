@@ -97,3 +97,10 @@ def test_it_can_be_verified_and_says_what_it_did(place, tmp_path):
 def test_entropy_needs_heads(place, tmp_path):
     flags = arguments(place, "-o", tmp_path / "out")
     assert "saves no head classifier.weight" in refuse(*flags)
+
+
+@pytest.mark.parametrize("flag", ["--text-heads", "--logit-scale"])
+def test_options_of_predictions_are_refused(flag, place, tmp_path):
+    given = ["--loss", "null-space", "-o", tmp_path / "out", flag, "3"]
+    said = refuse(*arguments(place, *given))
+    assert f"--loss null-space needs no predictions; leave out {flag}" in said

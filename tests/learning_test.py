@@ -114,6 +114,9 @@ def test_the_logit_scale_of_clip(tmp_path):
     with pytest.raises(ValueError, match="stores no logit_scale"):
         load_base(folder).scale()
     assert load_base(folder).scale(30.0) == 30
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a finite number above 0"):
+            load_base(folder).scale(scale)
     path = folder / "config.json"
     sizes = json.loads(path.read_text())
     whole = {"model_type": "clip", "projection_dim": 12, "vision_config": sizes}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console, table
-from jaxmerge.cli.errors import WorseThanBase, refusing_bad_input
+from jaxmerge.cli.errors import CommandError, WorseThanBase, refusing_bad_input
 from jaxmerge.cli.model_inputs import read_model_inputs
 from jaxmerge.cli.options import (
     DATA_FILES,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _COLUMNS = (
     *("adapter", "rows>", "accuracy>", "base>", "difference>", "most frequent>"),
     *("entropy>", "of base>", "agree>", "verdict"),
+)
+_REMEDY = (
+    "give the number of its class as field label of every line, or in the array labels"
 )
 
 
@@ -61,7 +64,11 @@ def check(
     max_length: MaxLength = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Exit code 1 if any is worse than its base."),
+        typer.Option(
+            "--strict",
+            help="Exit code 1 if any is worse than its base; data without labels are "
+            "refused.",
+        ),
     ] = False,
     read: dict[str, Any],
     quiet: Quiet = False,
@@ -89,6 +96,8 @@ def check(
     with refusing_bad_input(), console.progress("checking", passes) as advance:
         scale = model.scale(logit_scale)
         labels = load_labels(data, unlabeled, heads)
+        if strict:
+            _refuse_unlabeled(labels)
         found = alone(
             *(model, adapters, heads, unlabeled, labels),
             batch=batch,
@@ -125,6 +134,16 @@ def check(
         raise WorseThanBase(f"worse than no adapter: {', '.join(worse)}")
 
 
+def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
+    bare = [task for task, found in labels.items() if found is None]
+    if bare:
+        raise CommandError(
+            f"--strict: the data of {', '.join(bare)} have no labels, so nothing says "
+            f"whether an adapter is worse than its base; {_REMEDY}, or leave out "
+            "--strict"
+        )
+
+
 def _to_json(standing: "Standing") -> dict[str, Any]:
     measured = standing._asdict()
     score = measured.pop("score")
@@ -156,8 +175,7 @@ def _notes(found: Mapping[str, "Standing"]) -> Iterator[str]:
         score = standing.score
         if score is None:
             yield (
-                f"the data of {task} have no labels, which accuracy needs: the number "
-                "of its class as field label of every line, or in the array labels"
+                f"the data of {task} have no labels, which accuracy needs: {_REMEDY}"
             )
         elif score.accuracy <= score.most_frequent:
             yield (

@@ -145,6 +145,8 @@ def learn(
     inputs = [*folders, *(path for path in given if path is not None)]
     check_target(out, force=force, inputs=inputs)
     _check_apart(work_folder, place)
+    if loss is Loss.null_space:
+        _refuse_given({"--text-heads": text_heads, "--logit-scale": logit_scale})
     console = Console(as_json=as_json, quiet=quiet)
     given = numbers(preference, "--preference") or [1.0] * len(folders)
     if len(given) != len(folders):
@@ -234,6 +236,15 @@ def learn(
         **report.to_json(),
     }
     console.result(document, lambda: lines(recipe, report, document))
+
+
+def _refuse_given(options: dict[str, Any]) -> None:
+    """Options of predictions, where the loss makes none."""
+    for flag, value in options.items():
+        if value is not None:
+            raise CommandError(
+                f"--loss null-space needs no predictions; leave out {flag}"
+            )
 
 
 def _check_apart(work: Path, out: Path) -> None:

@@ -64,14 +64,20 @@ class Base(NamedTuple):
         """``given``, or what the folder says that the logits are multiplied by.
 
         Raises:
-          ValueError: neither says.
+          ValueError: neither says, or not a finite number above 0.
         """
         if given is None and self.logit_scale is None:
             raise ValueError(
                 f"{self.folder}: stores no logit_scale; give logit_scale=<number>, 100 "
                 "for CLIP as OpenAI trained it"
             )
-        return self.logit_scale if given is None else given
+        scale = self.logit_scale if given is None else given
+        if not 0 < scale < math.inf:
+            where = f"{self.folder}: the stored " if given is None else ""
+            raise ValueError(
+                f"{where}logit_scale {scale}: expected a finite number above 0"
+            )
+        return scale
 
 
 def load_base(folder: str | Path) -> Base:

@@ -91,11 +91,12 @@ def _name_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
 def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Conflict]:
     carriers = [adapter for adapter in adapters if adapter.heads]
     if policy == "error" and carriers:
+        others = f", as do {len(carriers) - 1} others" if carriers[1:] else ""
         yield Conflict(
             "heads",
             f"{carriers[0].folder}: holds saved modules besides LoRA "
-            f"({listing(carriers[0].heads)}), as do {len(carriers) - 1} other "
-            "adapters; pass heads='keep' (one file per task), 'first' or 'mean'",
+            f"({listing(carriers[0].heads)}){others}; pass heads='keep' (one file per "
+            "task), 'first' or 'mean'",
         )
     if policy != "mean":
         return

@@ -85,7 +85,7 @@ def check_sample(
 def check_ranks(
     pipeline: "Pipeline", ranks_by_module: Mapping[str, Sequence[int]]
 ) -> None:
-    """Refuses mixed ranks where a step needs equal ones; 0 is that of an absent task."""
+    """Refuses mixed ranks where a step needs equal ones; absent tasks have rank 0."""
     strict = [call.name for call in pipeline.calls if call.step.equal_ranks]
     for module, ranks in ranks_by_module.items() if strict else ():
         found = sorted({rank for rank in ranks if rank})

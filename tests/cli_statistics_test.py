@@ -15,7 +15,7 @@ from cli_samples import (
     updates_of,
 )
 from learn_samples import TASKS
-from statistics_samples import QUERY, folders, load, merge
+from statistics_samples import OUTPUT, QUERY, collect, folders, load, merge
 
 import jaxmerge as jm
 from jaxmerge import io
@@ -98,6 +98,46 @@ def edit_record(change):
         path.write_text(json.dumps(record))
 
     return damage
+
+
+def without_alpha(place):
+    path = place / "in" / "dtd" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["lora_alpha"]
+    path.write_text(json.dumps(config))
+
+
+def test_scales_that_were_assumed_are_those_of_the_measurement(place):
+    """The files are the same; only the caller knows lora_alpha."""
+    without_alpha(place)
+    succeed(*collect(place, "stats", *folders(place), assume_alpha=2, force=True))
+    said = refuse(*merge(place, "regmean", assume_alpha=200))
+    assert f"'dtd' was measured with scale 1.0 of module '{OUTPUT}'" in said
+    assert "is read with 100.0; pass the --assume-alpha <number> of the coll" in said
+    succeed(*merge(place, "regmean", assume_alpha=2))
+    assert document("verify", place / "out")["identical"]
+    path = place / "out" / "jaxmerge.json"
+    record = json.loads(path.read_text())
+    record["read_options"]["assume_alpha"] = 200
+    path.write_text(json.dumps(record))
+    assert "was measured with scale 1.0" in refuse("verify", place / "out")
+
+
+def test_statistics_that_do_not_say_their_scales(place):
+    """Files with lora_alpha settle them."""
+
+    def forget(record):
+        for entry in record["measured"]["adapters"].values():
+            del entry["scales"]
+
+    edit_record(forget)(place)
+    succeed(*merge(place, "regmean"))
+    without_alpha(place)
+    succeed(*collect(place, "stats", *folders(place), assume_alpha=2, force=True))
+    edit_record(forget)(place)
+    said = refuse(*merge(place, "regmean", assume_alpha=2, force=True))
+    assert "does not say with which scale" in said
+    assert "collect again" in said
 
 
 def rewrite(place):

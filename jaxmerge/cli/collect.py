@@ -221,7 +221,11 @@ def _record(found: ToMeasure, data: Path, *, adapted: bool) -> dict[str, Any]:
     }
     if adapted:
         record["adapters"] = {
-            name: {"path": source.path, "sha256": dict(source.sha256)}
+            name: {
+                "path": source.path,
+                "sha256": dict(source.sha256),
+                "scales": dict(source.scales),
+            }
             for name, source in zip(adapters.names, adapters.sources, strict=True)
         }
     return record

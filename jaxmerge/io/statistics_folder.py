@@ -122,18 +122,41 @@ class StatisticsFolder:
           sources: of the tasks, in their order.
 
         Raises:
-          AdapterError: an adapter has changed, or the names are mixed up.
+          AdapterError: an adapter has changed or is read with other scales, or the
+            names are mixed up.
         """
         adapters = self.measured.get("adapters", {})
         for task, source in zip(self.tasks, sources, strict=True):
             known = adapters.get(task)
-            if known is None or dict(known["sha256"]) == dict(source.sha256):
+            if known is None:
                 continue
+            if dict(known["sha256"]) != dict(source.sha256):
+                raise AdapterError(
+                    f"{self.path}: task {task!r} was measured with another adapter "
+                    f"than {source.path} (SHA-256 differs); collect again, or check "
+                    "that names=<name,...> are in the order of the adapters"
+                )
+            self._check_scales(task, known.get("scales"), source)
+
+    def _check_scales(
+        self, task: str, known: Mapping[str, float] | None, source: "Source"
+    ) -> None:
+        """The files settle the scales unless ``assume_alpha`` did."""
+        if known is None:
+            if source.config.get("lora_alpha") is not None:
+                return
             raise AdapterError(
-                f"{self.path}: task {task!r} was measured with another adapter than "
-                f"{source.path} (SHA-256 differs); collect again, or check that "
-                "names=<name,...> are in the order of the adapters"
+                f"{self.path}: does not say with which scale {source.path}, which has "
+                f"no lora_alpha, was measured for task {task!r}; collect again"
             )
+        for module, scale in source.scales.items():
+            if known.get(module) != scale:
+                raise AdapterError(
+                    f"{self.path}: task {task!r} was measured with scale "
+                    f"{known.get(module)} of module {module!r}, {source.path} is read "
+                    f"with {scale}; pass the assume_alpha=<number> of the collection, "
+                    "or collect again"
+                )
 
     def check_files(self) -> None:
         """AdapterError unless the files are those that were written."""
@@ -193,6 +216,7 @@ def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
             )
             and all(
                 isinstance(adapter["sha256"], dict)
+                and isinstance(adapter.get("scales", {}), dict)
                 for adapter in record["measured"].get("adapters", {}).values()
             )
         )
@@ -220,8 +244,8 @@ def save_statistics(
       tasks: name -> (module -> `Moments` or `Sketch` of its inputs), or such pairs one
         after the other, each of which is written before the next one is asked for.
       measured: what is known of them, as JSON values: ``base_model``, the name of the
-        base, and ``adapters``, name -> files with their ``sha256``, are checked when
-        adapters are merged with them.
+        base, and ``adapters``, name -> ``sha256`` of its files and ``scales`` of its
+        modules, are checked when adapters are merged with them.
       force: replace a folder of statistics that holds nothing else.
       inputs: files and folders that must survive.
 

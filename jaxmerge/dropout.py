@@ -25,6 +25,9 @@ def dare(rule: Rule, *, density: ArrayLike) -> Rule:
     Returns:
       A rule that needs ``key``; it passes a fresh key on to ``rule``.
 
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
+
     Source: arXiv 2311.03099. Deviation: the official codes draw from a global
     generator; here the draw depends on the key alone.
     """
@@ -53,17 +56,18 @@ def della(rule: Rule, *, density: ArrayLike, epsilon: float = 0.05) -> Rule:
       A rule that needs ``key``; it passes a fresh key on to ``rule``.
 
     Raises:
-      ValueError: ``density - epsilon`` or ``density + epsilon`` outside (0, 1].
+      ValueError: ``density - epsilon`` or ``density + epsilon`` outside (0, 1], unless
+        the density is traced.
 
     Source: arXiv 2406.11617. Deviations: probabilities outside (0, 1] are refused
     (the official code only warns); a row of one entry is kept with ``density``.
     """
-    if isinstance(density, (int, float)) and not (
+    if not isinstance(density, jax.core.Tracer) and not (
         0 < density - epsilon <= density + epsilon <= 1
     ):
         raise ValueError(
             f"della: density {density} and epsilon {epsilon} give probabilities "
-            "outside (0, 1]; choose epsilon below both density and 1 - density"
+            "outside (0, 1]; choose epsilon below density and at most 1 - density"
         )
 
     def merge(matrices: jax.Array, *, key: jax.Array, **extra: Any) -> jax.Array:

@@ -1,5 +1,7 @@
 """Decompositions: exactness, null directions, derivatives; and the exact threshold."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from methods import distance, tolerance
 
 import jaxmerge as jm
 from jaxmerge import linalg
+from jaxmerge.election import kept_count
 
 SHAPES = [(7, 4), (4, 7), (5, 5), (1, 6), (6, 1)]
 
@@ -187,13 +190,55 @@ def test_trimming_keeps_the_floor_of_the_share(size, density):
     assert np.count_nonzero(ties) == 4
 
 
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
-def test_densities_outside_the_range_are_refused(density):
+@pytest.mark.parametrize("of", [float, np.float64, np.float32, jnp.float32, "traced"])
+@pytest.mark.parametrize("x64", [True, False])
+def test_a_density_keeps_the_number_that_is_meant(of, x64):
+    """Also where the product of floats is just below it: 0.29 * 100 is 28.99..."""
+    counts = kept_count
+    if of == "traced":
+        of, counts = np.float32, jax.jit(kept_count, static_argnums=1)
+    with jax.enable_x64(x64):
+        for entries in (100, 700, 10_000):
+            kept = [int(counts(of(k / 100), entries)) for k in range(1, 101)]
+            assert kept == [k * entries // 100 for k in range(1, 101)]
+        assert int(counts(of(0.5), 10_000_000)) == 5_000_000  # and not one more
+        assert int(counts(of(0.2899), 100)) == 28
+        assert int(counts(of(29.5 / 100), 100)) == 29
+        assert int(counts(of(1), 2**20 + 1)) == 2**20 + 1
+
+
+def test_a_compiled_sweep_keeps_what_a_merge_keeps():
+    x = gaussian(2, 10, 10)
+    densities = np.array([0.29, 0.57, 0.58], np.float32)
+    sweep = jax.vmap(jm.keep_largest, in_axes=(None, 0))(x, densities)
+    for density, kept, count in zip(
+        (0.29, 0.57, 0.58), sweep, (29, 57, 58), strict=True
+    ):
+        assert np.array_equal(kept, jm.keep_largest(x, density))
+        assert np.all(np.count_nonzero(kept, axis=(1, 2)) == count)
+
+
+@pytest.mark.parametrize("of", [float, np.float32, jnp.float32, jnp.asarray])
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_densities_outside_the_range_are_refused(density, of):
+    """Whatever holds the number, unless it is traced."""
+    stack = jm.stack_adapters([(np.ones((4, 1)), np.ones((1, 5)))])
+    density = of(density)
     for build in (jm.trim, jm.dare):
-        with pytest.raises(ValueError, match="density"):
+        with pytest.raises(ValueError, match=r"in \(0, 1\]; got"):
             build(jm.elect, density=density)
+    for merge in (
+        partial(jm.keep_largest, stack.b),
+        partial(jm.ties, stack.b),
+        partial(jm.robust_merge, stack),
+        partial(jm.trim_whole_model, jm.full, jm.elect, {"q": stack}),
+    ):
+        with pytest.raises(ValueError, match=r"in \(0, 1\]; got"):
+            merge(density=density)
     with pytest.raises(ValueError, match="epsilon"):
-        jm.della(jm.elect, density=0.5, epsilon=0.6)
+        jm.della(jm.elect, density=density, epsilon=0.1)
+    with pytest.raises(ValueError, match="epsilon"):
+        jm.della(jm.elect, density=of(0.5), epsilon=0.6)
 
 
 @pytest.mark.parametrize(

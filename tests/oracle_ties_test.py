@@ -7,6 +7,7 @@ from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from documented import code_of
 from golden import assert_close, compiled, oracle
 
@@ -189,3 +190,14 @@ def test_no_sign_at_all():
     merged = jm.ties(cancelling, density=1.0)
     assert np.array_equal(merged, [[0.0, 2.0, -2.0]])
     assert np.array_equal(jm.ties(-cancelling, density=1.0), -merged)
+
+
+@pytest.mark.parametrize("density", [0.29, 0.57, 0.58])
+def test_shares_of_whole_numbers(density):
+    """The tools cut the product off, which is just below the number that is meant."""
+    matrices = jnp.asarray(np.random.default_rng(0).normal(size=(1, 10, 10)))
+    cut_off = int(density * 100)
+    assert cut_off == round(density * 100) - 1
+    assert np.count_nonzero(jm.ties(matrices, density=density)) == cut_off + 1
+    as_tools_do = exactly(density, matrices.shape)
+    assert np.count_nonzero(jm.ties(matrices, **as_tools_do)) == cut_off

@@ -1,6 +1,7 @@
 """``jaxmerge learn --loss null-space``: no heads, no predictions, the same folders."""
 
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from cli_samples import document, refuse, succeed
+from cli_samples import document, everything, refuse, succeed
 from learn_samples import TASKS
 
 import jaxmerge as jm
@@ -104,3 +105,18 @@ def test_options_of_predictions_are_refused(flag, place, tmp_path):
     given = ["--loss", "null-space", "-o", tmp_path / "out", flag, "3"]
     said = refuse(*arguments(place, *given))
     assert f"--loss null-space needs no predictions; leave out {flag}" in said
+
+
+def test_an_adapter_that_sees_nothing_is_refused_before_the_fit(place, tmp_path):
+    folders = [place / "in" / task for task in TASKS]
+    nothing = shutil.copytree(folders[1], tmp_path / "nothing" / "dtd")
+    weights = nothing / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    zeros = {name: np.zeros_like(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(zeros, weights)
+    before = everything(tmp_path)
+    flags = arguments(place, "--loss", "null-space", "--allow-zero")
+    flags = [nothing if flag == folders[1] else flag for flag in flags]
+    said = refuse(*flags, "-o", tmp_path / "out")
+    assert "'dtd' has an adapter in none of 2 measured modules" in said
+    assert everything(tmp_path) == before

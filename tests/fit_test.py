@@ -242,6 +242,10 @@ def test_null_space_compression_without_heads(merged):
         np.testing.assert_allclose(found[task], ratio.mean(), rtol=1e-5)
     with pytest.raises(ValueError, match="'other' has no adapters"):
         jm.null_space_ratios(Model().apply, TASKS, stacks, modules=["other"])
+    partly = stacks | {"out": make_stacks(ranks=(2, 0, 1))["out"]}
+    jm.null_space_ratios(Model().apply, TASKS, partly)
+    with pytest.raises(ValueError, match="'second' has an adapter in none of 1 meas"):
+        jm.null_space_ratios(Model().apply, TASKS, partly, modules=["out"])
 
 
 def test_null_space_compression_is_fitted():

@@ -37,9 +37,11 @@ def read_model_inputs(
 ) -> ModelInputs:
     """Reads everything, and refuses what does not belong together.
 
-    Without heads nothing is asked of them, and their mapping is empty.
+    Without heads their mapping is empty, and the loss is that of null spaces: every
+    adapter must have one.
     """
     from jaxmerge import io
+    from jaxmerge.fitting.null_space import check_seen
     from jaxmerge.learning import load_base, load_unlabeled, task_heads
     from jaxmerge.learning.heads import check_saved
     from jaxmerge.learning.run import check_fit
@@ -57,6 +59,7 @@ def read_model_inputs(
             heads = task_heads(model, adapters, text_heads)
         else:
             check_saved(adapters, model.head_module)
+            check_seen(adapters.names, adapters.stacks)
             heads = {}
         check_fit(model, adapters, heads, unlabeled)
         advance(1)

@@ -41,13 +41,15 @@ def null_space_ratios(
       A function as `fit` takes it.
 
     Raises:
-      ValueError: a stack of another number of adapters, or a module without adapters.
+      ValueError: a stack of another number of adapters, a module without adapters, or a
+        task without an adapter in any of the modules.
     """
     check_tasks(tasks, stacks)
     modules = list(stacks) if modules is None else list(modules)
     unknown = sorted(set(modules) - set(stacks))
     if unknown:
         raise ValueError(f"null_space_ratios: {unknown[0]!r} has no adapters")
+    check_seen(tasks, {name: stacks[name] for name in modules})
     bases = {name: row_basis(stacks[name].a) for name in modules}
 
     def of_task(index: int, params: Any, updates: Updates, inputs: Any) -> jax.Array:
@@ -71,3 +73,13 @@ def null_space_ratios(
         }
 
     return losses
+
+
+def check_seen(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> None:
+    """Refuses a task without an adapter in any of the modules: it has no loss."""
+    for index, task in enumerate(tasks):
+        if not any(stack.ranks[index] for stack in stacks.values()):
+            raise ValueError(
+                f"null-space loss: {task!r} has an adapter in none of {len(stacks)} "
+                "measured modules, so that it sees no inputs; leave it out"
+            )

@@ -44,14 +44,15 @@ def osrm_init(
       own: moments of the target task itself. Among the ``subspace`` directions of
         least energy of the others, the rows are then those in which it has the most:
         ``max_A tr(A C A^T)``. Not in the paper.
-      subspace: d, from ``rank`` to n; needed with ``own``.
+      subspace: d, from ``rank`` to n; with ``own``, and only then.
 
     Returns:
       A [r, n] with orthonormal rows. Train A and B from there, B from zeros.
 
     Raises:
       ValueError: no other task, which leaves nothing to avoid; a `Sketch`, whose small
-        eigenvalues are unknown; a rank or subspace that does not fit.
+        eigenvalues are unknown; a rank or subspace that does not fit, or a subspace
+        without ``own``.
 
     Cost: O(n^3) for one eigendecomposition. `osrm_null_space` needs none.
 
@@ -73,6 +74,11 @@ def osrm_init(
         raise ValueError(
             "osrm_init: there is no other task whose inputs to avoid; start as plain "
             "LoRA does (jaxmerge.kaiming_init)"
+        )
+    if own is None and subspace is not None:
+        raise ValueError(
+            f"osrm_init: subspace {subspace} chooses nothing without own; give the "
+            "moments of the target task as own, or leave subspace out"
         )
     size = rank if own is None else subspace
     if size is None or not 1 <= rank <= size <= n:

@@ -165,6 +165,9 @@ def test_refusals():
                     {"rank": 4, "own": stats, "subspace": 3}):  # fmt: skip
         with pytest.raises(ValueError, match="rank <= subspace <= n"):
             jm.osrm_init(stats, **options)
+    for subspace in (1, 7):
+        with pytest.raises(ValueError, match=f"subspace {subspace} chooses nothing"):
+            jm.osrm_init(stats, rank=RANK, subspace=subspace)
     sketch = jm.sketch_of(jnp.asarray(inputs(0)), size=4)
     with pytest.raises(ValueError, match="rows of the sketch to osrm_null_space"):
         jm.osrm_init(jax.tree.map(lambda x: x[None], sketch), rank=2)

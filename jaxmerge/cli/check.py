@@ -83,7 +83,7 @@ def check(
     start_jax()
     from jaxmerge.learning import alone, load_labels
 
-    adapters, model, heads, unlabeled = read_model_inputs(
+    adapters, model, heads, unlabeled, _ = read_model_inputs(
         *(console, folders, read),
         base=base,
         data=data,

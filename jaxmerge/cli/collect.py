@@ -37,12 +37,14 @@ class ToMeasure(NamedTuple):
 
     Attributes:
       adapters: None where the layers were named instead.
+      files: digests of base and data.
       base: the model.
       unlabeled: inputs of every task.
       modules: names of the layers.
     """
 
     adapters: "Adapters | None"
+    files: dict[str, Any]
     base: "Base"
     unlabeled: "Unlabeled"
     modules: list[str]
@@ -139,7 +141,7 @@ def collect(
         written = save_statistics(
             out,
             tasks,
-            measured=_record(found, data, adapted=adapted),
+            measured=_record(found, adapted=adapted),
             force=force,
             inputs=inputs,
         )
@@ -186,6 +188,7 @@ def _read(
     from jaxmerge import io
     from jaxmerge.learning import load_base, load_unlabeled, modules_ending
     from jaxmerge.learning.bases import check_layers
+    from jaxmerge.learning.record import files_read
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:
@@ -194,22 +197,21 @@ def _read(
         tasks = task_names(names, adapters.names)
         adapters = replace(adapters, names=tasks)
     advance(1)
+    files = files_read(base, data, tasks)
     model = load_base(base)
     advance(1)
     unlabeled = load_unlabeled(data, tasks, model, **limits)
     advance(1)
     if adapters is None:
-        return ToMeasure(
-            None, model, unlabeled, modules_ending(model, unlabeled, modules.split(","))
-        )
-    check_layers(model, adapters, unlabeled.inputs[tasks[0]])
-    return ToMeasure(adapters, model, unlabeled, list(adapters.stacks))
+        layers = modules_ending(model, unlabeled, modules.split(","))
+    else:
+        check_layers(model, adapters, unlabeled.inputs[tasks[0]])
+        layers = list(adapters.stacks)
+    return ToMeasure(adapters, files, model, unlabeled, layers)
 
 
-def _record(found: ToMeasure, data: Path, *, adapted: bool) -> dict[str, Any]:
+def _record(found: ToMeasure, *, adapted: bool) -> dict[str, Any]:
     """What was measured, for the record; `merge` compares adapters with it."""
-    from jaxmerge.learning.record import files_read
-
     adapters, unlabeled = found.adapters, found.unlabeled
     bases = [] if adapters is None else [s.base_model for s in adapters.sources]
     record = {
@@ -217,7 +219,7 @@ def _record(found: ToMeasure, data: Path, *, adapted: bool) -> dict[str, Any]:
         "base_model": next((name for name in bases if name is not None), None),
         "inputs": {task: unlabeled.count(task) for task in unlabeled.inputs},
         "max_length": unlabeled.max_length,
-        "files": files_read(found.base, data, unlabeled, None),
+        "files": found.files,
     }
     if adapted:
         record["adapters"] = {

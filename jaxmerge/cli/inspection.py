@@ -239,7 +239,7 @@ def _reactions(
 ) -> "Reactions":
     from jaxmerge.learning import reactions
 
-    adapters, base, heads, unlabeled = model
+    adapters, base, heads, unlabeled, _ = model
     with console.progress("differentiating", 1) as advance, refusing_bad_input():
         found = reactions(
             *(base, adapters, heads, unlabeled),

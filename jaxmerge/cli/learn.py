@@ -157,12 +157,7 @@ def learn(
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
     from jaxmerge import io
     from jaxmerge.learning import Recipe
-    from jaxmerge.learning.record import (
-        HISTORY_FILE,
-        PHI_FILE,
-        files_read,
-        fit_identity,
-    )
+    from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE, fit_identity
     from jaxmerge.learning.work import Work
 
     clock = time.perf_counter()
@@ -182,7 +177,7 @@ def learn(
             seed=seed,
             accumulate=accumulate,
         )
-    adapters, model, heads, unlabeled = read_model_inputs(
+    adapters, model, heads, unlabeled, files = read_model_inputs(
         *(console, folders, read),
         base=base,
         data=data,
@@ -190,12 +185,12 @@ def learn(
         text_heads=text_heads,
         max_length=max_length,
         with_heads=loss is Loss.entropy,
+        with_digests=True,
     )
     with refusing_bad_input():
         recipe = asked
         if loss is Loss.entropy:
             recipe = replace(asked, logit_scale=model.scale(logit_scale))
-    files = files_read(model, data, unlabeled, text_heads)
     with refusing_bad_input():
         kept = Work(
             work_folder,

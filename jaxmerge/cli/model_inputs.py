@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 class ModelInputs(NamedTuple):
-    """Adapters, their base, their heads and the inputs of their tasks."""
+    """Adapters, their base, their heads and the inputs of their tasks.
+
+    Attributes:
+      files: digests of what was read beside the adapters; empty unless asked for.
+    """
 
     adapters: "Adapters"
     base: "Base"
     heads: dict[str, Any]
     unlabeled: "Unlabeled"
+    files: dict[str, Any]
 
 
 def read_model_inputs(
@@ -34,6 +39,7 @@ def read_model_inputs(
     max_length: int | None = None,
     limit: int | None = None,
     with_heads: bool = True,
+    with_digests: bool = False,
 ) -> ModelInputs:
     """Reads everything, and refuses what does not belong together.
 
@@ -44,11 +50,15 @@ def read_model_inputs(
     from jaxmerge.fitting.null_space import check_seen
     from jaxmerge.learning import load_base, load_unlabeled, task_heads
     from jaxmerge.learning.heads import check_saved
+    from jaxmerge.learning.record import files_read
     from jaxmerge.learning.run import check_fit
 
     with console.progress("reading", 3) as advance, refusing_bad_input():
         adapters = io.load_peft(folders, **read)
         adapters = replace(adapters, names=task_names(names, adapters.names))
+        files = {}
+        if with_digests:
+            files = files_read(base, data, adapters.names, text_heads)
         advance(1)
         model = load_base(base)
         advance(1)
@@ -63,4 +73,4 @@ def read_model_inputs(
             heads = {}
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
-    return ModelInputs(adapters, model, heads, unlabeled)
+    return ModelInputs(adapters, model, heads, unlabeled, files)

@@ -69,7 +69,8 @@ class Recipe:
             statistics=open_statistics(read[ROLE]) if ROLE in read else None,
         )
         places = {role: read.get(role) for role in ("base", "data")}
-        return recipe.bound(adapters, **places, **record.get("sample", {}))
+        sample = record.get("sample", {})
+        return recipe.bound(adapters, **places, **sample, files=record.get("files"))
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
@@ -94,6 +95,7 @@ class Recipe:
         batch: int = 16,
         limit: int | None = None,
         max_length: int | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> "Recipe":
         """The recipe for these adapters: statistics of their tasks, a sample read.
 
@@ -104,6 +106,7 @@ class Recipe:
           batch: inputs at a time, see `jaxmerge.learning.read_sample`.
           limit: inputs of a task at most.
           max_length: tokens of a text.
+          files: digests of base and data, where they are known already.
 
         Raises:
           ValueError: what was read does not belong together.
@@ -115,7 +118,8 @@ class Recipe:
         from jaxmerge.learning import read_sample
 
         options = {"batch": batch, "limit": limit, "max_length": max_length}
-        return replace(recipe, sample=read_sample(adapters, base, data, **options))
+        sample = read_sample(adapters, base, data, files=files, **options)
+        return replace(recipe, sample=sample)
 
     def check_model(self, base: Path | None, data: Path | None) -> None:
         """Refuses folders of a model that nothing runs, and none where one is run."""

@@ -94,13 +94,18 @@ def load_base(folder: str | Path) -> Base:
     """
     folder = Path(folder)
     raw = hub.read_config(folder)
-    kind = raw.get("model_type")
-    if kind not in _LOADERS:
-        raise ValueError(
-            f"{folder / hub.CONFIG}: model_type {kind!r} is not one of "
-            f"{', '.join(_LOADERS)}"
-        )
-    return _LOADERS[kind](folder, raw)
+    return _kind_of(folder, raw).load(folder, raw)
+
+
+def base_files(folder: str | Path) -> tuple[Inputs, tuple[str, ...]]:
+    """What the base in a folder reads, and names of the files that `load_base` reads.
+
+    Raises:
+      ValueError: as for `load_base`, as far as ``config.json`` says.
+    """
+    folder = Path(folder)
+    inputs = _kind_of(folder, hub.read_config(folder)).inputs
+    return inputs, _files(folder, inputs)
 
 
 def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
@@ -183,7 +188,7 @@ def _of_texts(folder, raw, config, params, apply, head_module) -> Base:
         logit_scale=1.0,
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         token_types=head_module == "classifier",
-        files=(*_model_files(folder), "tokenizer.json"),
+        files=_files(folder, "texts"),
     )
 
 
@@ -197,7 +202,6 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
 
     stored = hub.read_tensors(folder, keep="logit_scale".__eq__)
     scale = [math.exp(float(value)) for value in stored.values()]
-    has_pixels = (folder / PREPROCESSOR).is_file()
     return Base(
         folder=folder,
         inputs="images",
@@ -209,7 +213,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         logit_scale=scale[0] if scale else None,
         pad_id=0,
         token_types=False,
-        files=(*_model_files(folder), *([PREPROCESSOR] if has_pixels else [])),
+        files=_files(folder, "images"),
     )
 
 
@@ -256,14 +260,32 @@ def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.
     return normalise
 
 
-def _model_files(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.glob("model*.safetensors*"))
-    return (hub.CONFIG, *names)
+class _Kind(NamedTuple):
+    inputs: Inputs
+    load: Callable[[Path, Mapping[str, Any]], Base]
 
 
-_LOADERS = {
-    "bert": _load_bert,
-    "llama": _load_llama,
-    "clip": _load_vision,
-    "clip_vision_model": _load_vision,
+_KINDS = {
+    "bert": _Kind("texts", _load_bert),
+    "llama": _Kind("texts", _load_llama),
+    "clip": _Kind("images", _load_vision),
+    "clip_vision_model": _Kind("images", _load_vision),
 }
+
+
+def _kind_of(folder: Path, raw: Mapping[str, Any]) -> _Kind:
+    name = raw.get("model_type")
+    if name not in _KINDS:
+        raise ValueError(
+            f"{folder / hub.CONFIG}: model_type {name!r} is not one of "
+            f"{', '.join(_KINDS)}"
+        )
+    return _KINDS[name]
+
+
+def _files(folder: Path, inputs: Inputs) -> tuple[str, ...]:
+    weights = sorted(path.name for path in folder.glob("model*.safetensors*"))
+    if inputs == "texts":
+        return (hub.CONFIG, *weights, "tokenizer.json")
+    pixels = [PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    return (hub.CONFIG, *weights, *pixels)

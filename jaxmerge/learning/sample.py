@@ -1,5 +1,6 @@
 """A base model and inputs of every task, for mergers that run the model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,14 @@ class SampleFiles(NamedTuple):
 
     Attributes:
       base: the model.
-      data: folder of the inputs.
+      files: what `files_read` gave before they were loaded.
       unlabeled: inputs of every task.
       batch: inputs that go through the model at a time.
       limit: inputs of a task at most, None for all.
     """
 
     base: Base
-    data: Path
+    files: Mapping[str, Any]
     unlabeled: Unlabeled
     batch: int
     limit: int | None
@@ -38,7 +39,7 @@ class SampleFiles(NamedTuple):
                 "limit": self.limit,
                 "max_length": self.unlabeled.max_length,
             },
-            "files": files_read(self.base, self.data, self.unlabeled, None),
+            "files": dict(self.files),
         }
 
     def of(self, adapters: Adapters) -> ModelSample:
@@ -68,6 +69,7 @@ def read_sample(
     batch: int = 16,
     limit: int | None = None,
     max_length: int | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> SampleFiles:
     """Reads the base of some adapters and inputs of their tasks.
 
@@ -78,14 +80,17 @@ def read_sample(
       batch: inputs that go through the model at a time.
       limit: inputs of a task at most.
       max_length: tokens of a text.
+      files: digests as `files_read` gives them, where they are known already.
 
     Raises:
       ValueError: files that cannot be used, or adapters that do not fit the base or
         change more of it than their updates do.
     """
-    model, data = load_base(base), Path(data)
+    if files is None:
+        files = files_read(base, data, adapters.names)
+    model = load_base(base)
     unlabeled = load_unlabeled(
         data, adapters.names, model, max_length=max_length, limit=limit
     )
     check_adapters(model, adapters, unlabeled.inputs[adapters.names[0]])
-    return SampleFiles(model, data, unlabeled, batch, limit)
+    return SampleFiles(model, files, unlabeled, batch, limit)

@@ -1,14 +1,14 @@
 """A folder with one file of inputs for each task, and batches of them."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxmerge.learning.bases import Base
+from jaxmerge.learning.bases import Base, Inputs
 from jaxmerge.learning.images import read_images
 from jaxmerge.learning.texts import Texts, load_tokenizer, read_texts, tokenise
 
@@ -80,7 +80,7 @@ def load_unlabeled(
     Raises:
       ValueError: a task without a file or with two, or a file that cannot be used.
     """
-    paths = {task: _find(Path(folder), task, base.inputs) for task in tasks}
+    paths = data_files(folder, tasks, base.inputs)
     rows: dict[str, int] = {}
     notes: list[str] = []
     if base.inputs == "images":
@@ -120,7 +120,18 @@ def spread(count: int, limit: int | None) -> np.ndarray:
     return np.arange(taken) * count // taken
 
 
-def _find(folder: Path, task: str, kind: str) -> Path:
+def data_files(
+    folder: str | Path, tasks: Sequence[str], kind: Inputs
+) -> dict[str, Path]:
+    """task -> the file that `load_unlabeled` reads for it.
+
+    Raises:
+      ValueError: a task without a file or with two.
+    """
+    return {task: _find(Path(folder), task, kind) for task in tasks}
+
+
+def _find(folder: Path, task: str, kind: Inputs) -> Path:
     places = [place.format(task=task) for place in PLACES[kind]]
     found = [folder / place for place in places if (folder / place).is_file()]
     if not found:

@@ -10,6 +10,8 @@ import pytest
 from cli_samples import everything, jaxmerge, refuse
 from learn_samples import QUERY, ask
 
+from jaxmerge.learning.work import Work
+
 pytest_plugins = ["learn_fixtures"]
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -106,6 +108,13 @@ def test_bad_options(options, message, bert, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     assert message in refuse(*ask(bert, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_fit_at_a_time(bert, tmp_path):
+    with Work(tmp_path / "out.learning", {}):
+        said = refuse(*ask(bert, tmp_path / "out"))
+    assert "out.learning: another fit is running in it" in said
+    assert "pass another --work <folder>" in said
 
 
 def test_an_existing_folder_is_replaced_on_demand_but_never_an_input(bert, tmp_path):

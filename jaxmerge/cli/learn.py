@@ -118,8 +118,8 @@ def learn(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the checkpoints, which is kept; by default beside --out, "
-            "and removed at the end."
+            help="Folder of the checkpoints, for one fit at a time and apart from "
+            "--out; it is kept. By default beside --out, and removed at the end."
         ),
     ] = None,
     dtype: Annotated[

@@ -72,15 +72,15 @@ def check_target(
         raise AdapterError(f"{out}: exists already; choose another name or pass force")
     if out.is_symlink() or not out.is_dir():
         raise AdapterError(f"{out}: not a folder of its own; it will not be replaced")
-    for path in inputs:
-        if _holds(out, path):
-            raise AdapterError(
-                f"{out}: is or holds the input {os.fspath(path)}; choose another folder"
-            )
     try:
+        held = [path for path in inputs if _holds(out, path)]
         foreign = kind.foreign(out)
     except OSError as error:
         raise AdapterError(f"{out}: cannot be read ({error.strerror})") from error
+    if held:
+        raise AdapterError(
+            f"{out}: is or holds the input {os.fspath(held[0])}; choose another folder"
+        )
     if foreign:
         raise AdapterError(
             f"{out}: holds files that are not {kind.name}: {listing(foreign)}; force "

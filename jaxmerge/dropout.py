@@ -101,4 +101,5 @@ def _thin(matrices, probability, key):
     uniform = jax.vmap(
         lambda k: jax.random.uniform(k, matrices.shape[1:], matrices.dtype)
     )(keys)
-    return jnp.where(uniform < probability, matrices / probability, 0)
+    dropped = (uniform >= probability) & jnp.isfinite(matrices)  # NaN stays visible
+    return jnp.where(dropped, 0, matrices / probability)

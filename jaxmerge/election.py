@@ -94,8 +94,8 @@ def elect(
     >>> print(elect(jnp.array([[[1.0, 2.0]], [[3.0, -5.0]]])))
     [[ 2. -5.]]
     """
-    elected = sign(matrices)
-    return combine(jnp.where(jnp.sign(matrices) == elected[None], matrices, 0))
+    outvoted = matrices * sign(matrices)[None] <= 0
+    return combine(jnp.where(outvoted & jnp.isfinite(matrices), 0, matrices))
 
 
 def kept_count(
@@ -173,7 +173,7 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
 
     Returns:
       [T]; keeping ``abs(x) >= threshold`` keeps count entries, and all that tie with
-      the last. Infinite where count is 0.
+      the last. Infinite where count is 0. NaN counts as infinite.
 
     >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
     [2.]
@@ -200,7 +200,7 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
 
     infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), pattern)
     low = jnp.zeros(blocks[0].shape[0], pattern)
-    high = jnp.full_like(low, infinity)
+    high = jnp.full_like(low, infinity + 1)
     low, _ = lax.fori_loop(0, jnp.finfo(dtype).bits - 1, halve, (low, high))
     threshold = lax.bitcast_convert_type(low, dtype)
     return jnp.where(count > 0, threshold, jnp.inf)
@@ -229,7 +229,8 @@ def keep_largest(
 ) -> jax.Array:
     """Sets all but the largest entries of each task to zero.
 
-    ``floor(density * size)`` entries are kept, and all that tie with the last one.
+    ``floor(density * size)`` entries are kept (see `kept_count`), and all that tie with
+    the last one, and every entry that is NaN.
 
     Args:
       matrices: [T, p, q].
@@ -244,8 +245,8 @@ def keep_largest(
 
 
 def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Entries whose magnitude reaches the threshold [T] of their task."""
-    return jnp.where(jnp.abs(matrices) >= threshold[:, None, None], matrices, 0)
+    """Entries whose magnitude reaches the threshold [T] of their task, and NaN."""
+    return jnp.where(jnp.abs(matrices) < threshold[:, None, None], 0, matrices)
 
 
 def trim(rule: Rule, *, density: ArrayLike) -> Rule:
@@ -256,6 +257,12 @@ def trim(rule: Rule, *, density: ArrayLike) -> Rule:
     Args:
       rule: what merges the trimmed matrices.
       density: share of the entries to keep, in (0, 1]; may be traced.
+
+    Returns:
+      Rule.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
 
     In a space with null directions their entries do not count (see `Space`).
 
@@ -283,7 +290,29 @@ def ties(
 ) -> jax.Array:
     """TIES-Merging (arXiv 2306.01708): trim, elect, disjoint mean.
 
-    ``trim(elect, density=density)`` under its own name.
+    ``trim(elect, density=density)`` under its own name. Of each task the entries of
+    largest magnitude are kept, for each entry the sign of the sum over tasks is
+    elected, and the kept values of that sign are averaged. docs/ties.md has the
+    variants of other tools as compositions.
+
+    Args:
+      matrices: [T, p, q].
+      density: share of the entries to keep, in (0, 1]; may be traced. Of each module:
+        for one threshold over a whole model see `jaxmerge.trim_whole_model`.
+      sign: elects the signs, [T, p, q] -> [p, q]: `sign_of_sum` or `sign_of_count`.
+      combine: merges the agreeing values, the others being 0: `mean_of_agreeing`,
+        `sum_of_agreeing` or `largest_of_agreeing`.
+      size: entries that count, p * q unless given; spaces with null directions give it.
+
+    Returns:
+      [p, q]. The usual lambda is `jaxmerge.scale`.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
+
+    Cost: O(T p q) for each bit of the dtype; no sort.
+
+    Deviations: see `trim` and `elect`.
 
     >>> print(ties(jnp.array([[[1.0, 4.0]], [[3.0, -5.0]]]), density=0.5))
     [[ 0. -5.]]

@@ -63,4 +63,5 @@ def emr_rescalers(parts: dict[str, EmrParts]) -> jax.Array:
     """
     magnitudes = sum(part.magnitudes for part in parts.values())
     masked = sum(part.masked_magnitudes for part in parts.values())
-    return jnp.where(masked > 0, magnitudes / jnp.where(masked > 0, masked, 1), 0)
+    none = (masked == 0) & jnp.isfinite(magnitudes)
+    return jnp.where(none, 0, magnitudes / jnp.where(none, 1, masked))

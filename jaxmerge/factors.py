@@ -19,7 +19,7 @@ def complementary_scales(full: jax.Array, kept: jax.Array) -> jax.Array:
     [..., R, n] twice -> [..., R]; 0 for a row of which nothing is left.
     """
     whole, left = jnp.sum(jnp.abs(full), -1), jnp.sum(jnp.abs(kept), -1)
-    return jnp.where(left > 0, whole / jnp.where(left > 0, left, 1), 0)
+    return jnp.where(left == 0, 0, whole / jnp.where(left == 0, 1, left))
 
 
 def robust_merge(
@@ -60,7 +60,7 @@ def robust_merge(
     floor = jnp.quantile(scales, 1 - density, axis=1, keepdims=True)
     scales = jnp.maximum(scales, floor)
     total = jnp.sum(scales, axis=0)
-    share = scales / jnp.where(total > 0, total, 1)[None, :]
+    share = scales / jnp.where(total == 0, 1, total)[None, :]
     by = jnp.asarray(by, b.dtype)
     return LowRank(
         b=by * jnp.sum(kept_b * share[:, None, :], axis=0),

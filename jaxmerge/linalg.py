@@ -4,7 +4,8 @@ Every function works in the dtype it is given, with matrix products at the highe
 precision of the device. A direction whose singular value is at most
 ``rank_tolerance * s[0]`` is rounding noise: its value is set to 0 and its vectors to
 zero vectors, so that no result depends on the vectors that a routine happens to pick
-for the null space, and so that padding with zeros changes nothing.
+for the null space, and so that padding with zeros changes nothing. Every factor of a
+matrix that is not finite is NaN: what blew up must not look like a null space.
 
 Derivatives are finite everywhere: where two singular values coincide their vectors
 are not differentiable, but every function that does not depend on the choice of basis
@@ -38,8 +39,8 @@ def transpose(x: jax.Array) -> jax.Array:
 
 def root(x: jax.Array) -> jax.Array:
     """Square root of max(x, 0), with derivative 0 instead of infinity at 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    empty = x <= 0  # false for NaN
+    return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
 
 
 def rank_tolerance(dtype) -> float:
@@ -48,14 +49,17 @@ def rank_tolerance(dtype) -> float:
 
 
 def nonzero_directions(values: jax.Array) -> jax.Array:
-    """Which singular values, sorted in descending order, are above rounding noise."""
-    return values > rank_tolerance(values.dtype) * values[..., :1]
+    """Which singular values, in descending order, are above rounding noise, or NaN."""
+    return ~(values <= rank_tolerance(values.dtype) * values[..., :1])
 
 
 def _of_each_matrix(
     decompose: Callable[[jax.Array], tuple[jax.Array, ...]], factors: str
 ) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
     """Decomposes [..., m, n]; on a CPU one matrix after the other.
+
+    Routines differ in what they make of values that are not finite, and may not end:
+    they are given zeros instead, and the factors are NaN.
 
     A batched LAPACK call splits its batch over XLA's threads and waits for them; on few
     cores several such calls at once take all threads for waiting, and never end.
@@ -66,7 +70,14 @@ def _of_each_matrix(
 
     @jax.jit
     def decompose_all(x):
-        return lax.platform_dependent(x, cpu=one_by_one, default=decompose)
+        finite = jnp.all(jnp.isfinite(x), axis=(-2, -1))
+        found = lax.platform_dependent(
+            jnp.where(finite[..., None, None], x, 0), cpu=one_by_one, default=decompose
+        )
+        return tuple(
+            jnp.where(jnp.expand_dims(finite, range(finite.ndim, y.ndim)), y, jnp.nan)
+            for y in found
+        )
 
     return decompose_all
 

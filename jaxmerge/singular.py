@@ -146,7 +146,7 @@ def iso_cts(
     residual = matrices - linalg.einsum("pk,tkq->tpq", u, common_part)
     own_u, own_s, own_vt = linalg.svd(residual)
     sizes = jnp.sqrt(jnp.sum(matrices * matrices, axis=(1, 2)))[:, None]
-    audible = own_s > linalg.rank_tolerance(own_s.dtype) * sizes
+    audible = ~(own_s <= linalg.rank_tolerance(own_s.dtype) * sizes)
     own_u, own_s, own_vt = linalg.keep_directions(own_u, own_s, own_vt, audible)
     left = jnp.concatenate([*own_u[:, :, :specific], u], axis=1)
     right = jnp.concatenate([*own_vt[:, :specific, :], vt], axis=0)

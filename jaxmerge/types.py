@@ -11,8 +11,19 @@ There are three levels, each a function type, and they compose as ``jax.vmap`` a
 * a `Merger` merges the T adapters of one module (a space makes one of a rule);
 * a `Post` changes a merged update.
 
-Inputs that vary from call to call (``key``, ``weights``) are keyword-only; whoever
-needs one declares it, everyone else takes ``**extra`` and forwards it.
+What a call needs beside its matrices, adapters or update is a keyword. Whoever needs
+one declares it, everyone else takes ``**extra`` and forwards it. These exist:
+
+* ``key``, a key of ``jax.random``, and ``weights`` [T], given by the caller;
+* ``stats``, statistics of the inputs of the module, given by the caller;
+* ``ranks`` and ``size``, given to a rule by its space;
+* ``stack``, the adapters of the module, given to a post by `jaxmerge.then`.
+
+A keyword of a call reaches every function of the composition that declares it, and one
+that nobody declares is ignored, as extra arguments are in optax. So bind
+hyper-parameters with ``functools.partial``, each to its own function:
+``then(full_space(partial(cart, by=0.1)), partial(scale, by=0.5))``. Given in the call,
+``by=0.5`` would be that of `scale` and of `cart`, and a misspelled name would be lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +128,9 @@ def stack_adapters(
     Args:
       pairs: for each task ``(b, a)`` of shapes [m, r_t] and [r_t, n], with the LoRA
         scale folded into ``b``; None where the task does not adapt this module.
-      dtype: floating type of the stack; bf16 and fp16 factors are computed in float32.
+      dtype: precision of the stack and of all that is computed from it: float32, or
+        float64 with ``jax_enable_x64``. Factors of any dtype, such as those in bf16 or
+        fp16, are converted to it.
       name: name of the module, for messages.
 
     Returns:
@@ -125,7 +138,7 @@ def stack_adapters(
 
     Raises:
       ValueError: factors that are not matrices, do not fit each other, or differ in
-        m or n between tasks; no task at all.
+        m or n between tasks; no task at all; a dtype that has no decompositions.
 
     >>> import numpy as np
     >>> two = (np.ones((4, 2)), np.ones((2, 3)))
@@ -134,6 +147,7 @@ def stack_adapters(
     >>> stack.ranks, stack.a.shape, stack.b.shape
     ((2, 0, 1), (3, 2, 3), (3, 4, 2))
     """
+    dtype = _precision(dtype, name)
     factors = [
         None if p is None else (np.asarray(p[0]), np.asarray(p[1])) for p in pairs
     ]
@@ -166,3 +180,15 @@ def stack_adapters(
             stacked_b[task, :, : ranks[task]] = pair[0]
             stacked_a[task, : ranks[task]] = pair[1]
     return AdapterStack(a=jnp.asarray(stacked_a), b=jnp.asarray(stacked_b), ranks=ranks)
+
+
+def _precision(dtype, name):
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"{name}: no decompositions in {dtype.name}; leave dtype out, then factors "
+            "of any dtype are computed in float32, or give float64"
+        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{name}: for adapters in float64 set jax_enable_x64")
+    return dtype

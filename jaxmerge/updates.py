@@ -165,8 +165,8 @@ def svc(
     overlap = linalg.einsum("tkr,trk->tk", response_b, onto_vt)
     energy = linalg.einsum("tkr,trs,tks->tk", response_b, gram_a, response_b)
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
-    audible = energy > linalg.rank_tolerance(s.dtype) ** 2 * total
-    response = jnp.where(audible, overlap / jnp.where(audible, energy, 1), 0)
+    silent = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
+    response = jnp.where(silent, 0, overlap / jnp.where(silent, 1, energy))
     floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
     result = LowRank(b=u * calibrated[None, :], a=vt)

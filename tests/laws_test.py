@@ -201,6 +201,72 @@ def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
         assert np.all(np.asarray(merged) == 0)
 
 
+BROKEN = {
+    f"{value}_in_{factor}": (factor, value)
+    for factor in "ba"
+    for value in (np.nan, np.inf, -np.inf)
+}
+
+
+def broken(stack, kind):
+    """One entry of one task is not a number, or not finite."""
+    factor, value = BROKEN[kind]
+    changed = getattr(stack, factor).at[1, 2, 1].set(value)
+    return stack.replace(**{factor: changed})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_stays_visible(name):
+    """A fit that blew up never merges to an update that looks clean."""
+    stack = random_stack(EQUAL, 14, 11)
+    for kind in BROKEN:
+        merged = METHODS[name](broken(stack, kind))
+        assert not np.all(np.isfinite(merged)), kind
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_not_finite_stays_visible_in_updates_and_whole_models(kind):
+    stack = random_stack(EQUAL, 14, 11)
+    bad = broken(stack, kind)
+    low_rank, clean = jm.concat(bad), jm.concat(stack)
+    for update in (low_rank, jm.dense(low_rank)):
+        assert not np.isfinite(jm.norm(update))
+        for post in (
+            jm.isotropize,
+            partial(jm.truncate, rank=2),
+            partial(jm.svc, stack=bad),
+            partial(jm.svc, stack=stack),
+        ):
+            assert not np.all(np.isfinite(jm.dense(post(update)))), post
+    assert not np.all(np.isfinite(jm.dense(jm.svc(clean, stack=bad))))
+    assert list(np.isfinite(jm.task_norms(bad))) == [True, False, True]
+    assert not np.all(np.isfinite(jm.balance(bad).b))
+    for space in (jm.full, jm.core, jm.knots):
+        stacks = {"q": stack, "k": bad}
+        merged = jm.trim_whole_model(space, jm.elect, stacks, density=0.01)
+        assert not np.all(np.isfinite(jm.dense(merged["k"]))), space
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sign", [jm.sign_of_sum, jm.sign_of_count])
+def test_rules_neither_outvote_nor_drop_what_is_not_finite(value, sign):
+    """One entry in many, and against the sign of the other tasks."""
+    matrices = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 5)))
+    other = -1.0 if value > 0 else 1.0
+    matrices = matrices.at[:, 2, 3].set(jnp.array([other, value, other]))
+    key, rules = jax.random.key(0), [jm.emr, jm.total]
+    for combine in (jm.mean_of_agreeing, jm.sum_of_agreeing, jm.largest_of_agreeing):
+        elect = partial(jm.elect, sign=sign, combine=combine)
+        rules += [elect, jm.trim(elect, density=0.05), jm.trim(elect, density=1.0)]
+        rules += [jm.dare(elect, density=0.05), jm.della(elect, density=0.1)]
+    for rule in rules:
+        merged = np.asarray(rule(matrices, key=key))
+        assert not np.isfinite(merged[2, 3]), rule
+        assert np.count_nonzero(np.isfinite(merged)) == merged.size - 1
+    rescalers = jm.emr_rescalers({"q": jm.emr_parts(matrices)})
+    assert not np.isfinite(rescalers[1])
+
+
 @pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):

@@ -43,6 +43,37 @@ def test_null_directions_are_zero(dtype):
         assert distance(linalg.polar(x), u @ vt) < tolerance(dtype)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
+def test_decompositions_of_what_is_not_finite_are_nan(shape, value):
+    """Of that matrix alone, not of the others of a batch."""
+    x = gaussian(3, *shape)
+    bad = x.at[1, 2, 3].set(value)
+    gram, bad_gram = (
+        jnp.swapaxes(y, 1, 2) @ jnp.where(jnp.isfinite(y), y, 1) for y in (x, bad)
+    )
+    eye = jnp.broadcast_to(jnp.eye(shape[1]), (3, shape[1], shape[1]))
+    for function, clean, dirty in (
+        (linalg.svd, (x,), (bad,)),
+        (linalg.svd_of_product, (x, eye), (bad, eye)),
+        (linalg.svd_of_product, (eye.mT, x.mT), (eye.mT, bad.mT)),
+        (linalg.polar, (x,), (bad,)),
+        (linalg.eigh, (gram,), (bad_gram,)),
+    ):
+        results = (jax.tree.leaves(function(*each)) for each in (clean, dirty))
+        for expected, got in zip(*results, strict=True):
+            assert np.all(np.isnan(got[1])), function
+            others = jnp.array([0, 2])
+            assert np.array_equal(got[others], expected[others])
+
+
+def test_root_falls_through():
+    x = jnp.array([4.0, 0.0, -1.0, np.inf, np.nan])
+    np.testing.assert_array_equal(linalg.root(x), [2, 0, 0, np.inf, np.nan])
+    slopes = jax.vmap(jax.grad(linalg.root))(x)
+    np.testing.assert_array_equal(slopes, [0.25, 0, 0, 0, np.nan])
+
+
 @pytest.mark.parametrize("shape", [(9, 3, 7), (3, 9, 2), (2, 5, 9), (4, 4, 4)])
 def test_svd_of_product_is_the_svd_of_the_product(shape):
     m, k, n = shape
@@ -157,6 +188,12 @@ def test_threshold_of_large_blocks(shape, dtype):
         assert np.array_equal(threshold, ordered[:, count - 1])
 
 
+def test_threshold_counts_what_is_not_finite_as_the_largest():
+    x = jnp.array([[np.nan, 3.0, -np.inf, 2.0, -1.0]])
+    thresholds = [float(jm.magnitude_threshold([x], count)[0]) for count in range(6)]
+    assert thresholds == [np.inf, np.inf, np.inf, 3, 2, 1]
+
+
 def test_threshold_of_a_row_too_long_for_single_precision():
     row = jnp.ones((1, 2**24 + 1), np.float32)
     assert jm.magnitude_threshold([row], row.size) == 1.0
@@ -258,6 +295,36 @@ def test_densities_outside_the_range_are_refused(density, of):
 def test_stack_adapters_refuses_what_does_not_fit(pairs, message):
     with pytest.raises(ValueError, match=f"layer.q: .*{message}"):
         jm.stack_adapters(pairs, name="layer.q")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.int32, "complex64"])
+def test_stack_adapters_refuses_dtypes_without_decompositions(dtype):
+    pair = (np.ones((4, 1)), np.ones((1, 5)))
+    message = f"layer.q: .*{np.dtype(dtype).name}.* float32"
+    with pytest.raises(ValueError, match=message):
+        jm.stack_adapters([pair], dtype=dtype, name="layer.q")
+
+
+def test_stack_adapters_does_not_halve_the_precision():
+    pair = (np.ones((4, 1)), np.ones((1, 5)))
+    assert jm.stack_adapters([pair], dtype=np.float64).b.dtype == np.float64
+    with jax.enable_x64(False):
+        assert jm.stack_adapters([pair]).b.dtype == np.float32
+        with pytest.raises(ValueError, match="set jax_enable_x64"):
+            jm.stack_adapters([pair], dtype=np.float64)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.int32, np.float64])
+def test_factors_of_any_dtype_are_computed_in_single_precision(dtype):
+    rng = np.random.default_rng(0)
+    b = jnp.asarray(8 * rng.normal(size=(6, 2)), dtype)
+    a = jnp.asarray(8 * rng.normal(size=(2, 5)), dtype)
+    stack = jm.stack_adapters([(b, a), (b, a)])
+    assert stack.b.dtype == stack.a.dtype == np.float32
+    assert np.array_equal(stack.b[1], b.astype(np.float32))
+    merged = jm.dense(jm.tsv_m(stack))
+    assert merged.dtype == np.float32
+    assert np.all(np.isfinite(merged))
 
 
 def test_weights_must_fit_the_tasks():

@@ -5,6 +5,7 @@ All public names are listed in `jaxmerge.api`; they load at their first use, so 
 command line can show its help without loading JAX.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
     if find_spec(f"jaxmerge.{name}"):  # one module asks for another while it loads
         return import_module(f"jaxmerge.{name}")
-    globals()[name] = value = getattr(import_module("jaxmerge.api"), name)
+    api = import_module("jaxmerge.api")
+    if not hasattr(api, name):
+        near = get_close_matches(name, api.__all__, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}{meant}")
+    globals()[name] = value = getattr(api, name)
     return value
 
 

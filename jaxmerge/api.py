@@ -103,11 +103,15 @@ __all__ = [
     "EmrParts", "della_probabilities", "emr_parts", "emr_rescalers", "keep_largest",
     "largest_of_agreeing", "magnitude_threshold", "mean_of_agreeing", "sign_of_count",
     "sign_of_sum", "sum_of_agreeing",
-    # spaces: rule to merger
-    "compressed", "core", "core_space", "full", "full_space", "in_space", "knots",
-    "knots_space", "knots_unscaled", "knots_unscaled_space",
+    # spaces
+    "core", "full", "knots", "knots_unscaled",
+    # rank to space
+    "compressed",
+    # space and rule to merger, rule to merger
+    "in_space", "core_space", "ctm", "full_space", "knots_space",
+    "knots_unscaled_space",
     # mergers: the T adapters of a module to an update
-    "average", "concat", "ctm", "lora_lego", "regmean", "robust_merge", "ssr",
+    "average", "concat", "lora_lego", "regmean", "robust_merge", "ssr",
     "task_arithmetic", "tsv_m",
     # merger to merger
     "balanced", "pico", "then",

@@ -110,6 +110,18 @@ def average(
 ) -> LowRank:
     """``sum_t w_t B_t A_t / T`` at rank K, T counting the tasks that adapt the module.
 
+    Args:
+      stack: T adapters of one module.
+      weights: [T], any real numbers; ones unless given. The sum is divided by the
+        number of tasks, not by the sum of the weights: for a weighted mean give weights
+        that sum to T, or `concat` weights that sum to 1.
+
+    Returns:
+      LowRank of rank K = sum of the ranks.
+
+    Raises:
+      ValueError: ``weights`` is not of shape [T].
+
     >>> from jaxmerge.types import stack_adapters
     >>> from jaxmerge.updates import dense
     >>> stack = stack_adapters([([[1.0]], [[2.0]]), None, ([[3.0]], [[2.0]])])

@@ -6,7 +6,7 @@ equal shape and ranks go through one compiled, vectorised program.
 
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +20,9 @@ from jaxmerge.linear import task_weights
 from jaxmerge.types import AdapterStack, Rule, Space, Update
 
 Tree = TypeVar("Tree")
+
+# A program is found again by the function that it was compiled from, so these are kept.
+_kept_functions = lru_cache(maxsize=64)
 
 
 def module_mesh(devices: list | None = None) -> Mesh:
@@ -43,7 +46,8 @@ def map_modules(
 
     Args:
       fn: called as ``fn(modules[name], *(tree[name] for tree in rest), **extra)``, and
-        with ``key=`` where a key is given. Build it once: a new closure compiles again.
+        with ``key=`` where a key is given. Build it once: a new closure or ``partial``
+        compiles again.
       modules: name -> AdapterStack, or any other tree of arrays.
       rest: further trees by the same names.
       key: key of the whole run; each module gets ``fold_in(key, crc32(name))``, which
@@ -53,7 +57,9 @@ def map_modules(
         anyway, and the arrays of one module stay in its cache.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
         (`module_mesh`); no data moves between devices. Results come back gathered.
-      extra: passed to ``fn``, the same for all modules; arrays may be traced.
+      extra: inputs of the call (see `jaxmerge.types`) such as ``weights``, passed to
+        ``fn``, the same for all modules; may be traced. Hyper-parameters are bound to
+        the function that they are meant for.
 
     Returns:
       name -> result, in the order of ``modules``.
@@ -61,10 +67,13 @@ def map_modules(
     Raises:
       ValueError: ``rest`` misses a module.
 
-    >>> import jax.numpy as jnp
-    >>> tripled = map_modules(lambda x, by: x * by, {"q": jnp.ones(2)}, by=3.0)
-    >>> print(tripled["q"])
-    [3. 3.]
+    >>> from jaxmerge.linear import concat
+    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.updates import dense, scale, then
+    >>> halved = then(concat, partial(scale, by=0.5))
+    >>> stacks = {"q": stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])}
+    >>> print(dense(map_modules(halved, stacks, weights=[1.0, 2.0])["q"]))
+    [[4.]]
     """
     for tree in rest:
         missing = sorted(set(modules) - set(tree))
@@ -150,7 +159,8 @@ def trim_whole_model(
 
     Args:
       space: `jaxmerge.full` for TIES, `jaxmerge.knots` for KnOTS-TIES.
-      rule: what merges the trimmed matrices, usually `jaxmerge.elect`.
+      rule: what merges the trimmed matrices, usually `jaxmerge.elect`. Build space and
+        rule once: a new closure or ``partial`` compiles again.
       stacks: module -> adapters. A module that a task does not adapt counts as zeros.
       density: share of all entries of a task to keep, in (0, 1]; may be traced.
       weights: [T], multiply the coordinates before trimming.
@@ -158,6 +168,9 @@ def trim_whole_model(
 
     Returns:
       module -> update.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
 
     Source: arXiv 2306.01708 and 2410.19735. Deviation: exactly
     ``floor(density * size)`` entries are kept, the official codes keep one more.
@@ -173,7 +186,7 @@ def trim_whole_model(
     return map_modules(merge, stacks, projected, threshold=threshold, **options)
 
 
-@cache
+@_kept_functions
 def _project_every_task(space):
     """Coordinates of all T tasks, zero where one is absent; made once for a space."""
 
@@ -187,7 +200,7 @@ def _project_every_task(space):
     return project
 
 
-@cache
+@_kept_functions
 def _merge_above(space, rule):
     """The rest of the merge, once the threshold of each task is known."""
 

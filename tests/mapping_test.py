@@ -1,8 +1,10 @@
 """From one module to a model: grouping, keys, chunks, devices, whole-model trimming."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from functools import partial
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 from methods import distance, random_stack
 
 import jaxmerge as jm
-from jaxmerge.mapping import module_keys
+from jaxmerge.mapping import _merge_above, module_keys
 
 RANDOM = jm.core_space(jm.dare(jm.elect, density=0.5))
 MERGER = jm.core_space(partial(jm.ties, density=0.3))
@@ -148,6 +150,29 @@ def test_whole_model_trimming_on_devices_and_under_jit(model):
     assert same(traced(0.3), plain)
     per_module = jm.map_modules(jm.knots_space(partial(jm.ties, density=0.3)), model)
     assert not same(per_module, plain, 0.05)
+
+
+def test_a_rule_that_is_built_once_is_traced_once(model):
+    traces = []
+
+    def rule(matrices, **extra):
+        traces.append(matrices.shape)
+        return jm.elect(matrices)
+
+    for density in (0.3, 0.4):
+        jm.trim_whole_model(jm.full, rule, model, density=density)
+    assert len(traces) == len(set(traces)) == 3
+
+
+def test_rules_of_whole_models_are_not_kept_forever():
+    first = partial(jm.elect)
+    found = weakref.ref(first)
+    _merge_above(jm.full, first)
+    del first
+    for _ in range(100):
+        _merge_above(jm.full, partial(jm.elect))
+    gc.collect()
+    assert found() is None
 
 
 def test_decompositions_at_once_do_not_wait_forever():

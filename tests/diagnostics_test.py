@@ -350,6 +350,12 @@ def test_the_jacobian_of_several_batches_is_the_mean(problem):
     CLOSE(both.losses, sum(j.losses for j in each) / 2)
     with pytest.raises(ValueError, match="at least one batch"):
         jacobian()
+    uneven = jacobian(batch, {TASKS[1]: other[TASKS[1]]})  # one has fewer batches
+    CLOSE(uneven.matrix[0], each[0].matrix[0])
+    CLOSE(uneven.matrix[1], both.matrix[1])
+    CLOSE(uneven.losses, [each[0].losses[0], both.losses[1]])
+    with pytest.raises(ValueError, match=f"{TASKS[0]!r} needs at least one batch"):
+        jacobian({TASKS[1]: other[TASKS[1]]})
 
 
 def test_sensitivity_is_the_gradient_of_the_scalarised_losses(problem):
@@ -382,7 +388,18 @@ def test_sensitivity_is_the_gradient_of_the_scalarised_losses(problem):
         diagnostics.task_jacobian(learned, ("low",), stacks, losses, [batch])
 
 
-def test_the_condition_number_leaves_out_what_is_noise():
-    values = jnp.asarray([4.0, 2.0, 1e-16])
-    assert diagnostics.condition_number(values) == 2
-    assert diagnostics.condition_number(jnp.zeros(2)) == 0
+def test_the_condition_number_is_infinite_without_full_rank():
+    condition = diagnostics.condition_number
+    assert condition(jnp.asarray([4.0, 2.0, 1e-3])) == 4000
+    assert condition(jnp.asarray([4.0, 2.0, 1e-16])) == jnp.inf
+    assert condition(jnp.zeros(2)) == jnp.inf
+
+
+def test_the_condition_of_crowded_outputs_leaves_out_what_is_noise():
+    def crowding(*columns):
+        pairs = [(np.array(b)[:, None], np.ones((1, 2))) for b in columns]
+        return diagnostics.crowding(jm.stack_adapters(pairs)).condition
+
+    found = crowding([4.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0])
+    assert found == pytest.approx(2**0.5, rel=1e-6)
+    assert crowding([0.0, 0, 0], [0, 0, 0]) == 0

@@ -174,13 +174,11 @@ def _together(found: "Findings", *, each: bool) -> Iterator[Any]:
 
 
 def _through_model(found: "Reactions") -> Iterator[Any]:
-    from jaxmerge.cli.reactions import misalignment_table, preference_table
+    from jaxmerge.cli.reactions import heading, misalignment_table, preference_table
 
-    yield (
-        f"reactions of the losses, {found.inputs} inputs of each task, all "
-        f"coefficients {found.initial:g}"
-    )
+    yield heading(found)
     yield preference_table(found)
+    yield from (f"note: {note}" for note in found.notes)
     yield ""
     yield "misalignment of preferences"
     yield misalignment_table(found)

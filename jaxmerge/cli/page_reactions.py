@@ -1,8 +1,8 @@
 """The part of the report that needs the base model: reactions of the losses."""
 
+import math
+from html import escape
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from jaxmerge.cli.page_blocks import Cell, Row, numbers, table
 from jaxmerge.cli.reactions import PREFERENCE_COLUMNS, digits, preference_rows
@@ -26,7 +26,9 @@ MEANINGS = (
     (
         "condition number",
         "Largest over smallest singular value of J: how much more the entropies "
-        "change for one step of the coefficients than for another of the same size.",
+        "change for one step of the coefficients than for another of the same size. "
+        "None where the rank of J is below the number of tasks: the entropies cannot "
+        "move independently.",
     ),
     (
         "sensitivity",
@@ -36,8 +38,8 @@ MEANINGS = (
     ),
     (
         "largest tenth",
-        "Share of Σ |h| in the tenth of the directions where |h| is largest; 0.1 if "
-        "all directions mattered alike.",
+        "Share of Σ |h| in the tenth of the directions (rounded up) where |h| is "
+        "largest: one tenth, as rounded, if all directions mattered alike.",
     ),
     (
         "misalignment",
@@ -47,21 +49,22 @@ MEANINGS = (
     (
         "misaligned with itself",
         "The same between one half of the inputs and the other under one preference: "
-        "what chance alone gives, with half of the inputs.",
+        "what chance alone gives, with half of the inputs. None where there are too "
+        "few for halves.",
     ),
 )
 
 
 def reactions_part(found: "Reactions") -> str:
     """Numbers and two tables."""
-    count = len(found.tasks)
-    single = found.misalignment[:count, :count][np.triu_indices(count, 1)]
     named = (
-        ("condition number", found.condition),
-        ("misalignment, mean of tasks", float(single.mean())),
-        ("inputs of each task", float(found.inputs)),
+        ("rank of J", found.rank),
+        ("condition number", _finite(found.condition)),
+        ("misalignment, mean of tasks", _finite(found.mean_misalignment)),
+        ("inputs of each task, at least", min(found.inputs.values())),
         ("coefficients", found.initial),
     )
+    notes = "".join(f"<p>{escape(note)}</p>\n" for note in found.notes)
     rows: list[Row] = [
         (name, *map(_number, values)) for name, *values in preference_rows(found)
     ]
@@ -73,11 +76,15 @@ def reactions_part(found: "Reactions") -> str:
         )
     ]
     return (
-        f"{numbers(named)}\n<h3>Preferences</h3>\n"
+        f"{numbers(named)}\n{notes}<h3>Preferences</h3>\n"
         f"{table('preferences', PREFERENCE_COLUMNS, rows)}\n"
         "<h3>Misalignment</h3>\n"
         f"{table('misalignment', ('preference', *names), apart)}"
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _number(value: float | None) -> Cell:

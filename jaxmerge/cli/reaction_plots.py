@@ -20,10 +20,10 @@ def reaction_plots(found: "Reactions") -> list[Plot]:
 def _anisotropy(found: "Reactions") -> Plot:
     title = "Singular values of the task-direction Jacobian"
     values = found.singular_values
-    alt = (
-        f"{title}: {values[0]:.2g} down to {values[-1]:.2g}, condition number "
-        f"{found.condition:.2f}."
-    )
+    says = f"condition number {found.condition:.2f}"
+    if found.rank < len(found.tasks):
+        says = f"rank {found.rank} of {len(found.tasks)}"
+    alt = f"{title}: {values[0]:.2g} down to {values[-1]:.2g}, {says}."
     draw = curves({"J": values}, x="number", y="singular value")
     return Plot("anisotropy", title, "TARA's figure of anisotropy", alt, draw)
 
@@ -43,7 +43,8 @@ def _concentration(found: "Reactions") -> Plot:
     alt = (
         f"{title}. The largest tenth of the {shares.shape[1]} directions has "
         f"{tenth[-1]:.2f} of the sum under equal weights, {tenth[most]:.2f} for "
-        f"{names[most]} alone; 0.10 if all mattered alike."
+        f"{names[most]} alone; {found.tenth / shares.shape[1]:.2f} if all mattered "
+        "alike."
     )
     draw = curves(values, x="direction", y="share of Σ |h|")
     return Plot("sensitivity", title, "TARA's figure of anisotropy", alt, draw)

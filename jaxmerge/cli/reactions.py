@@ -17,13 +17,18 @@ PREFERENCE_COLUMNS = (
 
 
 def to_json(found: "Reactions") -> dict[str, Any]:
-    """As JSON values; of the sensitivities the norm in each module."""
+    """As JSON values, null for what is infinite or was not measured.
+
+    Of the sensitivities the norm in each module.
+    """
     preferences = found.preferences
     return {
         "method": "tara-a",
         "initial": found.initial,
         "inputs": found.inputs,
-        "condition": found.condition,
+        "notes": list(found.notes),
+        "rank": found.rank,
+        "condition": found.condition if found.rank == len(found.tasks) else None,
         "singular_values": found.singular_values.tolist(),
         "tasks": {
             task: {"entropy": float(f), "alone": float(z), "slope": float(slope)}
@@ -35,12 +40,25 @@ def to_json(found: "Reactions") -> dict[str, Any]:
         "sensitivity": dict(zip(preferences, found.sizes.tolist(), strict=True)),
         "largest_tenth": dict(zip(preferences, found.top_tenth.tolist(), strict=True)),
         "misalignment": found.misalignment.tolist(),
-        "repeat": dict(zip(preferences, found.repeat.tolist(), strict=True)),
+        "repeat": {
+            name: None if np.isnan(xi) else float(xi)
+            for name, xi in zip(preferences, found.repeat, strict=True)
+        },
         "modules": {
             module: np.linalg.norm(found.sensitivities[:, place], axis=1).tolist()
             for module, place in found.modules.items()
         },
     }
+
+
+def heading(found: "Reactions") -> str:
+    """What was measured, on how many inputs."""
+    fewest, most = min(found.inputs.values()), max(found.inputs.values())
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"reactions of the losses, {count} inputs of each task, all coefficients "
+        f"{found.initial:g}"
+    )
 
 
 def preference_rows(found: "Reactions") -> list[tuple[str | float | None, ...]]:

@@ -11,7 +11,8 @@ The rule compares overlaps above those of random subspaces, ``(O - E) / (1 - E)`
 
 Where there is a model, the reactions of its losses are called uneven from a condition
 number of `UNEVEN` on, and those of single tasks different from a mean misalignment of
-`APART` on, unless half of the inputs are as far from the other half.
+`APART` on, unless half of the inputs are as far from the other half. A Jacobian of a
+rank below the number of tasks is uneven: no step moves one loss and leaves the others.
 """
 
 from collections.abc import Sequence
@@ -75,29 +76,41 @@ def of_all(pairs: Sequence[Pair]) -> str:
 
 def of_reactions(found: "Reactions") -> str:
     """The verdict on how the losses react to the directions of the adapters."""
+    if found.rank == 0:
+        return (
+            "no loss reacts to steps of the coefficients (J is zero): nothing can be "
+            "learned from these inputs, on which every prediction may be certain"
+        )
     count = len(found.tasks)
-    single = found.misalignment[:count, :count][np.triu_indices(count, 1)].mean()
-    chance = found.repeat[:count].mean()
+    single, chance = found.mean_misalignment, found.mean_repeat
     uneven, apart = found.condition >= UNEVEN, single >= APART
     evenly = "unevenly" if uneven else "about evenly"
-    reacts = (
-        f"losses react {evenly} to steps of the coefficients (condition number "
-        f"{found.condition:.1f})"
-    )
-    measured = f"(misalignment {single:.2f}"
-    if np.isfinite(chance):
-        measured += f", {chance:.2f} for one task on other inputs"
-    if apart and single <= chance:
-        return (
-            f"{reacts}; whether single tasks call for different directions cannot be "
-            f"told {measured}): take more --batches"
+    measure = f"condition number {found.condition:.1f}"
+    if found.rank < count:
+        still = np.delete(found.tasks, found.reacting)
+        measure = f"J has rank {found.rank} of {count}: " + (
+            f"that of {' and of '.join(still)} does not move"
+            if len(still)
+            else "they do not move independently"
         )
-    directions = f"{'different' if apart else 'much the same'} directions"
+    reacts = f"losses react {evenly} to steps of the coefficients ({measure})"
     then = (
         "one coefficient for each task is coarse, learn one for each direction (tara-a)"
         if uneven or apart
         else "one coefficient for each task may do (adamerging)"
     )
+    if np.isnan(single):
+        return f"{reacts}: {then}"
+    measured = f"(misalignment {single:.2f}"
+    if np.isfinite(chance):
+        measured += f", {chance:.2f} for one task on other inputs"
+    if apart and single <= chance:
+        more = "longer files of inputs" if found.notes else "more --batches"
+        return (
+            f"{reacts}; whether single tasks call for different directions cannot be "
+            f"told {measured}): take {more}"
+        )
+    directions = f"{'different' if apart else 'much the same'} directions"
     return f"{reacts} and single tasks call for {directions} {measured}): {then}"
 
 

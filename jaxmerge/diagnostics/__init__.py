@@ -24,11 +24,12 @@ from jaxmerge.diagnostics.ranks import (
 )
 from jaxmerge.diagnostics.sensitivity import (
     TaskJacobian,
+    TaskRows,
+    jacobian_rows,
     mean_jacobian,
     misalignment,
     sensitivity,
     task_jacobian,
-    task_jacobians,
 )
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "Overlaps",
     "SignConflict",
     "TaskJacobian",
+    "TaskRows",
     "above_random",
     "condition_number",
     "crowding",
     "diagnose",
     "effective_ranks",
     "energy_kept",
+    "jacobian_rows",
     "mean_jacobian",
     "misalignment",
     "norm_ratio",
@@ -54,5 +57,4 @@ __all__ = [
     "stable_rank",
     "task_cosines",
     "task_jacobian",
-    "task_jacobians",
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxmerge import linalg
 from jaxmerge.diagnostics.overlap import overlaps
-from jaxmerge.diagnostics.ranks import condition_number, stable_rank
+from jaxmerge.diagnostics.ranks import stable_rank
 from jaxmerge.linear import concatenate
 from jaxmerge.objectives import effective_rank
 from jaxmerge.types import AdapterStack
@@ -22,7 +22,7 @@ class Crowding(NamedTuple):
       largest_overlap: [], of the column spaces of two tasks (`overlaps`); 0 for one.
       effective_rank: [].
       stable_rank: [], one over the share of energy in the first direction.
-      condition: [], largest over smallest non-zero singular value.
+      condition: [], largest over smallest non-zero singular value; 0 for zeros.
     """
 
     values: jax.Array
@@ -63,7 +63,7 @@ def crowding(stack: AdapterStack) -> Crowding:
         largest_overlap=jnp.max(shared, initial=0, where=pairs),
         effective_rank=effective_rank(values),
         stable_rank=stable_rank(values),
-        condition=condition_number(values),
+        condition=_condition_of_nonzero(values),
     )
 
 
@@ -84,3 +84,10 @@ def sharing_scores(stack: AdapterStack) -> jax.Array:
     energy = values * values
     total = jnp.sum(energy)
     return energy / jnp.where(total > 0, total, 1)
+
+
+def _condition_of_nonzero(values: jax.Array) -> jax.Array:
+    """The B of many adapters, or of similar ones, have no full rank side by side."""
+    kept = linalg.nonzero_directions(values)
+    smallest = jnp.min(jnp.where(kept, values, jnp.inf))
+    return jnp.where(kept[0], values[0] / jnp.where(kept[0], smallest, 1), 0)

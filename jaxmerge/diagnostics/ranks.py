@@ -115,21 +115,22 @@ def stable_rank(values: jax.Array) -> jax.Array:
 
 
 def condition_number(values: jax.Array) -> jax.Array:
-    """Largest over smallest singular value, of those that are not rounding noise.
+    """Largest over smallest singular value.
 
     Args:
-      values: singular values [k] in descending order.
+      values: all singular values [k] of a matrix, in descending order.
 
     Returns:
-      A finite number, at least 1; 0 where all values are zero. A matrix that lacks full
-      rank has no finite condition number: compare the count of non-zero values too.
+      At least 1; infinite where the smallest is rounding noise, as the matrix then
+      lacks full rank.
 
-    >>> print(condition_number(jnp.array([6.0, 3.0, 0.0])))
+    >>> print(condition_number(jnp.array([6.0, 3.0])))
     2.0
+    >>> print(condition_number(jnp.array([6.0, 3.0, 0.0])))
+    inf
     """
-    kept = linalg.nonzero_directions(values)
-    smallest = jnp.min(jnp.where(kept, values, jnp.inf))
-    return jnp.where(kept[0], values[0] / jnp.where(kept[0], smallest, 1), 0)
+    full = linalg.nonzero_directions(values)[-1]
+    return jnp.where(full, values[0] / jnp.where(full, values[-1], 1), jnp.inf)
 
 
 def _values_of_gram(gram: jax.Array) -> jax.Array:

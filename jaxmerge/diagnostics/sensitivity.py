@@ -14,9 +14,9 @@ from jaxmerge.fitting.step import (
     Losses,
     Problem,
     Scalarise,
+    batches_by_task,
     check_tasks,
-    merge,
-    task_gradients,
+    one_loss,
 )
 from jaxmerge.mapping import map_modules
 from jaxmerge.objectives import smooth_tchebycheff
@@ -30,6 +30,18 @@ class TaskJacobian(NamedTuple):
       matrix: [T, D], ``J_tk = d f_t / d phi_k``; D coefficients, those of one module
         after those of another, in the sorted order of the names of the modules.
       losses: [T], f at the same phi.
+    """
+
+    matrix: jax.Array
+    losses: jax.Array
+
+
+class TaskRows(NamedTuple):
+    """The row of one task in J and its loss, on each of N batches.
+
+    Attributes:
+      matrix: [N, D].
+      losses: [N].
     """
 
     matrix: jax.Array
@@ -51,19 +63,20 @@ def task_jacobian(
     ``J_tk = <dL_t/dW, S_k>_F``: phi_k multiplies direction S_k (``b_k a_k^T`` for
     `jaxmerge.tara_a`), so ``dL_t/dW`` is never formed. TARA measures anisotropy by its
     condition number: ``condition_number(jaxmerge.linalg.svd(J.matrix)[1])``, the ratio
-    of the largest to the smallest change of the losses for a unit step of phi.
+    of the largest to the smallest change of the losses for a unit step of phi. It is
+    infinite where the losses cannot move independently: where J has a rank below T.
 
     Args:
       learned: what phi means: `jaxmerge.tara_a`, `tara_b`, `adamerging` or `compose`.
       tasks: names of the adapters, in the order of the stacks.
       stacks: module -> adapters.
       losses: as for `jaxmerge.fit`.
-      batches: dicts of task -> batch; J and f are means over them.
+      batches: dicts of task -> batch; J_t and f_t are means over those that have t.
       phis: module -> coefficients; the first ones of ``learned`` unless given.
       params: passed to the losses.
 
     Raises:
-      ValueError: a stack of another number of adapters, or no batch.
+      ValueError: a stack of another number of adapters, or a task without a batch.
 
     >>> from jaxmerge.directions import tara_a
     >>> from jaxmerge.types import stack_adapters
@@ -77,13 +90,11 @@ def task_jacobian(
      [20. 30.]]
     """
     arguments = (learned, tasks, stacks, losses, batches)
-    found = task_jacobians(*arguments, phis=phis, params=params)
-    if not found:
-        raise ValueError("task_jacobian needs at least one batch")
-    return mean_jacobian(found)
+    found = jacobian_rows(*arguments, phis=phis, params=params)
+    return mean_jacobian([found[task] for task in tasks])
 
 
-def task_jacobians(
+def jacobian_rows(
     learned: Learned,
     tasks: Sequence[str],
     stacks: Mapping[str, AdapterStack],
@@ -92,30 +103,38 @@ def task_jacobians(
     *,
     phis: Mapping[str, jax.Array] | None = None,
     params: Any = None,
-) -> list[TaskJacobian]:
-    """The Jacobian on every batch, to see how much it depends on the inputs.
+) -> dict[str, TaskRows]:
+    """The rows of each task on every batch, to see how much they depend on the inputs.
 
     Arguments and errors are those of `task_jacobian`.
+
+    Returns:
+      task -> rows; tasks may have different numbers of batches.
     """
     check_tasks(tasks, stacks)
+    of_tasks = batches_by_task(tasks, batches)
     problem = Problem(learned, tuple(tasks), losses, smooth_tchebycheff)
     bases = map_modules(learned.prepare, stacks)
     if phis is None:
         phis = {name: learned.init(basis) for name, basis in bases.items()}
-    run = jax.jit(partial(_jacobian, problem))
-    return [
-        TaskJacobian(*run(dict(phis), bases, params, dict(batch))) for batch in batches
-    ]
+    found = {}
+    for task, own in of_tasks.items():
+        run = jax.jit(partial(_row, problem, task))
+        each = [run(dict(phis), bases, params, batch) for batch in own]
+        found[task] = TaskRows(*map(jnp.stack, zip(*each, strict=True)))
+    return found
 
 
-def mean_jacobian(jacobians: Sequence[TaskJacobian]) -> TaskJacobian:
-    """Mean of Jacobians and losses at one phi, over batches of one size.
+def mean_jacobian(rows: Sequence[TaskRows]) -> TaskJacobian:
+    """Means of the rows of each task, over batches of one size.
 
-    >>> each = [TaskJacobian(jnp.ones((1, 2)) * x, jnp.ones(1)) for x in (1.0, 2.0)]
-    >>> print(mean_jacobian(each).matrix)
-    [[1.5 1.5]]
+    >>> one = TaskRows(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0.0, 1.0]))
+    >>> print(mean_jacobian([one, one]).matrix)
+    [[2. 3.]
+     [2. 3.]]
     """
-    return jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *jacobians)
+    means = [jax.tree.map(lambda x: jnp.mean(x, axis=0), of_task) for of_task in rows]
+    return TaskJacobian(*map(jnp.stack, zip(*means, strict=True)))
 
 
 def sensitivity(
@@ -161,8 +180,7 @@ def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
     return 1 - jnp.minimum(cosine, 1)
 
 
-def _jacobian(problem, phis, bases, params, batch):
-    rows = task_gradients(problem, phis, bases, params, batch)
-    found = problem.losses(params, merge(problem.learned, phis, bases), batch)
-    matrix = jnp.stack([ravel_pytree(rows[task])[0] for task in problem.tasks])
-    return matrix, jnp.stack([found[task] for task in problem.tasks])
+def _row(problem, task, phis, bases, params, batch):
+    loss = partial(one_loss, problem, task, bases, params, {task: batch})
+    value, change = jax.value_and_grad(loss)(phis)
+    return ravel_pytree(change)[0], value

@@ -136,8 +136,7 @@ def gradient_by_task(
     ``sum_t w_t d f_t / d phi``: a first pass over the tasks gives f, a second the sum.
     """
     branches = [
-        partial(_one_loss, problem, task, bases, params, batch)
-        for task in problem.tasks
+        partial(one_loss, problem, task, bases, params, batch) for task in problem.tasks
     ]
     tasks = jnp.arange(len(branches))
     values = lax.map(lambda t: lax.switch(t, branches, phis), tasks)
@@ -170,7 +169,7 @@ def task_gradients(
 ) -> dict[str, Phis]:
     """``d f_t / d phi`` for every task: the task-direction Jacobian, row by row."""
     return {
-        task: jax.grad(partial(_one_loss, problem, task, bases, params, batch))(phis)
+        task: jax.grad(partial(one_loss, problem, task, bases, params, batch))(phis)
         for task in problem.tasks
     }
 
@@ -191,23 +190,22 @@ def single_adapter_losses(
       tasks: names of the adapters, in the order of the stacks.
       stacks: module -> adapters.
       losses: as for `fit`.
-      batches: dicts of task -> batch; the losses are averaged over them.
+      batches: dicts of task -> batch; the losses of a task are averaged over those that
+        have it.
       params: passed to the losses.
 
     Returns:
       [T].
 
     Raises:
-      ValueError: a stack of another number of adapters, or no batch.
+      ValueError: a stack of another number of adapters, or a task without a batch.
     """
     check_tasks(tasks, stacks)
-    run, batches = jax.jit(losses), list(batches)
-    if not batches:
-        raise ValueError("single_adapter_losses needs at least one batch")
+    run, of_tasks = jax.jit(losses), batches_by_task(tasks, batches)
     means = []
     for index, task in enumerate(tasks):
         updates = task_updates(stacks, index)
-        found = [run(params, updates, {task: batch[task]})[task] for batch in batches]
+        found = [run(params, updates, {task: own})[task] for own in of_tasks[task]]
         means.append(jnp.mean(jnp.stack(found)))
     return jnp.stack(means)
 
@@ -221,6 +219,30 @@ def check_tasks(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> Non
             )
 
 
-def _one_loss(problem, task, bases, params, batch, phis):
+def batches_by_task(
+    tasks: Sequence[str], batches: Iterable[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """The batches of each task, which may differ in number.
+
+    Raises:
+      ValueError: a task without any.
+    """
+    batches = list(batches)
+    found = {task: [b[task] for b in batches if task in b] for task in tasks}
+    for task, own in found.items():
+        if not own:
+            raise ValueError(f"{task!r} needs at least one batch")
+    return found
+
+
+def one_loss(
+    problem: Problem,
+    task: str,
+    bases: Mapping[str, Any],
+    params: Any,
+    batch: Mapping[str, Any],
+    phis: Phis,
+) -> jax.Array:
+    """The loss of one task, as a function of phi."""
     updates = merge(problem.learned, phis, bases)
     return problem.losses(params, updates, {task: batch[task]})[task]

@@ -103,6 +103,18 @@ def test_unknown_inputs_are_ignored_and_inputs_not_changed(name):
     chex.assert_trees_all_equal(stack, before)
 
 
+def test_an_input_of_a_call_reaches_whoever_declares_it():
+    """So hyper-parameters are bound, each to its own function."""
+    stack = random_stack((3, 3), 9, 8)
+    cart = partial(jm.cart, rank_fraction=0.3)
+    bound = jm.then(jm.full_space(partial(cart, by=0.1)), partial(jm.scale, by=0.5))
+    expected = 0.5 * jm.full_space(partial(cart, by=0.1))(stack)
+    assert np.array_equal(bound(stack), expected)
+    shared = jm.then(jm.full_space(partial(cart, by=0.1)), jm.scale)
+    expected = 0.5 * jm.full_space(partial(cart, by=0.5))(stack)
+    assert np.array_equal(shared(stack, by=0.5), expected)
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].random])
 def test_random_mergers_need_a_key_and_depend_on_it_alone(name):
     stack = random_stack((4, 4, 4), 9, 8)

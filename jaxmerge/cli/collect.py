@@ -94,7 +94,10 @@ def collect(
     ] = None,
     read: dict[str, Any],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the folder if it is of statistics.")
+        bool,
+        typer.Option(
+            "--force", help="Replace the folder if it holds statistics alone."
+        ),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,

@@ -15,6 +15,7 @@ from learn_samples import TASKS
 
 import jaxmerge as jm
 from jaxmerge import io
+from jaxmerge.fitting import identity
 from jaxmerge.learning import load_base, load_unlabeled
 from jaxmerge.objectives import linear_scalarisation
 
@@ -120,3 +121,14 @@ def test_an_adapter_that_sees_nothing_is_refused_before_the_fit(place, tmp_path)
     said = refuse(*flags, "-o", tmp_path / "out")
     assert "'dtd' has an adapter in none of 2 measured modules" in said
     assert everything(tmp_path) == before
+
+
+def test_checkpoints_that_another_version_left_are_refused(
+    place, tmp_path, monkeypatch
+):
+    flags = ["--loss", "null-space", "--steps", 2, "--work", tmp_path / "work"]
+    succeed(*arguments(place, *flags, "-o", tmp_path / "out"))
+    monkeypatch.setattr(identity, "program_digest", lambda *_: "of another version")
+    said = refuse(*arguments(place, *flags, "-o", tmp_path / "again"))
+    assert "checkpoints of another fit, which differs in its method" in said
+    assert str(tmp_path / "work") in said

@@ -18,6 +18,10 @@ _FLAGS = {  # Python options whose flag is not their own name with dashes
     "vera_inputs": "--vera-input",
     "weights": "--weight-file",
 }
+_REFUSALS = (
+    ("jaxmerge.io.errors", "AdapterError"),
+    ("jaxmerge.fitting.checkpoint", "CheckpointError"),
+)
 _OPTIONS = (
     *("heads", "assume_alpha", "strip_prefix", "add_prefix", "allow_different_bases"),
     *("allow_zero", "weights", "ignore_config_keys", "vera_inputs", "layout"),
@@ -99,7 +103,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         return BAD_INPUT, f"{error.format_message()} (see --help)"
     if isinstance(error, CommandError):
         return error.code, as_flags(str(error))
-    if isinstance(error, PipelineError) or _is_adapter_error(error):
+    if isinstance(error, PipelineError) or _is_refusal(error):
         return BAD_INPUT, as_flags(str(error))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return INTERNAL, (
@@ -113,9 +117,12 @@ def _explain(error: Exception) -> tuple[int, str]:
     )
 
 
-def _is_adapter_error(error: Exception) -> bool:
-    module = sys.modules.get("jaxmerge.io.errors")  # not loaded: none was raised
-    return module is not None and isinstance(error, module.AdapterError)
+def _is_refusal(error: Exception) -> bool:
+    """One of `_REFUSALS`; a module that is not loaded raised none."""
+    modules = ((sys.modules.get(module), name) for module, name in _REFUSALS)
+    return any(
+        module and isinstance(error, getattr(module, name)) for module, name in modules
+    )
 
 
 def as_flags(message: str) -> str:

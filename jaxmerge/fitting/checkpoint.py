@@ -14,6 +14,10 @@ _KEPT = 2  # a kill while the last one is written leaves the one before
 _LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces
 
 
+class CheckpointError(ValueError):
+    """Checkpoints from which the fit that is asked for cannot go on."""
+
+
 class Checkpoints:
     """The checkpoints of one fit in a folder; use as a context manager.
 
@@ -42,8 +46,8 @@ class Checkpoints:
         Without one it gives 0, the given state and None.
 
         Raises:
-          ValueError: the checkpoint belongs to another fit, and in what it differs; or
-            it is further than ``steps``.
+          CheckpointError: the checkpoint belongs to another fit, and in what it
+            differs; or it is further than ``steps``.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -53,7 +57,7 @@ class Checkpoints:
         )
         self._refuse_other(saved.identity)
         if step > steps:
-            raise ValueError(
+            raise CheckpointError(
                 f"{self._folder}: the checkpoint is at step {step}, beyond steps="
                 f"{steps}; ask for {step} or more, or choose another folder"
             )
@@ -93,7 +97,7 @@ class Checkpoints:
             if saved.get(part) == digest:
                 continue
             may = f" (or {', '.join(changed)}, which may be why)" if changed else ""
-            raise ValueError(
+            raise CheckpointError(
                 f"{self._folder}: checkpoints of another fit, which differs in its "
                 f"{part}{may}; choose another folder or remove this one"
             )

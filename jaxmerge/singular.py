@@ -64,7 +64,8 @@ def tsv_m(
 
     Args:
       stack: T adapters of one module.
-      weights: [T], multiply the singular values of each task.
+      weights: [T], multiply the singular values of each task; a task of weight 0 takes
+        no part.
 
     Returns:
       LowRank of rank K, or less where all ranks together exceed min(m, n): see `tsv`.
@@ -79,6 +80,7 @@ def tsv_m(
     for t, k, weight in zip(stack.present, counts, weights, strict=True):
         r = stack.ranks[t]
         u, s, vt = linalg.svd_of_product(stack.b[t, :, :r], stack.a[t, :r, :])
+        u, s, vt = linalg.keep_directions(u, s, vt, jnp.full(s.shape, weight != 0))
         left.append(u[:, :k])
         values.append(s[:k] * weight)
         right.append(vt[:k])

@@ -276,6 +276,18 @@ def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     assert distance(METHODS[name](zero), METHODS[name](two)) < tolerance(dtype)
 
 
+@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_task_of_weight_zero_is_skipped_by_spectral_rules(name, dtype):
+    stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
+    weights = jnp.array([0.5, 0.0, 2.0], dtype)
+    others = np.array([0, 2])
+    two = stack.replace(a=stack.a[others], b=stack.b[others], ranks=(3, 3))
+    merge = jax.jit(METHODS[name].__call__)
+    alone = merge(two, weights=weights[others])
+    assert distance(merge(stack, weights=weights), alone) < tolerance(dtype)
+
+
 @pytest.mark.parametrize("space", ["full", "core", "knots", "knots_unscaled"])
 @pytest.mark.parametrize("density", [0.3, 0.5, 0.7])
 def test_zero_adapter_does_not_change_what_a_density_keeps(space, density):

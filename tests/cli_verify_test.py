@@ -9,8 +9,10 @@ import pytest
 import safetensors.numpy
 from cli_samples import document, everything, jaxmerge, refuse, succeed, three
 
+from jaxmerge import io
 from jaxmerge.cli.compare import differences
 from jaxmerge.io.files import sha256
+from jaxmerge.spec import parse
 
 WEIGHTS = "adapter_model.safetensors"
 Q_B = "base_model.model.h.0.q.lora_B.weight"
@@ -214,6 +216,22 @@ def test_folders_without_a_usable_record(tmp_path):
     record.write_text(good)
     edit(record, lambda values: values["output"].update(heads="table"))
     assert "cannot be computed again" in refuse("verify", out)
+
+
+def test_folders_saved_from_python(tmp_path):
+    """Those that were given their pipeline are verified, others say what is missing."""
+    adapters = io.load_peft(three(tmp_path / "in"))
+    pipeline = parse("elect|trim(density=0.5)|core|scale(0.3)")
+    updates = pipeline.run(adapters.stacks)
+    io.save_peft(tmp_path / "silent", updates, like=adapters)
+    said = refuse("verify", tmp_path / "silent")
+    assert "does not say how the merge was made" in said
+    assert "card=" in said
+    card = (tmp_path / "silent" / "README.md").read_text()
+    assert "`jaxmerge verify` cannot repeat it" in card
+    io.save_peft(tmp_path / "told", updates, like=adapters, card=pipeline.text)
+    assert document("verify", tmp_path / "told")["identical"]
+    assert "needs to compute" in (tmp_path / "told" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("factor", "rounding"), [(-1, False), (3, True)])

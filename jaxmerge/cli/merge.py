@@ -211,7 +211,7 @@ def written_lines(report: "SaveReport", document: dict[str, Any]):
         mean = sum(report.energy.values()) / len(report.energy)
         yield f"  energy    {mean:.4f} kept on average, {_worst(report.energy, min)}"
     else:
-        yield "  energy    all of it"
+        yield "  energy    all of it, saving truncated nothing"
     if report.omitted:
         yield f"  omitted   {len(report.omitted)} modules"
     yield f"  size      {size(document['bytes'])}, done in {document['seconds']:.1f} s"

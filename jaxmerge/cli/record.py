@@ -26,7 +26,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     try:
         record = json.loads(checked_file(path).read_text(encoding="utf-8"))
-        usable = (
+        tells_how = not record["recipe"].keys().isdisjoint(("pipeline", "learned"))
+        usable = tells_how and (
             record["format"] == 1
             and isinstance(record["recipe"][kind(record)], str)
             and all(
@@ -44,6 +45,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
+    if not tells_how:
+        raise AdapterError(
+            f"{path}: does not say how the merge was made, so it cannot be computed "
+            "again; save it with card=<the pipeline as text>"
+        )
     if not usable or record["output"]["heads"] == "table":
         raise AdapterError(
             f"{path}: not made by jaxmerge merge from a pipeline, so it cannot be "

@@ -7,7 +7,7 @@ are constants: derivatives reach the factors and the weights.
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -214,7 +214,7 @@ def check_statistics(
         _check(stacks[name], stats[name], name)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _with_positional_stats(merger):
     def merge(stack, stats, **extra):
         return merger(stack, stats=stats, **extra)

@@ -218,7 +218,7 @@ def test_duplicates_overlap_fully_and_opposites_conflict_everywhere():
     assert found.signs.pairs.tolist() == [[0, 1], [1, 0]]
     assert found.signs.anywhere == 1
     CLOSE(found.cosines[0, 1], -1)
-    CLOSE(found.norm_ratio, 0)
+    assert found.norm_ratio < 1e-7  # the root of what rounding leaves of a difference
 
 
 def test_the_gauge_changes_only_what_says_so():

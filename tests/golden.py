@@ -29,14 +29,13 @@ SPACES = {  # where an official code works in another space than full space
 }
 
 # hundreds of small programs are compiled, each to run a few times
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_cpu_parallel_codegen_split_count": 1,
-    },
-)
+OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if jax.__version__.startswith("0.10."):  # later versions of XLA do not know it
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
+compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
 class Case:

@@ -191,11 +191,7 @@ def learn(
         recipe = asked
         if loss is Loss.entropy:
             recipe = replace(asked, logit_scale=model.scale(logit_scale))
-    with refusing_bad_input():
-        kept = Work(
-            work_folder,
-            fit_identity(recipe, adapters, unlabeled, files),
-        )
+        kept = Work(work_folder, fit_identity(recipe, adapters, unlabeled, files))
     with kept:
         outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
         record = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmerge.fitting.program import array_bytes, program_digest
-from jaxmerge.fitting.step import FitState, Phis, Problem, Updates, merge
+from jaxmerge.fitting.step import FitState, Phis, Problem, Updates, merge, scalarised
 from jaxmerge.types import AdapterStack
 
 _CORNER = 4  # along every axis of a parameter
@@ -47,8 +47,7 @@ def fit_identity(
         return merge(problem.learned, phis, bases)
 
     def objective(losses: Mapping[str, jax.Array], rho: jax.Array | None) -> jax.Array:
-        values = jnp.stack([losses[task] for task in problem.tasks])
-        return problem.scalarise(values, preference=rho)
+        return scalarised(problem, losses, rho)[0]
 
     updates = jax.eval_shape(method, phis, stacks)
     found = jax.eval_shape(problem.losses, params, updates, batch)

@@ -99,6 +99,14 @@ def merge(
     }
 
 
+def scalarised(
+    problem: Problem, losses: Mapping[str, jax.Array], preference: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Objective without its penalty, and the losses [T] in the order of the tasks."""
+    values = jnp.stack([losses[task] for task in problem.tasks])
+    return problem.scalarise(values, preference=preference), values
+
+
 def gradient(
     problem: Problem,
     phis: Phis,
@@ -112,8 +120,7 @@ def gradient(
     def objective(phis: Phis) -> tuple[jax.Array, jax.Array]:
         updates = merge(problem.learned, phis, bases)
         found = problem.losses(params, updates, batch)
-        values = jnp.stack([found[task] for task in problem.tasks])
-        total = problem.scalarise(values, preference=preference)
+        total, values = scalarised(problem, found, preference)
         if problem.penalty is not None:
             total = total + problem.penalty(phis, updates)
         return total, values

@@ -29,7 +29,7 @@ import optax
 import jaxmerge as jm
 from benchmarks.problems import clock
 from benchmarks.torch_tara import BATCH, CLASSES, LENGTH, RANK, SIZES, TASKS, targets
-from jaxmerge.fitting.step import Problem, gradient
+from jaxmerge.learning.step import Problem, gradient
 from jaxmerge.models import BertConfig, bert_apply, head_logits, init_bert
 
 CONFIG = BertConfig(**SIZES)

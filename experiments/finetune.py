@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from experiments.suite import Suite, Task, of_one_length
 from jaxmerge.models import with_updates
-from jaxmerge.osrm import kaiming_init
+from jaxmerge.stats.osrm import kaiming_init
 from jaxmerge.types import LowRank
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")

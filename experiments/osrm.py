@@ -33,8 +33,8 @@ from experiments.settings import Settings
 from experiments.suite import Split, Suite, batches
 from jaxmerge.cli.runtime import start_jax
 from jaxmerge.io import load_peft
-from jaxmerge.moments import Moments, stack_moments, times_gram
-from jaxmerge.osrm import osrm_init
+from jaxmerge.stats.moments import Moments, stack_moments, times_gram
+from jaxmerge.stats.osrm import osrm_init
 
 HERE = Path(__file__).parent
 FIRST_SEED = 0
@@ -149,7 +149,7 @@ class Study:
                 len(split.labels)
             )
             some = Split(*jax.tree.map(lambda x, o=order: x[o[:samples]], tuple(split)))
-            found[task.name] = jm.collect(
+            found[task.name] = jm.collect_inputs(
                 self.suite.apply,
                 self.suite.params,
                 (inputs for inputs, _ in batches(self.suite, some, 50)),

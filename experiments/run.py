@@ -38,10 +38,10 @@ from experiments.records import Records
 from experiments.settings import Settings
 from experiments.unlabeled import model_sample, own_statistics, unlabeled_batches
 from jaxmerge.cli.runtime import start_jax
-from jaxmerge.fitting.step import merge
 from jaxmerge.io import load_peft
-from jaxmerge.moments import Statistics
+from jaxmerge.learning.apply import merge
 from jaxmerge.spec import Pipeline
+from jaxmerge.stats.moments import Statistics
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))

@@ -7,10 +7,10 @@ import jax
 
 import jaxmerge as jm
 from experiments.suite import Split, Suite, batches, of_one_length
-from jaxmerge.learning.unlabeled import shuffled
 from jaxmerge.models import layer_weights, with_updates
-from jaxmerge.moments import Statistics
-from jaxmerge.updates import task_updates
+from jaxmerge.stacks import task_updates
+from jaxmerge.stats.moments import Statistics
+from jaxmerge.tasks.unlabeled import shuffled
 
 Stacks = Mapping[str, jm.AdapterStack]
 

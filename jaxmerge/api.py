@@ -1,39 +1,62 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
-from jaxmerge import diagnostics, io, linalg, models
-from jaxmerge.calibration import calibrate, pico
-from jaxmerge.collection import collect, collector
-from jaxmerge.compression import compressed, ctm
-from jaxmerge.directions import adamerging, compose, tara_a, tara_b
-from jaxmerge.dropout import dare, della, della_probabilities
-from jaxmerge.election import (
+from jaxmerge import diagnostics, io, linalg, models, reports, tasks
+from jaxmerge.learning.apply import apply_learned
+from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
+from jaxmerge.learning.entropies import entropies
+from jaxmerge.learning.fit import Fitted, History, Progress, fit
+from jaxmerge.learning.null_space import null_space_ratios
+from jaxmerge.learning.objectives import (
+    effective_rank,
+    entropy,
+    linear_scalarisation,
+    null_space_ratio,
+    row_basis,
+    smooth_tchebycheff,
+)
+from jaxmerge.learning.step import single_adapter_losses
+from jaxmerge.mapping import map_modules, module_mesh
+from jaxmerge.mergers.balance import balance, balanced
+from jaxmerge.mergers.ctm import compressed, ctm
+from jaxmerge.mergers.dare import dare, della, della_probabilities
+from jaxmerge.mergers.emr import EmrParts, emr, emr_parts, emr_rescalers
+from jaxmerge.mergers.factored import lora_lego, robust_merge
+from jaxmerge.mergers.iteris import ModelSample, iteris
+from jaxmerge.mergers.linear import average, concat, mean, task_arithmetic, total
+from jaxmerge.mergers.pico import calibrate, pico, restore_norm
+from jaxmerge.mergers.regmean import regmean, ssr
+from jaxmerge.mergers.singular import cart, iso_c, iso_cts, tsv, tsv_m
+from jaxmerge.mergers.spaces import (
+    core,
+    core_space,
+    full,
+    full_space,
+    in_space,
+    knots,
+    knots_space,
+    knots_unscaled,
+    knots_unscaled_space,
+)
+from jaxmerge.mergers.ties import (
     elect,
-    keep_largest,
     largest_of_agreeing,
-    magnitude_threshold,
     mean_of_agreeing,
     sign_of_count,
     sign_of_sum,
     sum_of_agreeing,
     ties,
-    trim,
 )
-from jaxmerge.emr_merging import EmrParts, emr, emr_parts, emr_rescalers
-from jaxmerge.factors import lora_lego, robust_merge
-from jaxmerge.fitting import (
-    Fitted,
-    History,
-    Progress,
-    entropies,
-    fit,
-    null_space_ratios,
-    single_adapter_losses,
+from jaxmerge.mergers.trim import keep_largest, magnitude_threshold, trim
+from jaxmerge.mergers.whole_model import (
+    calibrated_model,
+    each_module,
+    trim_whole_model,
 )
-from jaxmerge.gauge import balance, balanced
-from jaxmerge.iterative import ModelSample, iteris
-from jaxmerge.linear import average, concat, mean, task_arithmetic, total
-from jaxmerge.mapping import map_modules, module_mesh, trim_whole_model
-from jaxmerge.moments import (
+from jaxmerge.refusals import Refusal
+from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.stacks import stack_adapters, task_norms, task_updates
+from jaxmerge.stats.collect import collect_inputs, collector
+from jaxmerge.stats.moments import (
     Moments,
     Sketch,
     equal_parts,
@@ -46,55 +69,39 @@ from jaxmerge.moments import (
     stack_moments,
     times_gram,
 )
-from jaxmerge.objectives import (
-    effective_rank,
-    entropy,
-    linear_scalarisation,
-    null_space_ratio,
-    row_basis,
-    smooth_tchebycheff,
+from jaxmerge.stats.osrm import (
+    kaiming_init,
+    osrm_init,
+    osrm_null_space,
+    osrm_project,
 )
-from jaxmerge.osrm import kaiming_init, osrm_init, osrm_null_space, osrm_project
-from jaxmerge.regression import merge_with_stats, regmean, ssr
-from jaxmerge.singular import cart, iso_c, iso_cts, tsv, tsv_m
-from jaxmerge.spaces import (
-    core,
-    core_space,
-    full,
-    full_space,
-    in_space,
-    knots,
-    knots_space,
-    knots_unscaled,
-    knots_unscaled_space,
-)
-from jaxmerge.spec import Pipeline, PipelineError, parse
 from jaxmerge.types import (
     AdapterStack,
+    Calibration,
     Learned,
     LowRank,
     Merger,
+    ModelMerger,
     Post,
     Rule,
     Space,
     Update,
-    stack_adapters,
 )
 from jaxmerge.updates import (
+    calibrated,
     dense,
     isotropize,
     norm,
     scale,
     svc,
-    task_norms,
     then,
     truncate,
 )
 
 __all__ = [
     # types
-    "AdapterStack", "Learned", "LowRank", "Merger", "Post", "Rule", "Space", "Update",
-    "stack_adapters",
+    "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger", "Post",
+    "Rule", "Space", "Update", "stack_adapters",
     # rules: T matrices to one
     "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
     # rule to rule
@@ -114,11 +121,13 @@ __all__ = [
     "average", "concat", "lora_lego", "regmean", "robust_merge", "ssr",
     "task_arithmetic", "tsv_m",
     # merger to merger
-    "balanced", "pico", "then",
+    "balanced", "calibrated", "pico", "then",
     # stack to stack
     "balance", "calibrate",
     # posts: update to update, and what can be asked of an update
-    "dense", "isotropize", "norm", "scale", "svc", "task_norms", "truncate",
+    "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
+    # what can be asked of a stack
+    "task_norms", "task_updates",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
     "null_space_ratios", "single_adapter_losses", "tara_a", "tara_b",
@@ -127,14 +136,14 @@ __all__ = [
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs
-    "Moments", "Sketch", "collect", "collector", "equal_parts", "mean_square",
+    "Moments", "Sketch", "collect_inputs", "collector", "equal_parts", "mean_square",
     "merge_moments", "moments_of", "shrink_off_diagonal", "sketch_of", "spectrum",
     "stack_moments", "times_gram",
     # whole models
-    "ModelSample", "iteris", "map_modules", "merge_with_stats", "module_mesh",
-    "trim_whole_model",
+    "ModelSample", "apply_learned", "calibrated_model", "each_module", "iteris",
+    "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
-    "Pipeline", "PipelineError", "parse",
+    "Pipeline", "PipelineError", "Refusal", "parse",
     # packages of their own
-    "diagnostics", "io", "linalg", "models",
+    "diagnostics", "io", "linalg", "models", "reports", "tasks",
 ]  # fmt: skip

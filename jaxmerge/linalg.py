@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
+from jax.typing import ArrayLike
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -35,6 +36,16 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 def transpose(x: jax.Array) -> jax.Array:
     """Swaps the last two axes."""
     return jnp.swapaxes(x, -1, -2)
+
+
+def divide(x: ArrayLike, y: jax.Array) -> jax.Array:
+    """``x / y``, and 0 where y is 0, with finite derivatives; NaN in y stays visible.
+
+    >>> print(divide(1.0, jnp.array([2.0, 0.0, jnp.nan])))
+    [0.5 0.  nan]
+    """
+    empty = y == 0
+    return jnp.where(empty, 0, x / jnp.where(empty, 1, y))
 
 
 def root(x: jax.Array) -> jax.Array:
@@ -206,11 +217,11 @@ def polar(x: jax.Array) -> jax.Array:
 def _polar_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     u, s, vt = svd(x)
-    v, inverse = transpose(vt), _masked_inverse(s, s > 0)
+    v, inverse = transpose(vt), divide(1, s)
     dx_v, dxt_u = matmul(dx, v), matmul(transpose(dx), u)
     small = matmul(transpose(u), dx_v)
     sums = s[..., :, None] + s[..., None, :]
-    turn = (small - transpose(small)) * _masked_inverse(sums, sums > 0)
+    turn = (small - transpose(small)) * divide(1, sums)
     out_of_u = (dx_v - matmul(u, small)) * inverse[..., None, :]
     out_of_v = (dxt_u - matmul(v, transpose(small))) * inverse[..., None, :]
     tangent = matmul(matmul(u, turn) + out_of_u, vt) + matmul(u, transpose(out_of_v))
@@ -228,10 +239,6 @@ def keep_directions(
     )
 
 
-def _masked_inverse(x, mask):
-    return jnp.where(mask, 1 / jnp.where(mask, x, 1), 0)
-
-
 def _svd_tangents(u, s, vt, dx_v, dxt_u):
     """Tangents of u, s, vt from ``dx @ v`` and ``dx.T @ u``."""
     v = transpose(vt)
@@ -239,10 +246,10 @@ def _svd_tangents(u, s, vt, dx_v, dxt_u):
     squares = s * s
     gaps = squares[..., None, :] - squares[..., :, None]
     noise = rank_tolerance(s.dtype) * squares[..., :1, None]
-    turn = _masked_inverse(gaps, jnp.abs(gaps) > noise)
+    turn = divide(1, jnp.where(jnp.abs(gaps) > noise, gaps, 0))
     turn = jnp.where(jnp.eye(s.shape[-1], dtype=bool), 0, turn)
     row, column = s[..., None, :], s[..., :, None]
-    inverse = _masked_inverse(s, s > 0)[..., None, :]
+    inverse = divide(1, s)[..., None, :]
     du = matmul(u, turn * (small * row + column * transpose(small)))
     du = du + (dx_v - matmul(u, small)) * inverse
     dv = matmul(v, turn * (column * small + transpose(small) * row))

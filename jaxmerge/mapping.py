@@ -13,11 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.typing import ArrayLike
-
-from jaxmerge.election import above, kept_count, magnitude_threshold
-from jaxmerge.linear import task_weights
-from jaxmerge.types import AdapterStack, Rule, Space, Update
 
 Tree = TypeVar("Tree")
 
@@ -67,8 +62,8 @@ def map_modules(
     Raises:
       ValueError: ``rest`` misses a module.
 
-    >>> from jaxmerge.linear import concat
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.mergers.linear import concat
+    >>> from jaxmerge.stacks import stack_adapters
     >>> from jaxmerge.updates import dense, scale, then
     >>> halved = then(concat, partial(scale, by=0.5))
     >>> stacks = {"q": stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])}
@@ -140,74 +135,3 @@ def _run_sharded(fn, chunk, mesh, stacked, keys, extra):
         check_vma=False,
     )
     return local(stacked, keys, extra)
-
-
-def trim_whole_model(
-    space: Space,
-    rule: Rule,
-    stacks: Mapping[str, AdapterStack],
-    *,
-    density: ArrayLike,
-    weights: ArrayLike | None = None,
-    **options: Any,
-) -> dict[str, Update]:
-    """Merges with one trimming threshold for each task over all modules.
-
-    TIES and KnOTS are published this way: a task's vector is that of the whole model,
-    so a module of small updates can be trimmed away entirely. Trimming each module by
-    itself, `jaxmerge.trim`, gives clearly different results.
-
-    Args:
-      space: `jaxmerge.full` for TIES, `jaxmerge.knots` for KnOTS-TIES.
-      rule: what merges the trimmed matrices, usually `jaxmerge.elect`. Build space and
-        rule once: a new closure or ``partial`` compiles again.
-      stacks: module -> adapters. A module that a task does not adapt counts as zeros.
-      density: share of all entries of a task to keep, in (0, 1]; may be traced.
-      weights: [T], multiply the coordinates before trimming.
-      options: ``key``, ``chunk``, ``mesh`` and extra inputs, see `map_modules`.
-
-    Returns:
-      module -> update.
-
-    Raises:
-      ValueError: a density outside (0, 1], unless it is traced.
-
-    Source: arXiv 2306.01708 and 2410.19735. Deviation: exactly
-    ``floor(density * size)`` entries are kept, the official codes keep one more.
-    """
-    devices = {name: options[name] for name in ("chunk", "mesh") if name in options}
-    project, merge = _project_every_task(space), _merge_above(space, rule)
-    projected = map_modules(project, stacks, weights=weights, **devices)
-    blocks = [matrices for matrices, _, _ in projected.values()]
-    sizes = [size for _, _, size in projected.values()]
-    size = None if space.size is None else sum(sizes)
-    count = kept_count(density, sum(block[0].size for block in blocks), size=size)
-    threshold = magnitude_threshold(blocks, count)
-    return map_modules(merge, stacks, projected, threshold=threshold, **options)
-
-
-@_kept_functions
-def _project_every_task(space):
-    """Coordinates of all T tasks, zero where one is absent; made once for a space."""
-
-    def project(stack, *, weights):
-        matrices, basis = space.project(stack)
-        matrices = matrices * task_weights(stack, weights)[:, None, None]
-        size = None if space.size is None else space.size(matrices, basis)
-        every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
-        return every.at[jnp.asarray(stack.present)].set(matrices), basis, size
-
-    return project
-
-
-@_kept_functions
-def _merge_above(space, rule):
-    """The rest of the merge, once the threshold of each task is known."""
-
-    def merge(stack, projected, *, threshold, **extra):
-        matrices, basis, _ = projected
-        kept = above(matrices, threshold)[jnp.asarray(stack.present)]
-        ranks = tuple(stack.ranks[t] for t in stack.present)
-        return space.rebuild(rule(kept, ranks=ranks, **extra), basis)
-
-    return merge

@@ -4,7 +4,6 @@ A post takes the update first, its hyper-parameters as keywords, and ignores the
 that it does not need, so that `then` can chain any of them behind any merger.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.linear import present_factors
-from jaxmerge.types import AdapterStack, LowRank, Merger, Post, Update
+from jaxmerge.stacks import present_factors
+from jaxmerge.types import AdapterStack, Calibration, LowRank, Merger, Post, Update
 
 
 def dense(update: Update) -> jax.Array:
@@ -39,31 +38,6 @@ def norm(update: Update) -> jax.Array:
     gram_b = linalg.matmul(update.b.T, update.b)
     gram_a = linalg.matmul(update.a, update.a.T)
     return linalg.root(jnp.sum(gram_b * gram_a))
-
-
-def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, LowRank]:
-    """module -> the update of one task alone, of one shape for all tasks.
-
-    Zeros where the task has none, so that one program serves every task.
-
-    >>> from jaxmerge.types import stack_adapters
-    >>> stacks = {"q": stack_adapters([([[3.0]], [[2.0]]), None])}
-    >>> print(dense(task_updates(stacks, 0)["q"]), dense(task_updates(stacks, 1)["q"]))
-    [[6.]] [[0.]]
-    """
-    return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
-
-
-def task_norms(stack: AdapterStack) -> jax.Array:
-    """Frobenius norm of every task's update, [T], from Gram matrices of its factors.
-
-    >>> from jaxmerge.types import stack_adapters
-    >>> print(task_norms(stack_adapters([([[3.0], [4.0]], [[2.0]]), None])))
-    [10.  0.]
-    """
-    gram_b = linalg.einsum("tmr,tms->trs", stack.b, stack.b)
-    gram_a = linalg.einsum("trn,tsn->trs", stack.a, stack.a)
-    return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
 
 
 def scale(update: Update, *, by: ArrayLike, **extra: Any) -> Update:
@@ -166,18 +140,37 @@ def svc(
     energy = linalg.einsum("tkr,trs,tks->tk", response_b, gram_a, response_b)
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
     silent = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
-    response = jnp.where(silent, 0, overlap / jnp.where(silent, 1, energy))
+    response = linalg.divide(overlap, jnp.where(silent, 0, energy))
     floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
     result = LowRank(b=u * calibrated[None, :], a=vt)
     return result if isinstance(update, LowRank) else dense(result)
 
 
+def calibrated(merger: Merger, calibration: Calibration) -> Merger:
+    """A merger with a calibration around it.
+
+    >>> from jaxmerge.mergers.linear import concat
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> halved = Calibration(before=lambda stack: stack.replace(b=stack.b / 2))
+    >>> merge = calibrated(concat, halved)
+    >>> print(dense(merge(stack_adapters([([[4.0]], [[1.0]])]))))
+    [[2.]]
+    """
+    before, after = calibration
+
+    def merge(stack: AdapterStack, **extra: Any) -> Update:
+        update = merger(stack if before is None else before(stack), **extra)
+        return update if after is None else after(update, stack=stack, **extra)
+
+    return merge
+
+
 def then(merger: Merger, *posts: Post) -> Merger:
     """A merger followed by posts, applied from left to right.
 
     >>> from functools import partial
-    >>> from jaxmerge.linear import concat
+    >>> from jaxmerge.mergers.linear import concat
     >>> halved = then(concat, partial(scale, by=0.5))
     """
 

@@ -13,7 +13,7 @@ from methods import distance, tolerance
 
 import jaxmerge as jm
 from jaxmerge import linalg
-from jaxmerge.election import kept_count
+from jaxmerge.mergers.trim import kept_count
 
 SHAPES = [(7, 4), (4, 7), (5, 5), (1, 6), (6, 1)]
 

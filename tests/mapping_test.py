@@ -14,7 +14,8 @@ import pytest
 from methods import distance, random_stack
 
 import jaxmerge as jm
-from jaxmerge.mapping import _merge_above, module_keys
+from jaxmerge.mapping import module_keys
+from jaxmerge.mergers.whole_model import _merge_above
 
 RANDOM = jm.core_space(jm.dare(jm.elect, density=0.5))
 MERGER = jm.core_space(partial(jm.ties, density=0.3))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.digits8.results import Result
-from jaxmerge.cli.console import table
+from jaxmerge.reports.tables import table
 
 
 class Row(NamedTuple):

@@ -5,18 +5,9 @@ from typing import Annotated
 import typer
 
 from jaxmerge import __version__
-from jaxmerge.cli import (
-    check,
-    collect,
-    convert,
-    demo,
-    inspection,
-    learn,
-    look,
-    merge,
-    methods,
-    verify,
-)
+from jaxmerge.cli import check, collect, convert, demo, learn, merge, methods, verify
+from jaxmerge.cli import inspect as inspection
+from jaxmerge.cli import plan as look
 from jaxmerge.cli.errors import Commands
 from jaxmerge.cli.runtime import limit_threads
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxmerge.cli.console import Console, table
+from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import CommandError, WorseThanBase, refusing_bad_input
-from jaxmerge.cli.model_inputs import read_model_inputs
 from jaxmerge.cli.options import (
     DATA_FILES,
     BaseFolder,
@@ -24,9 +23,11 @@ from jaxmerge.cli.options import (
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
+from jaxmerge.jobs.model_inputs import read_model_inputs
+from jaxmerge.reports.tables import table
 
 if TYPE_CHECKING:
-    from jaxmerge.learning import Standing
+    from jaxmerge.diagnostics.alone import Standing
 
 _COLUMNS = (
     *("adapter", "rows>", "accuracy>", "base>", "difference>", "most frequent>"),
@@ -81,7 +82,8 @@ def check(
     """
     console = Console(as_json=as_json, quiet=quiet)
     start_jax()
-    from jaxmerge.learning import alone, load_labels
+    from jaxmerge.diagnostics.alone import alone
+    from jaxmerge.tasks import load_labels
 
     adapters, model, heads, unlabeled, _ = read_model_inputs(
         *(console, folders, read),
@@ -187,7 +189,7 @@ def _notes(found: Mapping[str, "Standing"]) -> Iterator[str]:
 def _verdict(found: Mapping[str, "Standing"]) -> str:
     """Who got which verdict.
 
-    >>> from jaxmerge.learning.baseline import Standing
+    >>> from jaxmerge.diagnostics.alone import Standing
     >>> zero = Standing(8, False, 0.1, 0.1, 1.0, None)
     >>> _verdict({"cars": zero, "dtd": zero._replace(changes=True)})
     'does nothing: cars; no labels: dtd'

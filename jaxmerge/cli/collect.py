@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from jaxmerge.cli.console import Console, size, span
+from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import CommandError, refusing_bad_input
 from jaxmerge.cli.options import (
     BaseFolder,
@@ -26,10 +26,11 @@ from jaxmerge.cli.options import (
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
+from jaxmerge.reports.tables import size, span
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
-    from jaxmerge.learning import Base, Unlabeled
+    from jaxmerge.tasks import Base, Unlabeled
 
 
 class ToMeasure(NamedTuple):
@@ -117,7 +118,7 @@ def collect(
     console = Console(as_json=as_json, quiet=quiet)
     start_jax()
     from jaxmerge.io import save_statistics
-    from jaxmerge.learning import measure
+    from jaxmerge.tasks import measure
 
     clock = time.perf_counter()
     with console.progress("reading", 3) as advance, refusing_bad_input():
@@ -189,9 +190,9 @@ def _read(
     advance: Any,
 ) -> ToMeasure:
     from jaxmerge import io
-    from jaxmerge.learning import load_base, load_unlabeled, modules_ending
-    from jaxmerge.learning.bases import check_layers
-    from jaxmerge.learning.record import files_read
+    from jaxmerge.tasks import load_base, load_unlabeled, modules_ending
+    from jaxmerge.tasks.bases import check_layers
+    from jaxmerge.tasks.record import files_read
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:

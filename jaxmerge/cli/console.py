@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,45 +63,6 @@ class Console:
             yield lambda steps=1, title=None: bar.update(
                 task, advance=steps, description=title
             )
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
-    """A plain table; columns whose title ends with ``>`` are aligned to the right."""
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.endswith(">")
-        made.add_column(column.rstrip(">"), justify="right" if right else "left")
-    for row in rows:
-        made.add_row(*map(str, row))
-    return made
-
-
-def size(count: float) -> str:
-    """Bytes for people.
-
-    >>> size(3 * 2**20)
-    '3.0 MiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def span(values: Iterable[float]) -> str:
-    """Smallest and largest of some numbers.
-
-    >>> span([4, 8, 8]), span([2.0]), span([])
-    ('4..8', '2', '-')
-    """
-    found = sorted(values)
-    if not found:
-        return "-"
-    low, high = f"{found[0]:.4g}", f"{found[-1]:.4g}"
-    return low if low == high else f"{low}..{high}"
 
 
 def _finite(value: Any) -> Any:

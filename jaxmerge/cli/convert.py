@@ -41,7 +41,7 @@ def convert(
     check_target(out, force=force, inputs=folders)
     start_jax()
     from jaxmerge import io
-    from jaxmerge.cli.stored import is_orbax, load_stored
+    from jaxmerge.io.stored import is_orbax, load_stored
 
     console = Console(as_json=as_json, quiet=quiet)
     if any(is_orbax(folder) for folder in folders):
@@ -99,7 +99,7 @@ def _one_adapter(
 
 def _write_peft(out: Path, adapter: "Adapters", *, ragged: bool, **target: Any) -> str:
     from jaxmerge import io
-    from jaxmerge.linear import concatenate
+    from jaxmerge.stacks import concatenate
 
     report = io.save_peft(
         out,

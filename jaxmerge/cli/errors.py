@@ -20,7 +20,7 @@ _FLAGS = {  # Python options whose flag is not their own name with dashes
 }
 _REFUSALS = (
     ("jaxmerge.io.errors", "AdapterError"),
-    ("jaxmerge.fitting.checkpoint", "CheckpointError"),
+    ("jaxmerge.learning.checkpoint", "CheckpointError"),
 )
 _OPTIONS = (
     *("heads", "assume_alpha", "strip_prefix", "add_prefix", "allow_different_bases"),

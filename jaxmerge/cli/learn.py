@@ -16,7 +16,6 @@ from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import CommandError, FitDiverged, refusing_bad_input
 from jaxmerge.cli.learned import lines, summary, title
 from jaxmerge.cli.merge import Dtype
-from jaxmerge.cli.model_inputs import read_model_inputs
 from jaxmerge.cli.options import (
     BaseFolder,
     DataFolder,
@@ -34,11 +33,14 @@ from jaxmerge.cli.options import (
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
+from jaxmerge.jobs.model_inputs import read_model_inputs
 
 if TYPE_CHECKING:
-    from jaxmerge.fitting import Progress
     from jaxmerge.io import Adapters
-    from jaxmerge.learning import Base, Outcome, Recipe, Unlabeled
+    from jaxmerge.jobs.fitting import Outcome
+    from jaxmerge.jobs.learned_recipe import Recipe
+    from jaxmerge.learning import Progress
+    from jaxmerge.tasks import Base, Unlabeled
 
 
 class Method(StrEnum):
@@ -156,9 +158,9 @@ def learn(
     start_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
     from jaxmerge import io
-    from jaxmerge.learning import Recipe
-    from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE, fit_identity
+    from jaxmerge.jobs.learned_recipe import Recipe
     from jaxmerge.learning.work import Work
+    from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE, fit_identity
 
     clock = time.perf_counter()
     with refusing_bad_input():
@@ -258,7 +260,7 @@ def _learn(
     work: Any,
 ) -> "Outcome":
     """Fits with a progress bar; says where a fit that is stopped can go on."""
-    from jaxmerge.learning import learn as fit
+    from jaxmerge.jobs.fitting import learn as fit
 
     done = 0
     with console.progress("measuring each adapter alone", recipe.steps) as advance:

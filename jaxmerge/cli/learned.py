@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from jaxmerge.cli.merge import written_lines
 
 if TYPE_CHECKING:
-    from jaxmerge.fitting import Progress
     from jaxmerge.io import SaveReport
-    from jaxmerge.learning import Outcome, Recipe
+    from jaxmerge.jobs.fitting import Outcome
+    from jaxmerge.jobs.learned_recipe import Recipe
+    from jaxmerge.learning import Progress
 
 _LOSSES = {"entropy": "entropy", "null-space": "null_space_ratio"}
 _AVERAGED = 10  # steps at the start and at the end of the history

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jaxmerge.cli.console import Console, size
+from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import CommandError, refusing_bad_input
 from jaxmerge.cli.options import (
     BatchSize,
@@ -25,10 +25,11 @@ from jaxmerge.cli.options import (
     with_read_options,
 )
 from jaxmerge.cli.runtime import start_jax
+from jaxmerge.reports.tables import size
 
 if TYPE_CHECKING:
-    from jaxmerge.cli.recipe import Recipe
     from jaxmerge.io import SaveReport
+    from jaxmerge.jobs.merge_recipe import Recipe
 
 
 class Dense(StrEnum):
@@ -115,8 +116,8 @@ def merge(
     statistics, only iteris runs the base. The folder appears complete or not at
     all; an existing one is replaced with --force only.
     """
-    from jaxmerge.cli.recipe import Recipe
     from jaxmerge.io import open_statistics
+    from jaxmerge.jobs.merge_recipe import Recipe
     from jaxmerge.spec import check_weights, parse
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -145,7 +146,7 @@ def merge(
         )
     _check_before_work(recipe, out, save)
     if dry_run:
-        from jaxmerge.cli.look import show_plan
+        from jaxmerge.cli.plan import show_plan
 
         show_plan(console, folders, read, recipe=recipe, out=out, names=names)
         return

@@ -11,7 +11,8 @@ import typer
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import VerificationFailed, refusing_bad_input
 from jaxmerge.cli.options import Json, Quiet
-from jaxmerge.cli.record import (
+from jaxmerge.cli.runtime import start_jax
+from jaxmerge.jobs.merge_record import (
     SETTINGS,
     files_of,
     input_paths,
@@ -19,11 +20,10 @@ from jaxmerge.cli.record import (
     paths_read,
     read_record,
 )
-from jaxmerge.cli.runtime import start_jax
 
 if TYPE_CHECKING:
-    from jaxmerge.cli.compare import Difference
     from jaxmerge.io import Adapters
+    from jaxmerge.jobs.compare import Difference
     from jaxmerge.types import Update
 
 _SHOWN = 20  # differences
@@ -127,8 +127,8 @@ def _changed_outputs(record: Mapping[str, Any], folder: Path) -> "Iterable[Diffe
 def _changed_files(
     folder: Path, digests: Mapping[str, str], says: str
 ) -> "Iterable[Difference]":
-    from jaxmerge.cli.compare import Difference
     from jaxmerge.io.files import sha256
+    from jaxmerge.jobs.compare import Difference
 
     for name, digest in digests.items():
         path = folder / name
@@ -146,8 +146,8 @@ def _differences_from_record(
 ) -> "list[Difference]":
     """Merges again as the record says and compares the two folders."""
     from jaxmerge import io
-    from jaxmerge.cli.compare import Difference, differences
-    from jaxmerge.cli.recipe import Recipe
+    from jaxmerge.jobs.compare import Difference, differences
+    from jaxmerge.jobs.merge_recipe import Recipe
 
     adapters = io.load_peft(paths, **record["read_options"])
     names = tuple(entry["name"] for entry in record["inputs"])
@@ -158,7 +158,7 @@ def _differences_from_record(
             recipe = Recipe.from_record(record["recipe"], adapters, read)
         updates, biases = recipe.run(adapters)
     else:
-        from jaxmerge.learning.record import HISTORY_FILE, PHI_FILE
+        from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
 
         try:
             updates, biases = _apply_phi(record, adapters, folder / PHI_FILE), None
@@ -179,7 +179,7 @@ def _apply_phi(
     """Merges with learned coefficients as they were stored."""
     from jaxmerge.io.files import checked_file
     from jaxmerge.io.tensors import SafetensorsFile, read_finite
-    from jaxmerge.learning import Recipe
+    from jaxmerge.jobs.learned_recipe import Recipe
 
     file = SafetensorsFile(checked_file(path))
     phis = {name: read_finite(file, name) for name in file.infos}

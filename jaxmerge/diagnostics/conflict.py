@@ -9,8 +9,9 @@ from jax import lax
 
 from jaxmerge import linalg
 from jaxmerge.diagnostics.ranks import task_gram
+from jaxmerge.stacks import task_norms
 from jaxmerge.types import AdapterStack, Update
-from jaxmerge.updates import norm, task_norms
+from jaxmerge.updates import norm
 
 _ENTRIES = 1 << 18  # formed at a time; blocks that fit into a cache are 3x faster
 
@@ -47,7 +48,7 @@ def sign_conflict(stack: AdapterStack, *, entries: int = _ENTRIES) -> SignConfli
 
     Cost: O(m n (K + T^2)) time, O(entries) memory.
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> up, half = ([[1.0], [1.0]], [[1.0]]), ([[1.0], [-1.0]], [[1.0]])
     >>> found = sign_conflict(stack_adapters([up, half]))
     >>> print(found.pairs[0, 1], found.anywhere)
@@ -63,7 +64,8 @@ def sign_conflict(stack: AdapterStack, *, entries: int = _ENTRIES) -> SignConfli
     )
     product, both, mixed, several = counts
     return SignConflict(
-        pairs=_share((both - product) / 2, both), anywhere=_share(mixed, several)
+        pairs=linalg.divide((both - product) / 2, both),
+        anywhere=linalg.divide(mixed, several),
     )
 
 
@@ -73,7 +75,7 @@ def task_cosines(stack: AdapterStack) -> jax.Array:
     Updates that are orthogonal add without interference in weight space (the premise of
     task arithmetic, arXiv 2212.04089, whose figure of cosines between tasks this is).
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> print(task_cosines(stack_adapters([([[3.0]], [[1.0]]), ([[-1.0]], [[2.0]])])))
     [[ 1. -1.]
      [-1.  1.]]
@@ -81,7 +83,7 @@ def task_cosines(stack: AdapterStack) -> jax.Array:
     gram = task_gram(stack)
     norms = linalg.root(jnp.diagonal(gram))
     product = norms[:, None] * norms[None, :]
-    return _share(gram, product)
+    return linalg.divide(gram, product)
 
 
 def norm_ratio(stack: AdapterStack, update: Update) -> jax.Array:
@@ -91,14 +93,14 @@ def norm_ratio(stack: AdapterStack, update: Update) -> jax.Array:
     that adapt the module; T orthogonal updates of one norm have a sum of ratio sqrt(T)
     and a mean of 1 / sqrt(T). 0 where every update is zero.
 
-    >>> from jaxmerge.linear import concat
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.mergers.linear import concat
+    >>> from jaxmerge.stacks import stack_adapters
     >>> stack = stack_adapters([([[3.0]], [[1.0]]), ([[-1.0]], [[1.0]])])
     >>> print(norm_ratio(stack, concat(stack)))
     1.0
     """
     single = jnp.sum(task_norms(stack)) / len(stack.present)
-    return _share(norm(update), single)
+    return linalg.divide(norm(update), single)
 
 
 def _count(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
@@ -110,7 +112,3 @@ def _count(a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
     mixed = (jnp.max(signs, axis=0) > 0) & (jnp.min(signs, axis=0) < 0)
     several = jnp.sum(there, axis=0) > 1
     return product, both, jnp.sum(mixed, dtype=a.dtype), jnp.sum(several, dtype=a.dtype)
-
-
-def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
-    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxmerge import linalg
 from jaxmerge.diagnostics.overlap import overlaps
 from jaxmerge.diagnostics.ranks import stable_rank
-from jaxmerge.linear import concatenate
-from jaxmerge.objectives import effective_rank
+from jaxmerge.learning.objectives import effective_rank
+from jaxmerge.stacks import concatenate
 from jaxmerge.types import AdapterStack
 
 
@@ -46,8 +46,8 @@ def crowding(stack: AdapterStack) -> Crowding:
 
     Cost: O(m K^2).
 
-    >>> from jaxmerge.calibration import calibrate
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.mergers.pico import calibrate
+    >>> from jaxmerge.stacks import stack_adapters
     >>> stack = stack_adapters([([[3.0], [0.0]], [[1.0]]), ([[4.0], [1.0]], [[1.0]])])
     >>> for found in (crowding(stack), crowding(calibrate(stack))):
     ...     print(found.effective_rank.round(2), found.condition.round(2))
@@ -76,18 +76,17 @@ def sharing_scores(stack: AdapterStack) -> jax.Array:
     Returns:
       [min(m, K)], descending, adding up to 1; zeros where every B is zero.
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> print(sharing_scores(stack_adapters([([[3.0], [4.0]], [[1.0]])])))
     [1.]
     """
     _, values, _ = linalg.svd(concatenate(stack).b)
     energy = values * values
-    total = jnp.sum(energy)
-    return energy / jnp.where(total > 0, total, 1)
+    return linalg.divide(energy, jnp.sum(energy))
 
 
 def _condition_of_nonzero(values: jax.Array) -> jax.Array:
     """The B of many adapters, or of similar ones, have no full rank side by side."""
     kept = linalg.nonzero_directions(values)
     smallest = jnp.min(jnp.where(kept, values, jnp.inf))
-    return jnp.where(kept[0], values[0] / jnp.where(kept[0], smallest, 1), 0)
+    return linalg.divide(values[0], jnp.where(kept[0], smallest, 0))

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 
 from jaxmerge import linalg
-from jaxmerge.calibration import calibrate
 from jaxmerge.diagnostics.conflict import (
     SignConflict,
     norm_ratio,
@@ -15,9 +14,10 @@ from jaxmerge.diagnostics.conflict import (
 from jaxmerge.diagnostics.crowding import Crowding, crowding
 from jaxmerge.diagnostics.overlap import Overlaps, overlaps
 from jaxmerge.diagnostics.ranks import EffectiveRanks, effective_ranks, energy_kept
-from jaxmerge.linear import concatenate
+from jaxmerge.mergers.pico import calibrate
+from jaxmerge.stacks import concatenate, task_norms
 from jaxmerge.types import AdapterStack
-from jaxmerge.updates import norm, task_norms
+from jaxmerge.updates import norm
 
 
 class Diagnosis(NamedTuple):
@@ -60,7 +60,7 @@ def diagnose(stack: AdapterStack) -> Diagnosis:
       Diagnosis, finite for zero, duplicate and rank-deficient adapters and for T = 1.
 
     >>> from jaxmerge.mapping import map_modules
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> stacks = {"q": stack_adapters([([[3.0]], [[1.0]]), ([[1.0]], [[1.0]])])}
     >>> print(map_modules(diagnose, stacks)["q"].norm_ratio)
     2.0

@@ -46,7 +46,7 @@ def overlaps(stack: AdapterStack) -> Overlaps:
 
     Cost: O((m + n) K^2).
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> x, y = [[1.0], [0.0]], [[1.0], [1.0]]
     >>> found = overlaps(stack_adapters([(x, [[1.0]]), (y, [[1.0]])]))
     >>> print(found.b[0, 1].round(3), found.random_b[0, 1])
@@ -68,8 +68,7 @@ def above_random(overlap: jax.Array, random: jax.Array) -> jax.Array:
     >>> print(above_random(jnp.array([0.1, 0.55]), jnp.array([0.1, 0.1])).round(3))
     [0.  0.5]
     """
-    room = 1 - random
-    return jnp.where(room > 0, (overlap - random) / jnp.where(room > 0, room, 1), 0)
+    return linalg.divide(overlap - random, 1 - random)
 
 
 def _of_bases(bases: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -79,6 +78,5 @@ def _of_bases(bases: jax.Array) -> tuple[jax.Array, jax.Array]:
     ranks = jnp.round(jnp.sum(bases * bases, axis=(1, 2)))
     smaller = jnp.minimum(ranks[:, None], ranks[None, :])
     larger = jnp.maximum(ranks[:, None], ranks[None, :])
-    present = smaller > 0
-    found = jnp.where(present, shared / jnp.where(present, smaller, 1), 0)
-    return found, jnp.where(present, larger / bases.shape[1], 0)
+    found = linalg.divide(shared, smaller)
+    return found, jnp.where(smaller > 0, larger / bases.shape[1], 0)

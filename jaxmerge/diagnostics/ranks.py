@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge import linalg
-from jaxmerge.linear import concatenate
-from jaxmerge.objectives import effective_rank
+from jaxmerge.learning.objectives import effective_rank
+from jaxmerge.stacks import concatenate
 from jaxmerge.types import AdapterStack
 
 
@@ -50,7 +50,7 @@ def effective_ranks(stack: AdapterStack) -> EffectiveRanks:
     Cost: O((m + n) K^2 + K^3). Eigenvalues of a Gram matrix up to 16 eps of the largest
     count as zero: in float32 singular values below 0.0014 of the largest.
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> one = ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
     >>> found = effective_ranks(stack_adapters([one, one]))
     >>> print(found.tasks.round(3), found.updates.round(3), found.directions.round(3))
@@ -73,7 +73,7 @@ def effective_ranks(stack: AdapterStack) -> EffectiveRanks:
 def task_gram(stack: AdapterStack) -> jax.Array:
     """Inner products ``<B_i A_i, B_j A_j>`` of all pairs of updates, [T, T].
 
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.stacks import stack_adapters
     >>> print(task_gram(stack_adapters([([[3.0]], [[1.0]]), ([[-1.0]], [[2.0]])])))
     [[ 9. -6.]
      [-6.  4.]]
@@ -109,8 +109,7 @@ def stable_rank(values: jax.Array) -> jax.Array:
     >>> print(stable_rank(jnp.array([2.0, 1.0, 1.0])))
     1.5
     """
-    top = jnp.max(values)
-    scaled = values / jnp.where(top > 0, top, 1)
+    scaled = linalg.divide(values, jnp.max(values))
     return jnp.sum(scaled * scaled)
 
 

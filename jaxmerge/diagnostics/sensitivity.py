@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.fitting.step import (
+from jaxmerge.learning.objectives import smooth_tchebycheff
+from jaxmerge.learning.step import (
     Losses,
     Problem,
     Scalarise,
@@ -19,7 +20,6 @@ from jaxmerge.fitting.step import (
     one_loss,
 )
 from jaxmerge.mapping import map_modules
-from jaxmerge.objectives import smooth_tchebycheff
 from jaxmerge.types import AdapterStack, Learned
 
 
@@ -78,8 +78,8 @@ def task_jacobian(
     Raises:
       ValueError: a stack of another number of adapters, or a task without a batch.
 
-    >>> from jaxmerge.directions import tara_a
-    >>> from jaxmerge.types import stack_adapters
+    >>> from jaxmerge.learning.coefficients import tara_a
+    >>> from jaxmerge.stacks import stack_adapters
     >>> from jaxmerge.updates import dense
     >>> stacks = {"w": stack_adapters([([[2.0]], [[1.0]]), ([[3.0]], [[1.0]])])}
     >>> def losses(params, updates, batch):
@@ -153,7 +153,7 @@ def sensitivity(
       scalarise: `jaxmerge.smooth_tchebycheff` or `linear_scalarisation`, with further
         arguments bound by ``functools.partial``.
 
-    >>> from jaxmerge.objectives import linear_scalarisation
+    >>> from jaxmerge.learning.objectives import linear_scalarisation
     >>> jacobian = TaskJacobian(jnp.array([[1.0, 0.0], [0.0, 4.0]]), jnp.zeros(2))
     >>> print(sensitivity(jacobian, scalarise=linear_scalarisation))
     [0.5 2. ]
@@ -176,7 +176,7 @@ def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
     1.0
     """
     size = linalg.root(jnp.sum(first * first)) * linalg.root(jnp.sum(second * second))
-    cosine = jnp.abs(jnp.sum(first * second)) / jnp.where(size > 0, size, 1)
+    cosine = linalg.divide(jnp.abs(jnp.sum(first * second)), size)
     return 1 - jnp.minimum(cosine, 1)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters, Source
-    from jaxmerge.io.checkpoint import load_orbax, save_orbax
     from jaxmerge.io.errors import AdapterError
     from jaxmerge.io.factors import Layout
     from jaxmerge.io.options import ReadOptions
+    from jaxmerge.io.orbax import load_orbax, save_orbax
     from jaxmerge.io.plan import Plan, plan_peft
     from jaxmerge.io.read import load_peft
     from jaxmerge.io.statistics import load_moments, save_moments

@@ -15,7 +15,7 @@ from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, read_finite
-from jaxmerge.types import stack_adapters
+from jaxmerge.stacks import stack_adapters
 
 
 def load_peft(

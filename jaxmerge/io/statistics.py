@@ -15,7 +15,7 @@ from jaxmerge.io.files import checked_file
 from jaxmerge.io.tensors import SafetensorsFile
 
 if TYPE_CHECKING:
-    from jaxmerge.moments import Statistics
+    from jaxmerge.stats.moments import Statistics
 
 _FORMAT = "jaxmerge-moments-1"
 
@@ -91,7 +91,7 @@ def load_moments(
 
 
 def _kinds():
-    from jaxmerge.moments import Moments, Sketch  # flax, only where it is needed
+    from jaxmerge.stats.moments import Moments, Sketch  # flax, only where it is needed
 
     return {kind._fields: kind for kind in (Moments, Sketch)}
 

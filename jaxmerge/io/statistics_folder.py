@@ -20,7 +20,7 @@ from jaxmerge.io.staging import staged_folder
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
-    from jaxmerge.moments import Statistics
+    from jaxmerge.stats.moments import Statistics
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class StatisticsFolder:
           AdapterError: a file that is missing or damaged, or lacks a module.
         """
         from jaxmerge.io.statistics import load_moments
-        from jaxmerge.moments import stack_moments
+        from jaxmerge.stats.moments import stack_moments
 
         modules = None if modules is None else tuple(modules)
         paths = [self.path / statistics_file(task) for task in self.tasks]

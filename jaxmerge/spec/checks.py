@@ -1,19 +1,20 @@
 """What a pipeline is given when it runs, checked against its steps and the adapters."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmerge.refusals import Option
 from jaxmerge.spec.grammar import PipelineError
 
 if TYPE_CHECKING:
     import jax
 
-    from jaxmerge.iterative import ModelSample
-    from jaxmerge.moments import Statistics
+    from jaxmerge.mergers.iteris import ModelSample
     from jaxmerge.spec.pipeline import Pipeline
-    from jaxmerge.types import AdapterStack
+    from jaxmerge.stats.moments import Statistics
+    from jaxmerge.types import AdapterStack, Update
 
     Stacks = Mapping[str, AdapterStack]
 
@@ -23,34 +24,34 @@ def check_statistics(pipeline: "Pipeline", *, given: bool) -> None:
     needing = ", ".join(c.name for c in pipeline.calls if c.step.statistics)
     if needing and not given:
         raise PipelineError(
-            f"pipeline {pipeline.text!r} needs statistics of inputs ({needing}): write "
-            "them with `jaxmerge collect` and give stats=<statistics>"
+            f"pipeline {pipeline.text!r} needs statistics of inputs ({needing}): "
+            "collect them, and give ",
+            Option("stats", "<statistics>"),
         )
     if given and pipeline.model:
         raise PipelineError(
             f"pipeline {pipeline.text!r} runs the model in every round, on the merge "
-            "of the last one, so statistics cannot stand for the inputs; give a sample "
-            "(--base and --data) in their place"
+            "of the last one, so statistics cannot stand for the inputs; give the base "
+            "and inputs in their place, and leave out ",
+            Option("stats"),
         )
     if given and not needing:
         raise PipelineError(
-            f"pipeline {pipeline.text!r} uses no statistics of inputs; leave stats "
-            "out, or merge with regmean or ssr"
+            f"pipeline {pipeline.text!r} uses no statistics of inputs; leave out ",
+            Option("stats"),
+            ", or merge with regmean or ssr",
         )
 
 
-def checked_stats(
-    pipeline: "Pipeline", stats: "Mapping[str, Statistics] | None", stacks: "Stacks"
-) -> "Mapping[str, Statistics] | None":
-    """Statistics that fit the adapters and the steps, or None where none are needed."""
-    check_statistics(pipeline, given=stats is not None)
-    if stats is None:
-        return None
-    from jaxmerge import regression
-    from jaxmerge.moments import Sketch
+def check_loaded(
+    pipeline: "Pipeline", stacks: "Stacks", stats: "Mapping[str, Statistics]"
+) -> None:
+    """Refuses statistics of other adapters, and sketches where moments are needed."""
+    from jaxmerge.stats import moments
+    from jaxmerge.stats.moments import Sketch
 
     try:
-        regression.check_statistics(stacks, stats)
+        moments.check_statistics(stacks, stats)
     except ValueError as error:
         raise PipelineError(str(error)) from None
     shrinking = any(
@@ -59,10 +60,11 @@ def checked_stats(
     for module in stacks if shrinking else ():
         if isinstance(stats[module], Sketch):
             raise PipelineError(
-                f"module {module!r}: off_diagonal needs exact moments, not a "
-                "sketch; collect them without sketch=<rows>, or leave it out"
+                f"module {module!r}: off_diagonal needs exact moments, not a sketch; "
+                "collect them without ",
+                Option("sketch", "<rows>"),
+                ", or leave it out",
             )
-    return stats
 
 
 def check_sample(
@@ -79,6 +81,26 @@ def check_sample(
         raise PipelineError(
             f"the sample has inputs of {len(sample.batches)} tasks, the adapters "
             f"are of {sorted(tasks)}"
+        )
+
+
+def check_coefficients(
+    pipeline: "Pipeline", phis: Mapping[str, Any] | None, weights: Any
+) -> None:
+    """Refuses a learned pipeline without its coefficients, and coefficients without."""
+    if pipeline.learned and phis is None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r} has coefficients that must be learned first "
+            "(jaxmerge.learn); then give phis=<coefficients>"
+        )
+    if pipeline.learned and weights is not None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r} learns the weight of every task; leave out ",
+            Option("weights"),
+        )
+    if not pipeline.learned and phis is not None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r} has no learned coefficients; leave phis out"
         )
 
 
@@ -127,3 +149,27 @@ def checked_weights(
         return None
     tasks = len(next(iter(stacks.values())).ranks) if stacks else len(weights)
     return check_weights(weights, tasks)
+
+
+def check_finite(updates: "Mapping[str, Update]") -> None:
+    """Names the modules whose update holds NaN or Inf, which nothing can serve."""
+    import jax
+
+    broken = [
+        repr(module)
+        for module, update in updates.items()
+        if not all(map(_is_finite, jax.tree.leaves(update)))
+    ]
+    if broken:
+        more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+        raise PipelineError(
+            f"the merge is NaN or infinite in {len(broken)} modules "
+            f"({', '.join(broken[:4])}{more}); the numbers of the pipeline or the "
+            "weights are too large for float32"
+        )
+
+
+def _is_finite(leaf: "jax.Array") -> bool:
+    import jax
+
+    return isinstance(leaf, jax.core.Tracer) or bool(np.isfinite(leaf).all())

@@ -1,7 +1,12 @@
 """From text to a checked sequence of steps.
 
-    rule | rule transforms | space | merger transforms | posts
-    merger                         | merger transforms | posts
+    rule | rule transforms | space | calibrations | posts
+    merger or learned merger       | calibrations | posts
+    model merger                                  | posts
+
+A whole-model transform stands right before the space: it sees the entries of all
+modules before anything else happens to them. What runs the model takes the adapters as
+they are, so that only posts may follow it.
 
 A text is a chain of binary ors to Python's own parser, `ast`; it is taken apart as a
 syntax tree and never evaluated.
@@ -12,24 +17,28 @@ import difflib
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+from jaxmerge.refusals import Refusal
 from jaxmerge.spec.presets import PRESETS
 from jaxmerge.spec.step import REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
 _LONGEST = 2000  # characters
 _NEXT: dict[Kind | None, tuple[Kind, ...]] = {
-    None: ("rule", "merger"),
-    "rule": ("rule transform", "space"),
-    "rule transform": ("rule transform", "space"),
-    "space": ("merger transform", "post"),
-    "merger": ("merger transform", "post"),
-    "merger transform": ("merger transform", "post"),
+    None: ("rule", "merger", "model merger", "learned merger"),
+    "rule": ("rule transform", "whole-model transform", "space"),
+    "rule transform": ("rule transform", "whole-model transform", "space"),
+    "whole-model transform": ("space",),
+    "space": ("calibration", "post"),
+    "merger": ("calibration", "post"),
+    "model merger": ("post",),
+    "learned merger": ("calibration", "post"),
+    "calibration": ("calibration", "post"),
     "post": ("post",),
 }
 _PLACE = {kind: place for place, kind in enumerate(_NEXT)}
 
 
-class PipelineError(ValueError):
+class PipelineError(Refusal):
     """A pipeline that is not well formed, or that cannot run on what it is given."""
 
 
@@ -184,18 +193,10 @@ def _order_problem(calls: Sequence[Call]) -> str:
     for call in calls:
         kinds = _NEXT[before.step.kind if before else None]
         if call.step.kind not in kinds:
-            place = f"cannot follow {before.name!r}" if before else "cannot come first"
+            place = (
+                f"cannot follow {_described(before)}" if before else "cannot come first"
+            )
             return f"{_described(call)} {place}; expected {_choices(kinds)}"
-        if before and before.name == "trim_whole_model" and call.step.kind != "space":
-            return (
-                "trim_whole_model must stand right before the space: it sees the "
-                "entries of all modules before anything else happens to them"
-            )
-        if before and before.step.model and call.step.kind != "post":
-            return (
-                f"{_described(call)} cannot follow {before.name!r}, which runs the "
-                "adapters in the model as they are; expected a post"
-            )
         before = call
     kinds = _NEXT[calls[-1].step.kind]
     if "space" in kinds:

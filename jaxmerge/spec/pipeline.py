@@ -3,8 +3,8 @@
 A pipeline is read from left to right, and every step works on what stands on its left,
 as in ``then(core_space(trim(elect, density=0.2)), partial(scale, by=0.3))``:
 
-    rule | rule transforms | space | merger transforms | posts
-    merger                         | merger transforms | posts
+    rule | rule transforms | space | calibrations | posts
+    merger or learned merger       | calibrations | posts
 
 So of two rule transforms the right one meets the adapters first: the pipeline
 ``elect|dare(density=0.5)|trim(density=0.2)|full`` trims, then drops at random, then
@@ -13,23 +13,26 @@ a published method.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmerge.spec import checks
+from jaxmerge.spec import checks, memory
 from jaxmerge.spec.grammar import Call, PipelineError, as_text, read_calls
+from jaxmerge.spec.steps import names_of
 
 if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
     import jax
     from jax.sharding import Mesh
 
-    from jaxmerge.iterative import ModelSample
-    from jaxmerge.moments import Statistics
-    from jaxmerge.types import AdapterStack, Update
+    from jaxmerge.mergers.iteris import ModelSample
+    from jaxmerge.spec.memory import LoadsStatistics
+    from jaxmerge.spec.step import Published
+    from jaxmerge.stats.moments import Statistics
+    from jaxmerge.types import AdapterStack, Learned, ModelMerger, Update
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,18 @@ class Pipeline:
     @property
     def model(self) -> bool:
         """Whether a step runs the base model, so that `run` needs a ``sample``."""
-        return any(call.step.model for call in self.calls)
+        return any(call.step.kind == "model merger" for call in self.calls)
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has coefficients to learn, so that `run` needs ``phis``."""
+        return any(call.step.kind == "learned merger" for call in self.calls)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step needs all modules at once."""
+        whole = ("whole-model transform", "model merger")
+        return any(call.step.kind in whole for call in self.calls)
 
     @property
     def linear(self) -> bool:
@@ -90,13 +104,39 @@ class Pipeline:
     @property
     def dense(self) -> bool:
         """Whether merged updates are dense: made in full space, and not truncated."""
-        names = {call.name for call in self.calls}
-        return "full" in names and "truncate" not in names
+        told = [c.step.dense for c in self.calls if c.step.dense is not None]
+        return bool(told) and told[-1]
+
+    @property
+    def flat(self) -> bool:
+        """Whether a step makes all singular values of the merged update equal."""
+        return any(call.step.flat for call in self.calls)
 
     @property
     def scale(self) -> float:
         """The product of all ``scale(..)`` steps."""
-        return math.prod(_scale(call) for call in self.calls if call.name == "scale")
+        return math.prod(_factor(call) for call in self.calls if call.step.multiplies)
+
+    def learnable(self) -> "Learned":
+        """The learned merger with its calibrations and posts, as `jaxmerge.fit` takes it.
+
+        Raises:
+          PipelineError: it has no coefficients to learn.
+        """
+        if not self.learned:
+            raise PipelineError(
+                f"pipeline {self.text!r} has no coefficients to learn; begin with "
+                f"{' or '.join(names_of('learned merger'))}"
+            )
+        from jaxmerge.spec.build import learned_merger
+
+        return learned_merger(self.calls)
+
+    @property
+    def published(self) -> "Published":
+        """How the source of the learned merger fits it."""
+        (found,) = (c.step.published for c in self.calls if c.step.published)
+        return found
 
     def run(
         self,
@@ -104,26 +144,33 @@ class Pipeline:
         *,
         weights: Sequence[float] | None = None,
         key: "jax.Array | None" = None,
-        stats: "Mapping[str, Statistics] | None" = None,
+        stats: "Mapping[str, Statistics] | LoadsStatistics | None" = None,
         sample: "ModelSample | None" = None,
+        phis: "Mapping[str, Any] | None" = None,
         chunk: int | None = None,
         mesh: "Mesh | None" = None,
+        report: Callable[[int], None] | None = None,
     ) -> "dict[str, Update]":
         """Merges the adapters of a whole model.
 
         A pipeline is built once in a process and compiled once for each shape of
         modules; pipelines that differ in their last scale only share their programs.
+        Modules of one shape are merged together, where they do not depend on others,
+        so that no more than 1 GiB of dense updates or of statistics is in memory.
 
         Args:
           stacks: module -> its T adapters.
           weights: [T], multiply the updates of the tasks; ones unless given.
           key: needed if `random`, not used otherwise.
           stats: module -> statistics of the inputs of all tasks, stacked
-            (`jaxmerge.stack_moments`); needed if `statistics`, refused otherwise.
+            (`jaxmerge.stack_moments`), or what loads them for some modules
+            (`jaxmerge.io.open_statistics`); needed if `statistics`, refused otherwise.
           sample: `jaxmerge.ModelSample`, the base model and inputs of every task;
             needed if `model`, refused otherwise.
+          phis: module -> learned coefficients; needed if `learned`, refused otherwise.
           chunk: modules of one shape worked on at a time, see `jaxmerge.map_modules`.
           mesh: devices, see `jaxmerge.map_modules`.
+          report: called with the number of modules that are done, after each shape.
 
         Returns:
           module -> merged update, in the order of ``stacks``.
@@ -132,7 +179,8 @@ class Pipeline:
           PipelineError: no key for a random pipeline; weights that are not T finite
             numbers; mixed ranks where a step needs equal ones; no statistics where a
             step needs them, those of other modules, tasks or inputs, or some that
-            nothing would read; the same for a sample.
+            nothing would read; the same for a sample and for coefficients; a merge
+            that is not finite.
 
         >>> import jaxmerge as jm
         >>> stack = jm.stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])
@@ -140,23 +188,40 @@ class Pipeline:
         >>> print(jm.dense(merged["q_proj"]))
         [[2.5]]
         """
-        from jaxmerge.spec.build import merge_of
-
         checks.check_ranks(self, {name: x.ranks for name, x in stacks.items()})
+        checks.check_statistics(self, given=stats is not None)
         checks.check_sample(self, sample, stacks)
-        needed = {"stats": checks.checked_stats(self, stats, stacks), "sample": sample}
-        calls, by = list(self.calls), 1.0
-        while calls[-1].name == "scale":
-            by *= _scale(calls.pop())
-        return merge_of(tuple(calls))(
-            stacks,
-            by=by,
-            weights=checks.checked_weights(weights, stacks),
-            key=checks.checked_key(self, key),
-            chunk=chunk,
-            mesh=mesh,
-            **{name: value for name, value in needed.items() if value is not None},
-        )
+        checks.check_coefficients(self, phis, weights)
+        given: dict[str, Any] = {
+            "weights": checks.checked_weights(weights, stacks),
+            "key": checks.checked_key(self, key),
+        }
+        if sample is not None:
+            given["sample"] = sample
+        merger, factor = self._merger(phis)
+        merged: dict[str, Update] = {}
+        for some, loaded in memory.groups(self, stacks, stats):
+            if loaded is not None:
+                checks.check_loaded(self, some, loaded)
+                given["stats"] = loaded
+            at_a_time = chunk or memory.chunk(self, some)
+            merged |= merger(some, factor=factor, chunk=at_a_time, mesh=mesh, **given)
+            if report is not None:
+                report(len(some))
+        checks.check_finite(merged)
+        return {module: merged[module] for module in stacks}
+
+    def _merger(self, phis: "Mapping[str, Any] | None") -> "tuple[ModelMerger, float]":
+        """The merge, and by what its last scales multiply it."""
+        from jaxmerge.learning.apply import apply_learned
+        from jaxmerge.spec.build import model_merger
+
+        if phis is not None:
+            return apply_learned(self.learnable(), phis), 1.0
+        calls, factor = list(self.calls), 1.0
+        while calls[-1].step.multiplies:
+            factor *= _factor(calls.pop())
+        return model_merger(tuple(calls)), factor
 
     def merge_biases(
         self,
@@ -182,7 +247,7 @@ class Pipeline:
         import jax.numpy as jnp
 
         given = checks.checked_weights(weights, stacks)
-        summed = self.linear and self.calls[0].name in ("total", "concat")
+        summed = self.linear and not any(c.step.averages for c in self.calls)
         merged = {}
         for module, bias in biases.items():
             share = self.scale / (1 if summed else len(stacks[module].present))
@@ -221,5 +286,5 @@ def parse(text: str) -> Pipeline:
         raise PipelineError(f"pipeline {shown!r}: {error}") from None
 
 
-def _scale(call: Call) -> float:
-    return dict(call.arguments)["by"]
+def _factor(call: Call) -> float:
+    return dict(call.arguments)[call.step.multiplies]

@@ -150,7 +150,7 @@ def method_table() -> list[MethodRow]:
         MethodRow(name, p.method, _space(p.pipeline), p.pipeline, p.arxiv, p.source)
         for name, p in PRESETS.items()
     ]
-    for name in names_of("merger"):
+    for name in names_of("merger", "model merger", "learned merger"):
         step = STEPS[name]
         rows.append(
             MethodRow(name, step.says, "factors", name, step.arxiv, "no scale: 1")

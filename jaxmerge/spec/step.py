@@ -4,7 +4,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["rule", "rule transform", "space", "merger", "merger transform", "post"]
+Kind = Literal[
+    "rule",
+    "rule transform",
+    "whole-model transform",
+    "space",
+    "merger",
+    "model merger",
+    "learned merger",
+    "calibration",
+    "post",
+]
 REQUIRED = object()
 
 
@@ -40,12 +50,26 @@ class Argument(NamedTuple):
     default: Any = REQUIRED
 
 
+class Published(NamedTuple):
+    """How the source of a learned merger fits its coefficients.
+
+    Attributes:
+      objective: what is minimised, see `jaxmerge.jobs.learned_recipe.OBJECTIVES`.
+      optimizer: see `jaxmerge.jobs.learned_recipe.OPTIMIZERS`.
+      shared: one set of coefficients can serve all modules.
+    """
+
+    objective: str
+    optimizer: str
+    shared: bool = False
+
+
 class Step(NamedTuple):
     """One name of the language.
 
     Attributes:
       kind: where in a pipeline it may stand.
-      target: ``module:function``.
+      target: ``module:name`` of the function, or of the `Calibration`.
       says: what it does, in a few words.
       arxiv: where it is from, "" for what needs no reference.
       arguments: keyword -> what it accepts.
@@ -53,11 +77,15 @@ class Step(NamedTuple):
       random: needs a key.
       linear: the merged update stays a weighted sum of the adapters' updates; for steps
         that drop entries at random, in the mean.
+      averages: that sum is divided by the number of tasks.
+      dense: True if merged updates are dense from here on, False if they are of low
+        rank again, None if they stay what they are.
+      flat: gives the merged update singular values that are all equal.
+      multiplies: the argument by which the merged update is multiplied, where a step
+        does nothing else.
       equal_ranks: works only where all adapters of a module have one rank.
       statistics: needs statistics of the inputs of every module.
-      model: runs the base model on inputs of every task; only posts may follow.
-      prepare: of a merger transform, the target of what it does to the adapters before
-        they are merged.
+      published: of a learned merger, how its source fits it.
       problem: what is wrong with the arguments together, "" if nothing.
     """
 
@@ -69,8 +97,11 @@ class Step(NamedTuple):
     positional: str = ""
     random: bool = False
     linear: bool = False
+    averages: bool = False
+    dense: bool | None = None
+    flat: bool = False
+    multiplies: str = ""
     equal_ranks: bool = False
     statistics: bool = False
-    model: bool = False
-    prepare: str = ""
+    published: Published | None = None
     problem: Callable[[Mapping[str, Any]], str] = lambda _: ""

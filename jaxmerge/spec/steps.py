@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmerge.spec.step import Accepts, Argument, Kind, Step
+from jaxmerge.spec.step import Accepts, Argument, Kind, Published, Step
 
 
 def _one_of(module: str, *names: str) -> Accepts:
@@ -26,9 +26,12 @@ POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
 WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
 COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
 FLAG = Accepts("True or False", bool)
-SIGN = _one_of("jaxmerge.election", "sign_of_sum", "sign_of_count")
+SIGN = _one_of("jaxmerge.mergers.ties", "sign_of_sum", "sign_of_count")
 COMBINE = _one_of(
-    "jaxmerge.election", "mean_of_agreeing", "sum_of_agreeing", "largest_of_agreeing"
+    "jaxmerge.mergers.ties",
+    "mean_of_agreeing",
+    "sum_of_agreeing",
+    "largest_of_agreeing",
 )
 _ELECTION = {
     "sign": Argument(SIGN, "sign_of_sum"),
@@ -50,69 +53,84 @@ def _della_problem(arguments: Mapping[str, Any]) -> str:
 
 STEPS: dict[str, Step] = {
     "total": Step(
-        "rule", "jaxmerge.linear:total", "sum of the tasks", "2212.04089", linear=True
+        "rule",
+        "jaxmerge.mergers.linear:total",
+        "sum of the tasks",
+        "2212.04089",
+        linear=True,
     ),
-    "mean": Step("rule", "jaxmerge.linear:mean", "mean of the tasks", linear=True),
+    "mean": Step(
+        "rule",
+        "jaxmerge.mergers.linear:mean",
+        "mean of the tasks",
+        linear=True,
+        averages=True,
+    ),
     "elect": Step(
         "rule",
-        "jaxmerge.election:elect",
+        "jaxmerge.mergers.ties:elect",
         "elects a sign for each entry, combines the values that have it",
         "2306.01708",
         _ELECTION,
     ),
     "ties": Step(
         "rule",
-        "jaxmerge.election:ties",
+        "jaxmerge.mergers.ties:ties",
         "elect|trim(density=..) in one step, module by module",
         "2306.01708",
         _DENSITY | _ELECTION,
     ),
     "emr": Step(
         "rule",
-        "jaxmerge.emr_merging:emr",
+        "jaxmerge.mergers.emr:emr",
         "largest magnitude of the elected sign (EMR's unified update)",
         "2405.17461",
     ),
     "tsv": Step(
         "rule",
-        "jaxmerge.singular:tsv",
+        "jaxmerge.mergers.singular:tsv",
         "task singular vectors made orthogonal to each other",
         "2412.00081",
     ),
     "iso_c": Step(
-        "rule", "jaxmerge.singular:iso_c", "sum with a flat spectrum", "2502.04959"
+        "rule",
+        "jaxmerge.mergers.singular:iso_c",
+        "sum with a flat spectrum",
+        "2502.04959",
+        flat=True,
     ),
     "iso_cts": Step(
         "rule",
-        "jaxmerge.singular:iso_cts",
+        "jaxmerge.mergers.singular:iso_cts",
         "common and task-specific directions with a flat spectrum",
         "2502.04959",
         {"common_fraction": Argument(SHARE, 0.8)},
+        flat=True,
     ),
     "cart": Step(
         "rule",
-        "jaxmerge.singular:cart",
+        "jaxmerge.mergers.singular:cart",
         "mean plus rank-reduced deviations from it",
         "2412.12153",
         {"rank_fraction": Argument(SHARE, 0.04), "by": Argument(NUMBER, 0.1)},
     ),
     "trim": Step(
         "rule transform",
-        "jaxmerge.election:trim",
+        "jaxmerge.mergers.trim:trim",
         "keeps the largest entries of each task, module by module",
         "2306.01708",
         _DENSITY,
     ),
     "trim_whole_model": Step(
-        "rule transform",
-        "jaxmerge.mapping:trim_whole_model",
+        "whole-model transform",
+        "jaxmerge.mergers.whole_model:trim_whole_model",
         "keeps the largest entries of each task over all modules together",
         "2306.01708",
         _DENSITY,
     ),
     "dare": Step(
         "rule transform",
-        "jaxmerge.dropout:dare",
+        "jaxmerge.mergers.dare:dare",
         "keeps entries at random, divides them by the density",
         "2311.03099",
         _DENSITY,
@@ -121,7 +139,7 @@ STEPS: dict[str, Step] = {
     ),
     "della": Step(
         "rule transform",
-        "jaxmerge.dropout:della",
+        "jaxmerge.mergers.dare:della",
         "keeps entries at random, large ones with a higher probability",
         "2406.11617",
         _DENSITY | {"epsilon": Argument(WINDOW, 0.05)},
@@ -130,32 +148,36 @@ STEPS: dict[str, Step] = {
         problem=_della_problem,
     ),
     "full": Step(
-        "space", "jaxmerge.spaces:full", "the updates themselves, dense", linear=True
+        "space",
+        "jaxmerge.mergers.spaces:full",
+        "the updates themselves, dense",
+        linear=True,
+        dense=True,
     ),
     "core": Step(
         "space",
-        "jaxmerge.spaces:core",
+        "jaxmerge.mergers.spaces:core",
         "coordinates in the bases that all B and all A span",
         "2509.17786",
         linear=True,
     ),
     "knots": Step(
         "space",
-        "jaxmerge.spaces:knots",
+        "jaxmerge.mergers.spaces:knots",
         "coordinates S V_t of the updates side by side",
         "2410.19735",
         linear=True,
     ),
     "knots_unscaled": Step(
         "space",
-        "jaxmerge.spaces:knots_unscaled",
+        "jaxmerge.mergers.spaces:knots_unscaled",
         "V_t without S, the knots space of the Core Space code",
         "2509.17786",
         linear=True,
     ),
     "compressed": Step(
         "space",
-        "jaxmerge.compression:compressed",
+        "jaxmerge.mergers.ctm:compressed",
         "coordinates in common bases of a given rank, which the merge then has (CtM)",
         "2606.03723",
         {
@@ -166,26 +188,27 @@ STEPS: dict[str, Step] = {
     ),
     "concat": Step(
         "merger",
-        "jaxmerge.linear:concat",
+        "jaxmerge.mergers.linear:concat",
         "task arithmetic: the weighted sum, exactly, from factors",
         "2212.04089",
         linear=True,
     ),
     "average": Step(
         "merger",
-        "jaxmerge.linear:average",
+        "jaxmerge.mergers.linear:average",
         "the mean, exactly, from factors",
         linear=True,
+        averages=True,
     ),
     "tsv_m": Step(
         "merger",
-        "jaxmerge.singular:tsv_m",
+        "jaxmerge.mergers.singular:tsv_m",
         "task singular vectors made orthogonal, from factors",
         "2412.00081",
     ),
     "lora_lego": Step(
         "merger",
-        "jaxmerge.factors:lora_lego",
+        "jaxmerge.mergers.factored:lora_lego",
         "k-means clusters of all rank-1 directions",
         "2409.16167",
         {
@@ -197,7 +220,7 @@ STEPS: dict[str, Step] = {
     ),
     "robust_merge": Step(
         "merger",
-        "jaxmerge.factors:robust_merge",
+        "jaxmerge.mergers.factored:robust_merge",
         "trims A and B apart, rescales directions, adds (equal ranks only)",
         "2502.17159",
         {"density": Argument(SHARE, 0.2), "by": Argument(NUMBER, 2.0)},
@@ -205,7 +228,7 @@ STEPS: dict[str, Step] = {
     ),
     "regmean": Step(
         "merger",
-        "jaxmerge.regression:regmean",
+        "jaxmerge.mergers.regmean:regmean",
         "least squares: does to each task's inputs what its own update does",
         "2212.09849",
         {"off_diagonal": Argument(FRACTION, 1.0)} | _RIDGE,
@@ -213,15 +236,15 @@ STEPS: dict[str, Step] = {
     ),
     "ssr": Step(
         "merger",
-        "jaxmerge.regression:ssr",
+        "jaxmerge.mergers.regmean:ssr",
         "the same by a small router between all A and all B (SSR-Merge)",
         "2606.10617",
         _RIDGE,
         statistics=True,
     ),
     "iteris": Step(
-        "merger",
-        "jaxmerge.iterative:iteris",
+        "model merger",
+        "jaxmerge.mergers.iteris:iteris",
         "RegMean again and again, on inputs in the last merge",
         "2411.15231",
         {
@@ -230,21 +253,48 @@ STEPS: dict[str, Step] = {
             "mix": Argument(FRACTION, 5e-4),
             "ridge": Argument(NOT_NEGATIVE, 1e-7),
         },
-        model=True,
+    ),
+    "tara_a": Step(
+        "learned merger",
+        "jaxmerge.learning.coefficients:tara_a",
+        "one learned coefficient for each rank-1 direction",
+        "2603.26299",
+        {"initial": Argument(NUMBER, 0.4)},
+        published=Published("tchebycheff", "adamw"),
+    ),
+    "tara_b": Step(
+        "learned merger",
+        "jaxmerge.learning.coefficients:tara_b",
+        "learned coefficients on the singular directions that all tasks share",
+        "2603.26299",
+        {"initial": Argument(NUMBER, 0.4)},
+        published=Published("tchebycheff", "adamw"),
+    ),
+    "adamerging": Step(
+        "learned merger",
+        "jaxmerge.learning.coefficients:adamerging",
+        "one learned coefficient for each task and module",
+        "2310.02575",
+        {"initial": Argument(NUMBER, 0.3), "clamp": Argument(FLAG, True)},
+        published=Published("linear", "adam", shared=True),
     ),
     "pico": Step(
-        "merger transform",
-        "jaxmerge.calibration:pico",
+        "calibration",
+        "jaxmerge.mergers.pico:PICO",
         "shrinks crowded output directions before, restores the norm after",
         "2604.16826",
-        prepare="jaxmerge.calibration:calibrate",
+    ),
+    "calibrate": Step(
+        "calibration",
+        "jaxmerge.mergers.pico:CALIBRATED",
+        "shrinks crowded output directions before, as pico does, and no more",
+        "2604.16826",
     ),
     "balanced": Step(
-        "merger transform",
-        "jaxmerge.gauge:balanced",
+        "calibration",
+        "jaxmerge.mergers.balance:BALANCED",
         "canonical factors first, so that only the updates matter",
         linear=True,
-        prepare="jaxmerge.gauge:balance",
     ),
     "scale": Step(
         "post",
@@ -253,12 +303,14 @@ STEPS: dict[str, Step] = {
         arguments={"by": Argument(NUMBER)},
         positional="by",
         linear=True,
+        multiplies="by",
     ),
     "isotropize": Step(
         "post",
         "jaxmerge.updates:isotropize",
         "sets all non-zero singular values to their mean",
         "2502.04959",
+        flat=True,
     ),
     "svc": Step(
         "post",
@@ -272,6 +324,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.updates:truncate",
         "best approximation of a given rank",
         arguments={"rank": Argument(COUNT)},
+        dense=False,
     ),
 }
 ALIASES = {"task_arithmetic": "concat"}

@@ -1,0 +1,1 @@
+"""The main jobs: from folders to a folder, as the command line calls them."""

@@ -1,0 +1,201 @@
+"""Learned coefficients on directions: TARA-A, TARA-B and AdaMerging.
+
+A `Learned` method keeps everything that needs a decomposition in ``prepare``, so that
+``apply`` is cheap and differentiable in the coefficients phi, the only thing that is
+fitted. All coefficients equal to c give c times task arithmetic, whatever the method.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxmerge import linalg
+from jaxmerge.mergers.spaces import project_knots
+from jaxmerge.stacks import concatenate
+from jaxmerge.types import AdapterStack, Learned, LowRank, Post, Update
+
+
+@flax.struct.dataclass
+class Directions:
+    """``sum_k phi_k b_k a_k``, phi being expanded to one number for each direction."""
+
+    b: jax.Array  # [m, K]
+    a: jax.Array  # [K, n]
+    owners: jax.Array  # [K], int: the coefficient that direction k uses
+    coefficients: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class SharedDirections:
+    """``U sum_t diag(phi_t) C_t A_t``, with the rows of all ``C_t A_t`` on common U."""
+
+    u: jax.Array  # [m, R]
+    coordinates: jax.Array  # [R, K], the columns of task t are U^T B_t
+    a: jax.Array  # [K, n]
+    owners: jax.Array  # [K], int: the task of column k
+    tasks: int = flax.struct.field(pytree_node=False)
+
+
+class Composed(NamedTuple):
+    """What `compose` prepares: the inner method's basis, and the original adapters."""
+
+    basis: Any
+    stack: AdapterStack
+
+
+def tara_a(*, initial: float = 0.4) -> Learned:
+    """TARA-Merging, variant A (arXiv 2603.26299): one coefficient for each direction.
+
+    ``D(phi) = sum_t sum_j phi_tj b_tj a_tj^T = B_cat diag(phi) A_cat``, phi of shape
+    [K], in the order of the tasks.
+
+    Args:
+      initial: every coefficient at the start; 0.4 in the paper.
+
+    Returns:
+      Learned. ``apply`` gives a LowRank of rank K at the cost of one product b * phi.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> method = tara_a(initial=0.5)
+    >>> basis = method.prepare(stack_adapters([([[2.0]], [[3.0]]), ([[1.0]], [[4.0]])]))
+    >>> print(dense(method.apply(method.init(basis), basis)))
+    [[5.]]
+    """
+
+    return Learned(_single_directions, _first_coefficients(initial), _weigh_directions)
+
+
+def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
+    """AdaMerging (arXiv 2310.02575), layer-wise: one coefficient for each task.
+
+    ``D(phi) = sum_t phi_t B_t A_t``, phi of shape [T]; the coefficient of a task that
+    does not adapt the module changes nothing. One phi for all modules
+    (``jaxmerge.fit(..., shared=True)``) gives the task-wise variant.
+
+    Args:
+      initial: every coefficient at the start; 0.3 in the paper.
+      clamp: confine the coefficients to [0, 1], as published; TARA's baseline does not.
+    """
+
+    def apply(phi: jax.Array, basis: Directions) -> LowRank:
+        return _weigh_directions(jnp.clip(phi, 0, 1) if clamp else phi, basis)
+
+    return Learned(_directions_of_tasks, _first_coefficients(initial), apply)
+
+
+def tara_b(*, initial: float = 0.4) -> Learned:
+    """TARA-Merging, variant B: coefficients on shared singular directions.
+
+    With ``U S [V_1^T .. V_T^T]`` the singular value decomposition of the updates side
+    by side, ``D(phi) = sum_t U diag(phi_t * s) V_t^T``, phi of shape [T, R] with
+    R = min(m, K). As ``S V_t^T = U^T B_t A_t``, the V_t are never formed:
+    ``D(phi) = U [phi_1 * (U^T B_1) .. phi_T * (U^T B_T)] A_cat``.
+
+    Args:
+      initial: every coefficient at the start; 0.4 in the paper.
+
+    Returns:
+      Learned. ``apply`` gives a LowRank of rank R.
+
+    Deviation: the official code fails where K exceeds m; R is min(m, K) here.
+    """
+
+    def init(basis: SharedDirections) -> jax.Array:
+        return jnp.full((basis.tasks, basis.u.shape[1]), initial, basis.u.dtype)
+
+    def apply(phi: jax.Array, basis: SharedDirections) -> LowRank:
+        core = basis.coordinates * phi[basis.owners].T
+        return LowRank(b=basis.u, a=linalg.matmul(core, basis.a))
+
+    return Learned(_shared_directions, init, apply)
+
+
+def compose(
+    learned: Learned,
+    *posts: Post,
+    before: Callable[[AdapterStack], AdapterStack] | None = None,
+) -> Learned:
+    """A learned method on transformed adapters, with posts after its merge.
+
+    ``compose(tara_b(), before=calibrate)`` learns on directions calibrated by Pico;
+    ``compose(tara_a(), svc)`` learns through what SVC makes of the merge.
+
+    Args:
+      learned: the method.
+      *posts: change the merged update, in this order; differentiated through. They get
+        the original adapters as ``stack``.
+      before: changes the adapters before ``prepare``.
+
+    Returns:
+      Learned, with the coefficients of ``learned``.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense, scale
+    >>> halved = compose(tara_a(initial=1.0), lambda update, **_: scale(update, by=0.5))
+    >>> basis = halved.prepare(stack_adapters([([[2.0]], [[3.0]])]))
+    >>> print(dense(halved.apply(halved.init(basis), basis)))
+    [[3.]]
+    """
+
+    def prepare(stack: AdapterStack) -> Composed:
+        changed = stack if before is None else before(stack)
+        return Composed(basis=learned.prepare(changed), stack=stack)
+
+    def init(composed: Composed) -> jax.Array:
+        return learned.init(composed.basis)
+
+    def apply(phi: jax.Array, composed: Composed) -> Update:
+        update = learned.apply(phi, composed.basis)
+        for post in posts:
+            update = post(update, stack=composed.stack)
+        return update
+
+    return Learned(prepare, init, apply)
+
+
+# Not closures, so that `map_modules` compiles each of them once for all starts.
+
+
+def _single_directions(stack: AdapterStack) -> Directions:
+    b, a = concatenate(stack)
+    count = a.shape[0]
+    return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
+
+
+def _directions_of_tasks(stack: AdapterStack) -> Directions:
+    b, a = concatenate(stack)
+    return Directions(b=b, a=a, owners=_owners(stack), coefficients=len(stack.ranks))
+
+
+def _shared_directions(stack: AdapterStack) -> SharedDirections:
+    _, u = project_knots(stack)
+    b, a = concatenate(stack)
+    return SharedDirections(
+        u=u,
+        coordinates=linalg.matmul(u.T, b),
+        a=a,
+        owners=_owners(stack),
+        tasks=len(stack.ranks),
+    )
+
+
+def _first_coefficients(initial):
+    def init(basis: Directions) -> jax.Array:
+        return jnp.full(basis.coefficients, initial, basis.a.dtype)
+
+    return init
+
+
+def _owners(stack):
+    ranks = [stack.ranks[t] for t in stack.present]
+    return jnp.repeat(
+        jnp.asarray(stack.present), jnp.asarray(ranks), total_repeat_length=sum(ranks)
+    )
+
+
+def _weigh_directions(phi, basis):
+    return LowRank(b=basis.b * phi[basis.owners][None, :], a=basis.a)

@@ -1,0 +1,260 @@
+"""The loop of a fit: compiled steps, checkpoints, reports and failures."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxmerge.learning.apply import merge
+from jaxmerge.learning.checkpoint import Checkpoints
+from jaxmerge.learning.divergence import all_finite, explain
+from jaxmerge.learning.identity import fit_identity
+from jaxmerge.learning.objectives import smooth_tchebycheff
+from jaxmerge.learning.step import (
+    FitState,
+    Losses,
+    Penalty,
+    Phis,
+    Problem,
+    Record,
+    Scalarise,
+    check_tasks,
+    first_state,
+    gradient,
+    gradient_by_task,
+)
+from jaxmerge.mapping import map_modules
+from jaxmerge.types import AdapterStack, Learned, Update
+
+
+class History(NamedTuple):
+    """What every step saw before it changed phi; the axis P only in a front."""
+
+    objective: np.ndarray  # [(P,) steps]
+    losses: np.ndarray  # [(P,) steps, T]
+
+
+class Progress(NamedTuple):
+    """What is reported after every compiled call."""
+
+    step: int
+    steps: int
+    history: History  # of the steps since the last report
+    phis: dict[str, np.ndarray]
+
+
+class Fitted(NamedTuple):
+    """Result of `fit`; with a front of P preferences every array has a leading P."""
+
+    phis: Phis
+    updates: dict[str, Update]
+    history: History
+
+
+def fit(
+    learned: Learned,
+    tasks: Sequence[str],
+    stacks: Mapping[str, AdapterStack],
+    losses: Losses,
+    batches: Iterable[Mapping[str, Any]],
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    params: Any = None,
+    scalarise: Scalarise = smooth_tchebycheff,
+    preference: jax.Array | None = None,
+    penalty: Penalty | None = None,
+    shared: bool = False,
+    accumulate: bool = False,
+    steps_per_call: int = 10,
+    checkpoint: str | Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> Fitted:
+    """Fits the coefficients phi of a learned merge by gradient descent.
+
+    Each step lowers ``scalarise([f_1 .. f_T]) + penalty`` where f_t is the loss of task
+    t on its batch, in the model with the merged updates. ``steps_per_call`` steps are
+    one compiled program (``lax.scan``) that reuses the memory of its state.
+    Computation follows the placement of ``params`` and batches; phi is replicated.
+
+    Args:
+      learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
+      tasks: names of the adapters, in the order of the stacks; also the order of
+        ``preference`` and of the history.
+      stacks: module -> adapters.
+      losses: ``(params, updates, {task: batch}) -> {task: scalar}``, for whichever
+        tasks are in the dict.
+      batches: for each step a dict of task -> batch. Shapes stay the same from step to
+        step and may differ between tasks. To resume, it is iterated from the start
+        again and must give the same batches.
+      optimizer: any optax optimiser.
+      steps: how many in all, those before an interruption included.
+      params: passed to the losses: a large model belongs here, not into a closure.
+      scalarise: `smooth_tchebycheff` (default) or `linear_scalarisation`, with further
+        arguments bound by ``functools.partial``.
+      preference: rho [T]; or [P, T], to fit P merges, a Pareto front, in one program.
+      penalty: ``(phis, updates) -> scalar``, added to the objective.
+      shared: one phi for all modules, as in task-wise AdaMerging.
+      accumulate: go through the tasks one by one, so that only one task's activations
+        are in memory: first all losses without gradients, which give the exact weight
+        of each task, then the gradients. Costs one more forward pass.
+      steps_per_call: steps in one compiled call; nothing is reported, saved or checked
+        in between.
+      checkpoint: folder for orbax checkpoints, one after every call. If it holds any,
+        the fit goes on from there, and ends with the same bits as without an
+        interruption. They are refused by a fit with other adapters, tasks, preference,
+        method, objective, penalty, losses or optimiser: functions are traced, and their
+        operations and the arrays that they hold are compared, so that keep what you
+        compute once, such as anchors. Of batches the first is compared, of ``params``
+        shapes and some values. Another ``accumulate`` or ``steps_per_call`` is not
+        refused, and may change bits.
+      report: called after every compiled call.
+
+    Returns:
+      Fitted: coefficients, merged updates and history.
+
+    Raises:
+      FloatingPointError: a loss or its gradient is not finite; names task and step.
+      ValueError: no step is asked for, batches end early or lack a task, or the
+        checkpoint belongs to another fit or is further than ``steps``.
+
+    Source: arXiv 2603.26299 (TARA), 2310.02575 (AdaMerging).
+
+    >>> from jaxmerge.learning.coefficients import tara_a
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> stacks = {"w": stack_adapters([([[1.0]], [[1.0]]), ([[1.0]], [[2.0]])])}
+    >>> def losses(params, updates, batch):
+    ...     merged = dense(updates["w"])[0, 0]
+    ...     return {task: (merged - target) ** 2 for task, target in batch.items()}
+    >>> batches = itertools.repeat({"low": np.float32(1), "high": np.float32(2)})
+    >>> sgd, tasks = optax.sgd(0.05), ("low", "high")
+    >>> fitted = fit(tara_a(), tasks, stacks, losses, batches, sgd, steps=50)
+    >>> print(f"{dense(fitted.updates['w'])[0, 0]:.3f}")
+    1.500
+    """
+    check_tasks(tasks, stacks)
+    if steps < 1:
+        raise ValueError(f"fit: steps={steps}; at least one is needed")
+    problem = Problem(learned, tuple(tasks), losses, scalarise, penalty)
+    bases = map_modules(learned.prepare, stacks)
+    preference = None if preference is None else jnp.asarray(preference)
+    front = preference is not None and preference.ndim == 2
+    state = first = first_state(learned, bases, optimizer, shared=shared)
+    if front:
+        count = preference.shape[0]
+        state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
+    step = partial(
+        _step, problem, optimizer, gradient_by_task if accumulate else gradient
+    )
+    run = _compiled(step, front=front)
+    records: list[History] = []
+    done = 0
+
+    with contextlib.ExitStack() as stack:
+        saved = None
+        if checkpoint is not None:
+            seen, batches = _peek(batches, tasks)
+            given = (stacks, params, seen, preference)
+            identity = fit_identity(problem, optimizer, first, *given)
+            saved = stack.enter_context(Checkpoints(checkpoint, identity))
+            done, state, history = saved.restore(state, steps)
+            records = [] if history is None else [History(**history)]
+        for stacked in _chunks(batches, tasks, done, steps, steps_per_call):
+            before = jax.device_get(state)
+            state, record = run(state, bases, params, stacked, preference)
+            record = _history(record, front=front)
+            if not all_finite((record, state.phis)):
+                inputs = (bases, params, stacked, preference)
+                explain(problem, step, inputs, before, state.phis, done, front=front)
+            done += record.objective.shape[-1]
+            records.append(record)
+            if saved is not None:
+                saved.save(done, state, _joined(records)._asdict())
+            if report is not None:
+                report(Progress(done, steps, record, jax.device_get(state.phis)))
+
+    finish = partial(merge, learned)
+    finish = jax.vmap(finish, in_axes=(0, None)) if front else finish
+    return Fitted(state.phis, finish(state.phis, bases), _joined(records))
+
+
+def _step(problem, optimizer, find, state, bases, params, batch, preference):
+    record, change = find(problem, state.phis, bases, params, batch, preference)
+    change, moments = optimizer.update(change, state.optimizer, state.phis)
+    return FitState(optax.apply_updates(state.phis, change), moments), record
+
+
+def _compiled(step, *, front):
+    """Several steps in one program, a scan over batches [steps, ...]."""
+    if front:
+        step = jax.vmap(step, in_axes=(0, None, None, None, 0))
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(state, bases, params, batches, preference):
+        def one(state, batch):
+            return step(state, bases, params, batch, preference)
+
+        return lax.scan(one, state, batches)
+
+    return run
+
+
+def _chunks(
+    batches: Iterable[Mapping[str, Any]],
+    tasks: Sequence[str],
+    done: int,
+    steps: int,
+    size: int,
+) -> Iterator[dict[str, Any]]:
+    """Batches of several steps, stacked, from step ``done`` on."""
+    source = itertools.islice(iter(batches), done, None)
+    while done < steps:
+        count = min(size - done % size, steps - done)
+        taken = list(itertools.islice(source, count))
+        if len(taken) < count:
+            raise ValueError(f"batches end after {done + len(taken)} of {steps} steps")
+        chosen = [
+            _of_tasks(batch, tasks, step) for step, batch in enumerate(taken, done + 1)
+        ]
+        yield jax.tree.map(lambda *x: jnp.stack(x), *chosen)
+        done += count
+
+
+def _peek(
+    batches: Iterable[Mapping[str, Any]], tasks: Sequence[str]
+) -> tuple[dict[str, Any], Iterator[Mapping[str, Any]]]:
+    """The first batch, and all of them."""
+    batches = iter(batches)
+    for first in batches:
+        return _of_tasks(first, tasks, 1), itertools.chain([first], batches)
+    raise ValueError("batches end before the first step")
+
+
+def _of_tasks(
+    batch: Mapping[str, Any], tasks: Sequence[str], step: int
+) -> dict[str, Any]:
+    for task in tasks:
+        if task not in batch:
+            raise ValueError(f"batches have no {task!r} at step {step}")
+    return {task: batch[task] for task in tasks}
+
+
+def _history(record: Record, *, front: bool) -> History:
+    objective, losses = (np.asarray(x) for x in record)
+    if front:  # a scan over steps of P fits
+        objective, losses = np.moveaxis(objective, 1, 0), np.moveaxis(losses, 1, 0)
+    return History(objective, losses)
+
+
+def _joined(records: list[History]) -> History:
+    axis = records[0].objective.ndim - 1
+    return History(*(np.concatenate(x, axis) for x in zip(*records, strict=True)))

@@ -1,0 +1,1 @@
+"""Rules, spaces, mergers and calibrations: a method a file, maths only."""

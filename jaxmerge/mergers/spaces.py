@@ -1,0 +1,183 @@
+"""The spaces in which rules work: full, core, KnOTS, and their two halves.
+
+A space projects the adapters of one module to T small matrices and rebuilds an update
+from one. Linear rules give the same update in every space; spectral rules agree up to
+directions in the null space, which full space alone can see; entrywise rules (TIES,
+DARE) depend on the coordinates, and that is the point of choosing a space.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxmerge import linalg
+from jaxmerge.stacks import concatenate, present_factors, task_weights
+from jaxmerge.types import AdapterStack, LowRank, Merger, Rule, Space, Update
+
+
+def project_full(stack: AdapterStack) -> tuple[jax.Array, None]:
+    """The updates themselves, ``B_t A_t``: [T, m, n]. The one place that forms them."""
+    b, a = present_factors(stack)
+    return linalg.matmul(b, a), None
+
+
+def rebuild_full(matrix: jax.Array, basis: None) -> jax.Array:
+    """A matrix in full space is a dense update [m, n]."""
+    return matrix
+
+
+def project_core(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
+    """Coordinates in the core space of all adapters (arXiv 2509.17786).
+
+    With the singular value decompositions ``[B_1 .. B_T] = U ..`` and
+    ``[A_1; ..; A_T] = .. V^T``, ``M_t = (U^T B_t) (A_t V)`` and
+    ``B_t A_t = U M_t V^T`` without loss.
+
+    Returns:
+      matrices [T, p, q] with p = min(K, m) and q = min(K, n), and the basis
+      LowRank(b=U [m, p], a=V^T [q, n]) with vectors in descending order of singular
+      value (their order and rotation matter to entrywise rules, their signs do not).
+
+    Cost: O((m + n) K^2) time, O((m + n) K + T K^2) memory.
+
+    Deviations: the official code takes the SVD of each B_t and A_t first, which
+    changes nothing. Directions that are rounding noise are zero here and arbitrary
+    there.
+    """
+    everyone = concatenate(stack)
+    u, _, _ = linalg.svd(everyone.b)
+    _, _, vt = linalg.svd(everyone.a)
+    b, a = present_factors(stack)
+    rows = linalg.einsum("mp,tmr->tpr", u, b)
+    columns = linalg.einsum("trn,qn->trq", a, vt)
+    return linalg.matmul(rows, columns), LowRank(b=u, a=vt)
+
+
+def rebuild_core(matrix: jax.Array, basis: LowRank) -> LowRank:
+    """``U M V^T`` at rank p, kept as factors."""
+    return LowRank(b=linalg.matmul(basis.b, matrix), a=basis.a)
+
+
+def project_knots(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
+    """Coordinates of KnOTS (arXiv 2410.19735): ``R_t = S V_t^T``, so ``D_t = U R_t``.
+
+    ``U S [V_1^T .. V_T^T]`` is the singular value decomposition of
+    ``[B_1 A_1 | .. | B_T A_T]`` [m, T n], found through factors only: U and S are those
+    of the m x K matrix ``[B_1 L_1 .. B_T L_T]``, ``L_t L_t^T = A_t A_t^T``, and
+    ``R_t = U^T B_t A_t``.
+
+    Returns:
+      matrices [T, p, n] with p = min(K, m), and the basis U [m, p].
+
+    Cost: O((m + n) K^2) time, O(T K n) memory.
+
+    Deviations: the official code keeps s > 1e-5, an absolute bound; here the bound is
+    relative to the largest singular value.
+    """
+    u, _ = _knots_basis(stack)
+    return _knots_rows(stack, u), u
+
+
+def rebuild_knots(matrix: jax.Array, basis: jax.Array) -> LowRank:
+    """``U R`` at rank p, kept as factors."""
+    return LowRank(b=basis, a=matrix)
+
+
+def project_knots_unscaled(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
+    """The "knots" space of the Core Space code: ``V_t^T`` without S.
+
+    Its rules see every direction with the same weight, unlike those of KnOTS.
+
+    Returns:
+      matrices [T, p, n], and the basis ``U S`` [m, p].
+    """
+    u, s = _knots_basis(stack)
+    inverse = linalg.divide(1, s)
+    return _knots_rows(stack, u * inverse[None, :]), u * s[None, :]
+
+
+def core_size(matrices: jax.Array, basis: LowRank) -> jax.Array:
+    """Entries of a core matrix in directions that exist."""
+    return _directions(basis.b.T) * _directions(basis.a)
+
+
+def knots_size(matrices: jax.Array, basis: jax.Array) -> jax.Array:
+    """Entries of a matrix of KnOTS in directions that exist."""
+    return _directions(basis.T) * matrices.shape[-1]
+
+
+def _directions(vectors):
+    return jnp.sum(jnp.any(vectors != 0, axis=1))
+
+
+full = Space(project_full, rebuild_full)
+core = Space(project_core, rebuild_core, core_size)
+knots = Space(project_knots, rebuild_knots, knots_size)
+knots_unscaled = Space(project_knots_unscaled, rebuild_knots, knots_size)
+
+
+def in_space(space: Space, rule: Rule) -> Merger:
+    """A merger that applies a rule to the coordinates of a space.
+
+    Tasks that do not adapt a module take no part in its merge. The rule receives the
+    true ranks of the others as ``ranks``, the number of entries without null directions
+    as ``size`` if the space has any, and everything else that is given in a call.
+    Task ``weights`` multiply the coordinates, so they do not change the basis.
+
+    >>> from jaxmerge.mergers.linear import total
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> merge = in_space(core, total)
+    >>> stack = stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])
+    >>> print(dense(merge(stack, weights=[1.0, 2.0])).round(4))
+    [[8.]]
+    """
+
+    def merge(
+        stack: AdapterStack, *, weights: ArrayLike | None = None, **extra: Any
+    ) -> Update:
+        matrices, basis = space.project(stack)
+        if weights is not None:
+            matrices = matrices * task_weights(stack, weights)[:, None, None]
+        if space.size is not None:
+            extra["size"] = space.size(matrices, basis)
+        ranks = tuple(stack.ranks[t] for t in stack.present)
+        return space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
+
+    return merge
+
+
+def full_space(rule: Rule) -> Merger:
+    """Merges the updates themselves; the only space with an m x n cost: O(T m n)."""
+    return in_space(full, rule)
+
+
+def core_space(rule: Rule) -> Merger:
+    """Merges in core space: see `project_core`."""
+    return in_space(core, rule)
+
+
+def knots_space(rule: Rule) -> Merger:
+    """Merges in the space of KnOTS: see `project_knots`."""
+    return in_space(knots, rule)
+
+
+def knots_unscaled_space(rule: Rule) -> Merger:
+    """Merges V without S, as the Core Space code does: see `project_knots_unscaled`."""
+    return in_space(knots_unscaled, rule)
+
+
+def _knots_basis(stack):
+    blocks = []
+    for t in stack.present:
+        u, s, _ = linalg.svd(stack.a[t, : stack.ranks[t], :])
+        blocks.append(linalg.matmul(stack.b[t, :, : stack.ranks[t]], u * s[None, :]))
+    u, s, _ = linalg.svd(jnp.concatenate(blocks, axis=1))
+    return u, s
+
+
+def _knots_rows(stack, u):
+    b, a = present_factors(stack)
+    return linalg.matmul(linalg.einsum("mp,tmr->tpr", u, b), a)

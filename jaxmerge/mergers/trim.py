@@ -1,0 +1,196 @@
+"""Magnitude trimming: of each task only the largest entries are kept, exactly.
+
+The threshold is found without sorting, with a density that may be traced, and over any
+number of arrays: of one module here, of a whole model in `jaxmerge.trim_whole_model`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxmerge.types import Rule
+
+
+def trim(rule: Rule, *, density: ArrayLike) -> Rule:
+    """A rule that sees only the largest entries of each task, module by module.
+
+    For one threshold over a whole model see `jaxmerge.trim_whole_model`.
+
+    Args:
+      rule: what merges the trimmed matrices.
+      density: share of the entries to keep, in (0, 1]; may be traced.
+
+    Returns:
+      Rule.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
+
+    In a space with null directions their entries do not count (see `Space`).
+
+    Source: TIES, arXiv 2306.01708, step 1. Deviation: exactly
+    ``floor(density * size)`` entries are kept; the official code keeps one more.
+    """
+    check_density(density)
+
+    def merge(
+        matrices: jax.Array, *, size: jax.Array | None = None, **extra: Any
+    ) -> jax.Array:
+        return rule(keep_largest(matrices, density, size=size), size=size, **extra)
+
+    return merge
+
+
+def keep_largest(
+    matrices: jax.Array, density: ArrayLike, *, size: jax.Array | None = None
+) -> jax.Array:
+    """Sets all but the largest entries of each task to zero.
+
+    ``floor(density * size)`` entries are kept (see `kept_count`), and all that tie with
+    the last one, and every entry that is NaN.
+
+    Args:
+      matrices: [T, p, q].
+      density: share of the entries to keep, in (0, 1]; may be traced.
+      size: entries that count, p * q unless given; zeros count among them.
+
+    >>> print(keep_largest(jnp.array([[[1.0, -4.0, 2.0, 0.5]]]), 0.5))
+    [[[ 0. -4.  2.  0.]]]
+    """
+    count = kept_count(density, matrices[0].size, size=size)
+    return above(matrices, magnitude_threshold([matrices], count))
+
+
+def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Entries whose magnitude reaches the threshold [T] of their task, and NaN."""
+    return jnp.where(jnp.abs(matrices) < threshold[:, None, None], 0, matrices)
+
+
+def kept_count(
+    density: ArrayLike, entries: int, *, size: jax.Array | None = None
+) -> int | jax.Array:
+    """How many entries a density keeps: ``floor(density * size)`` of the share meant.
+
+    A product that is a whole number up to the rounding of the density (four machine
+    epsilons of its dtype) counts as that number: 0.29 of 100 are 29, where floats of
+    double precision give 28.999.. So a sweep over traced densities of any precision
+    keeps what each of its merges keeps by itself.
+
+    Args:
+      density: share to keep, in (0, 1].
+      entries: how many there are.
+      size: how many of them are no null directions (see `Space`); all unless given.
+
+    Returns:
+      A Python number of entries if the density is not traced and all entries count.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
+
+    >>> kept_count(0.29, 100), int(0.29 * 100)
+    (29, 28)
+    """
+    check_density(density)
+    if isinstance(density, jax.core.Tracer):
+        return _traced_count(density, entries if size is None else size)
+    every = int(_whole(np, np.float64(density) * entries, _precision(density)))
+    if size is None:
+        return every
+    return jnp.where(size == entries, every, _traced_count(density, size))
+
+
+def check_density(density: ArrayLike) -> None:
+    """Refuses a density outside (0, 1], unless it is traced."""
+    if not isinstance(density, jax.core.Tracer) and not 0 < float(density) <= 1:
+        raise ValueError(
+            f"density is the share of entries to keep, in (0, 1]; got {density}"
+        )
+
+
+@jax.jit
+def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
+    """The ``count``-th largest magnitude over all blocks of each task, exactly.
+
+    Non-negative floats are ordered as their bit patterns are, so the threshold is found
+    by bisection over integers: one pass over the data for each bit, no sort, no
+    reshape, and no gather where the blocks are spread over devices.
+
+    Args:
+      blocks: arrays [T, ...] of one dtype.
+      count: how many entries to keep, at least 0; may be traced.
+
+    Returns:
+      [T]; keeping ``abs(x) >= threshold`` keeps count entries, and all that tie with
+      the last. Infinite where count is 0. NaN counts as infinite.
+
+    >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
+    [2.]
+    """
+    dtype = blocks[0].dtype
+    pattern = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
+    counter = counter()
+    size = sum(block[0].size for block in blocks)
+    if size > jnp.iinfo(counter).max:
+        raise ValueError(
+            f"{size} entries cannot be counted in {counter}; set jax_enable_x64"
+        )
+    patterns = [
+        lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(block)), pattern)
+        for block in blocks
+    ]
+    count = jnp.asarray(count).astype(counter)
+
+    def halve(_, bounds):
+        low, high = bounds  # at least count entries are >= low; fewer are >= high
+        middle = low + (high - low) // 2
+        enough = sum(_count_from(middle, x) for x in patterns) >= count
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), pattern)
+    low = jnp.zeros(blocks[0].shape[0], pattern)
+    high = jnp.full_like(low, infinity + 1)
+    low, _ = lax.fori_loop(0, jnp.finfo(dtype).bits - 1, halve, (low, high))
+    threshold = lax.bitcast_convert_type(low, dtype)
+    return jnp.where(count > 0, threshold, jnp.inf)
+
+
+def counter():
+    """The widest integer that JAX is set to use."""
+    return jax.dtypes.canonicalize_dtype(jnp.int64)
+
+
+def _count_from(bound, values):
+    """How many values [T, ...] of each task reach its bound [T].
+
+    Rows are counted in floats, which a CPU adds up three times as fast as integers.
+    """
+    reached = jax.vmap(jnp.greater_equal)(values, bound)
+    if reached.shape[-1] > 2 ** jnp.finfo(jnp.float32).nmant:
+        rows = jnp.sum(reached, axis=-1, dtype=counter())
+    else:
+        rows = jnp.sum(reached.astype(jnp.bfloat16), axis=-1, dtype=jnp.float32)
+    return jnp.sum(rows.astype(counter()), axis=range(1, rows.ndim))
+
+
+def _traced_count(density, size):
+    dtype = jnp.result_type(float)
+    product = jnp.asarray(density, dtype) * jnp.asarray(size).astype(dtype)
+    return _whole(jnp, product, max(_precision(density), float(jnp.finfo(dtype).eps)))
+
+
+def _whole(numpy, product, precision):
+    """``floor(product)``, or the whole number that it is up to rounding."""
+    return numpy.minimum(
+        numpy.round(product), numpy.floor(product * (1 + 4 * precision))
+    )
+
+
+def _precision(density):
+    """Machine epsilon of a density."""
+    dtype = getattr(density, "dtype", np.float64)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return float(jnp.finfo(dtype if floating else np.float64).eps)

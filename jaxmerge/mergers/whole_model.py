@@ -1,0 +1,207 @@
+"""Merges of whole models: module by module, or with one threshold over all modules.
+
+Every function here makes or surrounds a `jaxmerge.types.ModelMerger`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from jaxmerge.mapping import map_modules
+from jaxmerge.mergers.trim import above, check_density, kept_count, magnitude_threshold
+from jaxmerge.stacks import task_weights
+from jaxmerge.stats.moments import Statistics, check_statistics
+from jaxmerge.types import (
+    AdapterStack,
+    Calibration,
+    Merger,
+    ModelMerger,
+    Rule,
+    Space,
+    Update,
+)
+from jaxmerge.updates import calibrated
+
+Stacks = Mapping[str, AdapterStack]
+
+# A program is found again by the function that it was compiled from, so these are kept.
+_kept_functions = lru_cache(maxsize=64)
+
+
+@_kept_functions
+def each_module(merger: Merger) -> ModelMerger:
+    """A merger applied to every module by itself, with its own statistics.
+
+    Args:
+      merger: build it once: a new closure or ``partial`` compiles again.
+
+    Returns:
+      ModelMerger. It takes the options of `jaxmerge.map_modules`; ``stats`` are
+      module -> statistics of all tasks, stacked (`jaxmerge.stack_moments`).
+
+    >>> from jaxmerge.mergers.linear import concat
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense
+    >>> merge = each_module(concat)
+    >>> print(dense(merge({"q": stack_adapters([([[2.0]], [[3.0]])])})["q"]))
+    [[6.]]
+    """
+
+    def with_stats(stack: AdapterStack, stats: Statistics, **extra: Any) -> Update:
+        return merger(stack, stats=stats, **extra)
+
+    def merge(
+        stacks: Stacks, *, stats: Mapping[str, Statistics] | None = None, **extra: Any
+    ) -> dict[str, Update]:
+        if stats is None:
+            return map_modules(merger, stacks, **extra)
+        check_statistics(stacks, stats)
+        return map_modules(with_stats, stacks, stats, **extra)
+
+    return merge
+
+
+def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMerger:
+    """A merger of whole models with calibrations around it, the first one innermost.
+
+    Module by module, like `jaxmerge.calibrated`; posts are calibrations too
+    (``Calibration(after=post)``). Inputs of a call reach the posts as well.
+    """
+    prepare, finish = _prepare(calibrations), _finish(calibrations)
+
+    def merge(
+        stacks: Stacks,
+        *,
+        chunk: int | None = None,
+        mesh: Mesh | None = None,
+        **extra: Any,
+    ) -> dict[str, Update]:
+        devices = {"chunk": chunk, "mesh": mesh}
+        seen = map_modules(prepare, stacks, **devices) if prepare else stacks
+        updates = merger(seen, **extra, **devices)
+        of_posts = {name: extra[name] for name in extra if name not in _OF_MERGERS}
+        return map_modules(finish, stacks, updates, **of_posts, **devices)
+
+    return merge
+
+
+_OF_MERGERS = ("key", "sample", "stats")  # inputs of a call that no post declares
+
+
+def _prepare(
+    calibrations: tuple[Calibration, ...],
+) -> Callable[[AdapterStack], AdapterStack] | None:
+    """What the calibrations do to the adapters, the outermost first."""
+    changes = [x.before for x in reversed(calibrations) if x.before is not None]
+
+    def prepare(stack: AdapterStack) -> AdapterStack:
+        return reduce(lambda changed, change: change(changed), changes, stack)
+
+    return prepare if changes else None
+
+
+def _finish(
+    calibrations: tuple[Calibration, ...],
+) -> Callable[[AdapterStack, Update], Update]:
+    """What they make of the merged update of a module."""
+    wrapped = reduce(calibrated, calibrations, _as_given)
+
+    def finish(stack: AdapterStack, update: Update, **extra: Any) -> Update:
+        return wrapped(stack, merged=update, **extra)
+
+    return finish
+
+
+def _as_given(stack: AdapterStack, *, merged: Update, **extra: Any) -> Update:
+    return merged
+
+
+def trim_whole_model(rule: Rule, space: Space, *, density: ArrayLike) -> ModelMerger:
+    """Merges with one trimming threshold for each task over all modules.
+
+    TIES and KnOTS are published this way: a task's vector is that of the whole model,
+    so a module of small updates can be trimmed away entirely. Trimming each module by
+    itself, `jaxmerge.trim`, gives clearly different results.
+
+    Args:
+      rule: what merges the trimmed matrices, usually `jaxmerge.elect`. Build space and
+        rule once: a new closure or ``partial`` compiles again.
+      space: `jaxmerge.full` for TIES, `jaxmerge.knots` for KnOTS-TIES.
+      density: share of all entries of a task to keep, in (0, 1]; may be traced.
+
+    Returns:
+      ModelMerger. A module that a task does not adapt counts as zeros; ``weights`` [T]
+      multiply the coordinates before trimming.
+
+    Raises:
+      ValueError: a density outside (0, 1], unless it is traced.
+
+    Source: arXiv 2306.01708 and 2410.19735. Deviation: exactly
+    ``floor(density * size)`` entries are kept, the official codes keep one more.
+
+    >>> from jaxmerge.mergers.spaces import full
+    >>> from jaxmerge.mergers.ties import elect
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> one, nine = (stack_adapters([([[x]], [[1.0, 2.0]])]) for x in (1.0, 9.0))
+    >>> stacks = {"q": one, "k": nine}
+    >>> merged = trim_whole_model(elect, full, density=0.5)(stacks)
+    >>> print(merged["q"], merged["k"])
+    [[0. 0.]] [[ 9. 18.]]
+    """
+    check_density(density)
+    project, merge_above = _project_every_task(space), _merge_above(space, rule)
+
+    def merge(
+        stacks: Stacks,
+        *,
+        weights: ArrayLike | None = None,
+        chunk: int | None = None,
+        mesh: Mesh | None = None,
+        **extra: Any,
+    ) -> dict[str, Update]:
+        devices = {"chunk": chunk, "mesh": mesh}
+        projected = map_modules(project, stacks, weights=weights, **devices)
+        blocks = [matrices for matrices, _, _ in projected.values()]
+        sizes = [size for _, _, size in projected.values()]
+        size = None if space.size is None else sum(sizes)
+        count = kept_count(density, sum(block[0].size for block in blocks), size=size)
+        threshold = magnitude_threshold(blocks, count)
+        return map_modules(
+            merge_above, stacks, projected, threshold=threshold, **extra, **devices
+        )
+
+    return merge
+
+
+@_kept_functions
+def _project_every_task(space: Space) -> Callable[..., Any]:
+    """Coordinates of all T tasks, zero where one is absent; made once for a space."""
+
+    def project(stack: AdapterStack, *, weights: ArrayLike | None) -> Any:
+        matrices, basis = space.project(stack)
+        matrices = matrices * task_weights(stack, weights)[:, None, None]
+        size = None if space.size is None else space.size(matrices, basis)
+        every = jnp.zeros((len(stack.ranks), *matrices.shape[1:]), matrices.dtype)
+        return every.at[jnp.asarray(stack.present)].set(matrices), basis, size
+
+    return project
+
+
+@_kept_functions
+def _merge_above(space: Space, rule: Rule) -> Callable[..., Update]:
+    """The rest of the merge, once the threshold of each task is known."""
+
+    def merge(
+        stack: AdapterStack, projected: Any, *, threshold: jax.Array, **extra: Any
+    ) -> Update:
+        matrices, basis, _ = projected
+        kept = above(matrices, threshold)[jnp.asarray(stack.present)]
+        ranks = tuple(stack.ranks[t] for t in stack.present)
+        return space.rebuild(rule(kept, ranks=ranks, **extra), basis)
+
+    return merge

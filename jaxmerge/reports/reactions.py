@@ -1,0 +1,105 @@
+"""How the losses react to the directions of adapters: as JSON and in the terminal."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmerge.reports.comparison import shown
+from jaxmerge.reports.tables import table
+
+if TYPE_CHECKING:
+    from jaxmerge.diagnostics.reactions import Reactions
+
+PREFERENCE_COLUMNS = (
+    *("preference", "entropy", "alone", "slope", "sensitivity", "largest tenth"),
+    "misaligned with itself",
+)
+
+
+def to_json(found: "Reactions") -> dict[str, Any]:
+    """As JSON values, null for what is infinite or was not measured.
+
+    Of the sensitivities the norm in each module.
+    """
+    preferences = found.preferences
+    return {
+        "method": "tara-a",
+        "initial": found.initial,
+        "inputs": found.inputs,
+        "notes": list(found.notes),
+        "rank": found.rank,
+        "condition": found.condition if found.rank == len(found.tasks) else None,
+        "singular_values": found.singular_values.tolist(),
+        "tasks": {
+            task: {"entropy": float(f), "alone": float(z), "slope": float(slope)}
+            for task, f, z, slope in zip(
+                *(found.tasks, found.losses, found.anchors, found.slopes), strict=True
+            )
+        },
+        "preferences": list(preferences),
+        "sensitivity": dict(zip(preferences, found.sizes.tolist(), strict=True)),
+        "largest_tenth": dict(zip(preferences, found.top_tenth.tolist(), strict=True)),
+        "misalignment": found.misalignment.tolist(),
+        "repeat": {
+            name: None if np.isnan(xi) else float(xi)
+            for name, xi in zip(preferences, found.repeat, strict=True)
+        },
+        "modules": {
+            module: np.linalg.norm(found.sensitivities[:, place], axis=1).tolist()
+            for module, place in found.modules.items()
+        },
+    }
+
+
+def heading(found: "Reactions") -> str:
+    """What was measured, on how many inputs."""
+    fewest, most = min(found.inputs.values()), max(found.inputs.values())
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"reactions of the losses, {count} inputs of each task, all coefficients "
+        f"{found.initial:g}"
+    )
+
+
+def preference_rows(found: "Reactions") -> list[tuple[str | float | None, ...]]:
+    """The values of `PREFERENCE_COLUMNS`; None where there is none."""
+    of_tasks = np.stack([found.losses, found.anchors, found.slopes], axis=1).tolist()
+    of_all = np.stack([found.sizes, found.top_tenth, found.repeat], axis=1).tolist()
+    return [
+        (name, *(None if value != value else value for value in (*first, *second)))
+        for name, first, second in zip(
+            *(found.preferences, [*of_tasks, [None] * 3], of_all), strict=True
+        )
+    ]
+
+
+def preference_table(found: "Reactions") -> Any:
+    """What moves under each preference, and how unevenly."""
+    first, *others = PREFERENCE_COLUMNS
+    return table(
+        (first, *(f"{column}>" for column in others)),
+        [(name, *map(digits, numbers)) for name, *numbers in preference_rows(found)],
+    )
+
+
+def misalignment_table(found: "Reactions") -> Any:
+    """xi between every two preferences."""
+    names = found.preferences
+    return table(
+        ("preference", *(f"{name}>" for name in names)),
+        [
+            (name, *("-" if i == j else shown(xi) for j, xi in enumerate(row)))
+            for i, (name, row) in enumerate(
+                zip(names, found.misalignment.tolist(), strict=True)
+            )
+        ],
+    )
+
+
+def digits(value: float | None) -> str:
+    """Three digits, for numbers that may be small.
+
+    >>> digits(0.0512), digits(1.5), digits(None)
+    ('0.0512', '1.50', '-')
+    """
+    return "-" if value is None else f"{value:#.3g}"

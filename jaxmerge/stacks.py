@@ -1,0 +1,171 @@
+"""Stacks of adapters: made from factors, read by mergers.
+
+`stack_adapters` is the door where shapes are checked. The others give what a merger
+needs of the T adapters of one module: their factors side by side, those of the tasks
+that are present, their weights and their norms.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxmerge import linalg
+from jaxmerge.types import AdapterStack, LowRank
+
+
+def stack_adapters(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike] | None],
+    *,
+    dtype: Any = jnp.float32,
+    name: str = "module",
+) -> AdapterStack:
+    """Stacks the factors of T adapters of one module, padding mixed ranks with zeros.
+
+    Args:
+      pairs: for each task ``(b, a)`` of shapes [m, r_t] and [r_t, n], with the LoRA
+        scale folded into ``b``; None where the task does not adapt this module.
+      dtype: precision of the stack and of all that is computed from it: float32, or
+        float64 with ``jax_enable_x64``. Factors of any dtype, such as those in bf16 or
+        fp16, are converted to it.
+      name: name of the module, for messages.
+
+    Returns:
+      AdapterStack with ``ranks`` taken from the factors.
+
+    Raises:
+      ValueError: factors that are not matrices, do not fit each other, or differ in
+        m or n between tasks; no task at all; a dtype that has no decompositions.
+
+    >>> import numpy as np
+    >>> two = (np.ones((4, 2)), np.ones((2, 3)))
+    >>> one = (np.ones((4, 1)), np.ones((1, 3)))
+    >>> stack = stack_adapters([two, None, one])
+    >>> stack.ranks, stack.a.shape, stack.b.shape
+    ((2, 0, 1), (3, 2, 3), (3, 4, 2))
+    """
+    dtype = _precision(dtype, name)
+    factors = [
+        None if p is None else (np.asarray(p[0]), np.asarray(p[1])) for p in pairs
+    ]
+    shapes = set()
+    for task, pair in enumerate(factors):
+        if pair is None:
+            continue
+        b, a = pair
+        if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise ValueError(
+                f"{name}: task {task} has factors b {b.shape} and a {a.shape}; "
+                "expected [m, r] and [r, n]"
+            )
+        shapes.add((b.shape[0], a.shape[1]))
+    if not shapes:
+        raise ValueError(f"{name}: no task adapts this module")
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name}: tasks adapt matrices of different shapes {sorted(shapes)}; "
+            "adapters of different base models cannot be merged"
+        )
+    ((m, n),) = shapes
+    ranks = tuple(0 if pair is None else pair[0].shape[1] for pair in factors)
+    if max(ranks) == 0:
+        raise ValueError(f"{name}: every adapter has rank 0")
+    stacked_a = np.zeros((len(ranks), max(ranks), n), dtype)
+    stacked_b = np.zeros((len(ranks), m, max(ranks)), dtype)
+    for task, pair in enumerate(factors):
+        if pair is not None:
+            stacked_b[task, :, : ranks[task]] = pair[0]
+            stacked_a[task, : ranks[task]] = pair[1]
+    return AdapterStack(a=jnp.asarray(stacked_a), b=jnp.asarray(stacked_b), ranks=ranks)
+
+
+def concatenate(stack: AdapterStack) -> LowRank:
+    """``[B_1 .. B_T]`` [m, K] and ``[A_1; ..; A_T]`` [K, n] without the padding.
+
+    K is exactly the sum of the ranks. The product is the sum of the updates.
+    """
+    return LowRank(
+        b=jnp.concatenate([stack.b[t, :, : stack.ranks[t]] for t in stack.present], 1),
+        a=jnp.concatenate([stack.a[t, : stack.ranks[t], :] for t in stack.present], 0),
+    )
+
+
+def present_factors(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
+    """Padded factors b [T', m, R] and a [T', R, n] of the T' tasks that are present."""
+    if len(stack.present) == len(stack.ranks):
+        return stack.b, stack.a
+    present = jnp.asarray(stack.present)
+    return stack.b[present], stack.a[present]
+
+
+def task_weights(stack: AdapterStack, weights: ArrayLike | None) -> jax.Array:
+    """Weights of the tasks that adapt this module, one each unless given.
+
+    Args:
+      stack: T adapters of one module.
+      weights: [T], any real numbers; None for ones.
+
+    Returns:
+      [number of present tasks], in the dtype of the stack.
+
+    Raises:
+      ValueError: ``weights`` is not of shape [T].
+    """
+    if weights is None:
+        return jnp.ones(len(stack.present), stack.b.dtype)
+    weights = jnp.asarray(weights, stack.b.dtype)
+    if weights.shape != (len(stack.ranks),):
+        raise ValueError(
+            f"weights: expected one number for each of the {len(stack.ranks)} tasks, "
+            f"got shape {weights.shape}"
+        )
+    return weights[jnp.asarray(stack.present)]
+
+
+def weigh(stack: AdapterStack, weights: ArrayLike | None) -> AdapterStack:
+    """Multiplies the update of each task by its weight."""
+    if weights is None:
+        return stack
+    every = jnp.zeros(len(stack.ranks), stack.b.dtype)
+    every = every.at[jnp.asarray(stack.present)].set(task_weights(stack, weights))
+    return stack.replace(b=stack.b * every[:, None, None])
+
+
+def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, LowRank]:
+    """module -> the update of one task alone, of one shape for all tasks.
+
+    Zeros where the task has none, so that one program serves every task.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> stacks = {"q": stack_adapters([([[3.0]], [[2.0]]), None])}
+    >>> print(dense(task_updates(stacks, 0)["q"]), dense(task_updates(stacks, 1)["q"]))
+    [[6.]] [[0.]]
+    """
+    return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
+
+
+def task_norms(stack: AdapterStack) -> jax.Array:
+    """Frobenius norm of every task's update, [T], from Gram matrices of its factors.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> print(task_norms(stack_adapters([([[3.0], [4.0]], [[2.0]]), None])))
+    [10.  0.]
+    """
+    gram_b = linalg.einsum("tmr,tms->trs", stack.b, stack.b)
+    gram_a = linalg.einsum("trn,tsn->trs", stack.a, stack.a)
+    return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
+
+
+def _precision(dtype, name):
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"{name}: no decompositions in {dtype.name}; leave dtype out, then factors "
+            "of any dtype are computed in float32, or give float64"
+        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{name}: for adapters in float64 set jax_enable_x64")
+    return dtype

@@ -1,0 +1,1 @@
+"""Statistics of the inputs of layers, and rows of A that are chosen from them."""

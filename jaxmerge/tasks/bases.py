@@ -1,0 +1,291 @@
+"""A Hugging Face folder as a pure function, by its ``model_type``."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.io import Adapters
+from jaxmerge.models import (
+    bert_apply,
+    head_logits,
+    hub,
+    llama_apply,
+    load_bert,
+    load_llama,
+    load_vision,
+    vision_apply,
+    with_taps,
+    with_updates,
+)
+from jaxmerge.models.adapt import Apply
+from jaxmerge.stacks import task_updates
+from jaxmerge.stats.moments import Mask
+
+PREPROCESSOR = "preprocessor_config.json"
+Inputs = Literal["texts", "images"]
+
+
+class Base(NamedTuple):
+    """A base model without heads.
+
+    Attributes:
+      folder: where it lies.
+      inputs: what it reads.
+      config: sizes of the model, a ``BertConfig``, ``LlamaConfig`` or ``VisionConfig``.
+      params: its parameters.
+      apply: ``(params, inputs [B, ...]) -> features [B, d]``.
+      logits: ``(head, features) -> [B, classes]``.
+      head_module: layer that adapters save as their head; None where heads are the text
+        vectors of classes.
+      logit_scale: what multiplies the logits; None if the folder does not tell.
+      pad_id: token that fills texts up.
+      token_types: whether texts come with the number of their part.
+      files: names of the files that were read.
+    """
+
+    folder: Path
+    inputs: Inputs
+    config: Any
+    params: Any
+    apply: Apply
+    logits: Callable[[Any, jax.Array], jax.Array]
+    head_module: str | None
+    logit_scale: float | None
+    pad_id: int
+    token_types: bool
+    files: tuple[str, ...]
+
+    def scale(self, given: float | None = None) -> float:
+        """``given``, or what the folder says that the logits are multiplied by.
+
+        Raises:
+          ValueError: neither says, or not a finite number above 0.
+        """
+        if given is None and self.logit_scale is None:
+            raise ValueError(
+                f"{self.folder}: stores no logit_scale; give logit_scale=<number>, 100 "
+                "for CLIP as OpenAI trained it"
+            )
+        scale = self.logit_scale if given is None else given
+        if not 0 < scale < math.inf:
+            where = f"{self.folder}: the stored " if given is None else ""
+            raise ValueError(
+                f"{where}logit_scale {scale}: expected a finite number above 0"
+            )
+        return scale
+
+
+def load_base(folder: str | Path) -> Base:
+    """Reads the base model of adapters.
+
+    ``bert`` and ``llama`` read texts and have the heads of sequence classification;
+    ``clip`` and ``clip_vision_model`` read images and have zero-shot heads.
+
+    Args:
+      folder: with ``config.json`` and safetensors weights.
+
+    Raises:
+      ValueError: another ``model_type``, or a folder that its loader refuses.
+    """
+    folder = Path(folder)
+    raw = hub.read_config(folder)
+    return _kind_of(folder, raw).load(folder, raw)
+
+
+def base_files(folder: str | Path) -> tuple[Inputs, tuple[str, ...]]:
+    """What the base in a folder reads, and names of the files that `load_base` reads.
+
+    Raises:
+      ValueError: as for `load_base`, as far as ``config.json`` says.
+    """
+    folder = Path(folder)
+    inputs = _kind_of(folder, hub.read_config(folder)).inputs
+    return inputs, _files(folder, inputs)
+
+
+def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
+    """Refuses adapters of layers that the base does not run, or that have other sizes.
+
+    Args:
+      base: the model; only traced.
+      adapters: of the base, as far as is known.
+      inputs: what it reads, [N, ...].
+
+    Raises:
+      ValueError: names the module and the nearest names, or both shapes.
+    """
+    updates = task_updates(adapters.stacks, 0)
+    try:
+        shape_of(with_updates(base.apply, updates), base.params, inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"{base.folder}: {error}; the adapters belong to another base, or need "
+            "add_prefix=<text> or strip_prefix=<text>"
+        ) from None
+
+
+def refuse_biases(adapters: Adapters) -> None:
+    """ValueError for biases of LoRA layers, which `with_updates` does not add."""
+    if adapters.biases:
+        raise ValueError(
+            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
+            "added to the base model here; train without lora_bias"
+        )
+
+
+def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
+    """Which inputs of some layers count, as for `jaxmerge.collect_inputs`: no padding.
+
+    Args:
+      base: the model; only traced.
+      inputs: what it reads, [N, ...].
+      modules: names of layers; those after the pooling see no padding.
+    """
+    if base.inputs != "texts":
+        return None
+    _, taps = shape_of(with_taps(base.apply, modules), base.params, inputs)
+    batch_and_tokens = len(inputs["attention_mask"].shape)
+    per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
+
+    def mask(batch: Any) -> dict[str, jax.Array]:
+        return dict.fromkeys(per_token, batch["attention_mask"].astype(bool))
+
+    return mask
+
+
+def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:
+    """Shapes of what a model makes of the first of some inputs, without running it."""
+    first = jax.tree.map(lambda x: x[:1], inputs)
+    # a new function each time: eval_shape does not trace one again that it knows
+    return jax.eval_shape(lambda *x: apply(*x), params, first)
+
+
+def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_bert(folder)
+    return _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+
+
+def _load_llama(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_llama(folder)
+    return _of_texts(folder, raw, config, params, llama_apply(config), "score")
+
+
+def _of_texts(folder, raw, config, params, apply, head_module) -> Base:
+    pad = raw.get("pad_token_id")
+    return Base(
+        folder=folder,
+        inputs="texts",
+        config=config,
+        params=params,
+        apply=apply,
+        logits=head_logits,
+        head_module=head_module,
+        logit_scale=1.0,
+        pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
+        token_types=head_module == "classifier",
+        files=_files(folder, "texts"),
+    )
+
+
+def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_vision(folder)
+    tower = vision_apply(config)
+    normalise = _pixel_normaliser(folder, config.num_channels)
+
+    def apply(params: Any, images: jax.Array) -> jax.Array:
+        return tower(params, normalise(images))
+
+    stored = hub.read_tensors(folder, keep="logit_scale".__eq__)
+    scale = [math.exp(float(value)) for value in stored.values()]
+    return Base(
+        folder=folder,
+        inputs="images",
+        config=config,
+        params=params,
+        apply=apply,
+        logits=cosines,
+        head_module=None,
+        logit_scale=scale[0] if scale else None,
+        pad_id=0,
+        token_types=False,
+        files=_files(folder, "images"),
+    )
+
+
+def cosines(vectors: jax.Array, features: jax.Array) -> jax.Array:
+    """Cosine similarity of features [B, d] with the vectors of classes [C, d]: [B, C].
+
+    >>> print(cosines(jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([[3.0, 4.0]])))
+    [[0.6 0.8]]
+    """
+    return jnp.matmul(_unit(features.astype(vectors.dtype)), _unit(vectors).T)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.Array]:
+    """What turns 8-bit pixels into what the model was trained on; floats stay."""
+    path = folder / PREPROCESSOR
+    statistics = None
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            mean, std = found["image_mean"], found["image_std"]
+            statistics = [jnp.asarray(x, jnp.float32) for x in (mean, std)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: no usable image_mean and image_std ({error!r})"
+            ) from None
+        if any(x.shape != (channels,) for x in statistics):
+            raise ValueError(f"{path}: image_mean and image_std of {channels} channels")
+
+    def normalise(images: jax.Array) -> jax.Array:
+        if images.dtype != jnp.uint8:
+            return images
+        if statistics is None:
+            raise ValueError(
+                f"{folder}: no {PREPROCESSOR}, so 8-bit pixels cannot be normalised; "
+                "add it, or give the images as normalised floats"
+            )
+        mean, std = (x[None, None, None] for x in statistics)
+        return (images.astype(jnp.float32) / jnp.float32(255) - mean) / std
+
+    return normalise
+
+
+class _Kind(NamedTuple):
+    inputs: Inputs
+    load: Callable[[Path, Mapping[str, Any]], Base]
+
+
+_KINDS = {
+    "bert": _Kind("texts", _load_bert),
+    "llama": _Kind("texts", _load_llama),
+    "clip": _Kind("images", _load_vision),
+    "clip_vision_model": _Kind("images", _load_vision),
+}
+
+
+def _kind_of(folder: Path, raw: Mapping[str, Any]) -> _Kind:
+    name = raw.get("model_type")
+    if name not in _KINDS:
+        raise ValueError(
+            f"{folder / hub.CONFIG}: model_type {name!r} is not one of "
+            f"{', '.join(_KINDS)}"
+        )
+    return _KINDS[name]
+
+
+def _files(folder: Path, inputs: Inputs) -> tuple[str, ...]:
+    weights = sorted(path.name for path in folder.glob("model*.safetensors*"))
+    if inputs == "texts":
+        return (hub.CONFIG, *weights, "tokenizer.json")
+    pixels = [PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    return (hub.CONFIG, *weights, *pixels)

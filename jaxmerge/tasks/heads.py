@@ -1,0 +1,148 @@
+"""The head of every task: saved by its adapter, or text vectors of its classes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmerge.io import Adapters
+from jaxmerge.io.errors import listing
+from jaxmerge.io.tensors import SafetensorsFile, read_finite
+from jaxmerge.models import head_from_hub
+from jaxmerge.tasks.bases import Base, check_layers, refuse_biases
+
+
+def task_heads(
+    base: Base, adapters: Adapters, vectors: str | Path | None = None
+) -> dict[str, Any]:
+    """task -> its head, as ``base.logits`` takes it.
+
+    Args:
+      base: says where its heads come from.
+      adapters: read with their heads.
+      vectors: for CLIP, a file as `text_heads` reads it.
+
+    Raises:
+      ValueError: a head that is missing, or of the wrong kind of model.
+    """
+    if base.head_module is not None:
+        if vectors is not None:
+            raise ValueError(
+                f"text_heads={str(vectors)!r} are for CLIP; the heads of a model of "
+                "texts are those that the adapters save"
+            )
+        return saved_heads(adapters, base.head_module)
+    if vectors is None:
+        raise ValueError(
+            f"{base.folder}: a vision tower without heads; give text_heads=<file> with "
+            f"the text vectors of the classes of {', '.join(adapters.names)}"
+        )
+    for source, saved in zip(adapters.sources, adapters.heads, strict=True):
+        if saved:
+            raise ValueError(
+                f"{source.path}: saves {listing(sorted(saved))}, which CLIP with text "
+                "heads does not have; train without modules_to_save"
+            )
+    return text_heads(vectors, adapters.names)
+
+
+def head_shape(head: Any) -> tuple[int, int]:
+    """Classes and features of a head as `task_heads` gives it.
+
+    >>> head_shape({"kernel": jnp.ones((8, 3))}), head_shape(jnp.ones((3, 8)))
+    ((3, 8), (3, 8))
+    """
+    if isinstance(head, dict):
+        features, classes = head["kernel"].shape
+        return classes, features
+    return head.shape
+
+
+def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Array]]:
+    """task -> the linear head that its adapter saved.
+
+    Args:
+      adapters: read with their heads.
+      module: "classifier" of BERT, "score" of Llama.
+
+    Raises:
+      ValueError: an adapter without this head, or with other saved modules, which the
+        base model would lack.
+    """
+    heads = {}
+    for name, source, saved in zip(
+        adapters.names, adapters.sources, adapters.heads, strict=True
+    ):
+        if f"{module}.weight" not in saved:
+            raise ValueError(
+                f"{source.path}: saves no head {module}.weight, so the task has no "
+                f"predictions; train it with modules_to_save=[{module!r}]"
+            )
+        try:
+            heads[name] = head_from_hub(saved, module)
+        except ValueError as error:
+            raise ValueError(f"{source.path}: {error}") from None
+    check_saved(adapters, module)
+    return heads
+
+
+def check_saved(adapters: Adapters, head: str | None) -> None:
+    """Refuses adapters that save modules of the model beside their head.
+
+    Args:
+      adapters: read with their heads.
+      head: "classifier" of BERT, "score" of Llama; None if there is none to save.
+
+    Raises:
+      ValueError: a module in which the base with this adapter would differ from it.
+    """
+    own = {f"{head}.weight", f"{head}.bias"}
+    for source, saved in zip(adapters.sources, adapters.heads, strict=True):
+        others = sorted(saved.keys() - own)
+        if others:
+            raise ValueError(
+                f"{source.path}: saves {listing(others)} beside its head, but all "
+                "tasks share the base model; train without modules of its own"
+            )
+
+
+def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
+    """Refuses adapters that do not fit a base, or change more of it than their updates.
+
+    Args:
+      base: the model; only traced.
+      adapters: read with their heads.
+      inputs: what the model reads, [N, ...].
+
+    Raises:
+      ValueError: as for `check_layers`, `check_saved` and `refuse_biases`.
+    """
+    check_layers(base, adapters, inputs)
+    check_saved(adapters, base.head_module)
+    refuse_biases(adapters)
+
+
+def text_heads(path: str | Path, tasks: tuple[str, ...]) -> dict[str, jax.Array]:
+    """task -> vectors of its classes [C, d], from a safetensors file.
+
+    Raises:
+      ValueError: the file lacks a task, or holds something else than finite matrices
+        without zero rows.
+    """
+    file = SafetensorsFile(Path(path))
+    heads = {}
+    for task in tasks:
+        if task not in file.infos:
+            known = listing(sorted(file.infos)) or "none"
+            raise ValueError(
+                f"{path}: no array {task!r} [classes, d]; it holds {known}"
+            )
+        vectors = read_finite(file, task)
+        if vectors.ndim != 2 or len(vectors) < 2 or not vectors.any(axis=1).all():
+            raise ValueError(
+                f"{path}: {task!r} {vectors.shape} is not a matrix [classes, d] of two "
+                "classes or more, none of them zero"
+            )
+        heads[task] = jnp.asarray(vectors)
+    return heads

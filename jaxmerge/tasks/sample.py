@@ -1,0 +1,96 @@
+"""A base model and inputs of every task, for mergers that run the model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmerge.io import Adapters
+from jaxmerge.mergers.iteris import ModelSample
+from jaxmerge.models import layer_weights
+from jaxmerge.tasks.bases import Base, load_base, token_mask
+from jaxmerge.tasks.batching import batches_of
+from jaxmerge.tasks.heads import check_adapters
+from jaxmerge.tasks.record import files_read
+from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
+
+
+class SampleFiles(NamedTuple):
+    """A base and inputs, as they were read.
+
+    Attributes:
+      base: the model.
+      files: what `files_read` gave before they were loaded.
+      unlabeled: inputs of every task.
+      batch: inputs that go through the model at a time.
+      limit: inputs of a task at most, None for all.
+    """
+
+    base: Base
+    files: Mapping[str, Any]
+    unlabeled: Unlabeled
+    batch: int
+    limit: int | None
+
+    def to_record(self) -> dict[str, Any]:
+        """What a merge of this sample depends on, as JSON values with digests."""
+        return {
+            "sample": {
+                "batch": self.batch,
+                "limit": self.limit,
+                "max_length": self.unlabeled.max_length,
+            },
+            "files": dict(self.files),
+        }
+
+    def of(self, adapters: Adapters) -> ModelSample:
+        """As `Pipeline.run` takes it, with the tasks in the order of the adapters."""
+        base, inputs = self.base, self.unlabeled.inputs
+        modules, first = list(adapters.stacks), inputs[adapters.names[0]]
+        batches = [
+            list(batches_of(base, inputs[task], self.batch)) for task in adapters.names
+        ]
+        weights = layer_weights(
+            base.params, modules, apply=base.apply, batch=batches[0][0]
+        )
+        return ModelSample(
+            apply=base.apply,
+            params=base.params,
+            batches=batches,
+            mask=token_mask(base, first, modules),
+            base=weights,
+        )
+
+
+def read_sample(
+    adapters: Adapters,
+    base: str | Path,
+    data: str | Path,
+    *,
+    batch: int = 16,
+    limit: int | None = None,
+    max_length: int | None = None,
+    files: Mapping[str, Any] | None = None,
+) -> SampleFiles:
+    """Reads the base of some adapters and inputs of their tasks.
+
+    Args:
+      adapters: to be merged, read with their heads.
+      base: folder, see `load_base`.
+      data: folder, see `load_unlabeled`.
+      batch: inputs that go through the model at a time.
+      limit: inputs of a task at most.
+      max_length: tokens of a text.
+      files: digests as `files_read` gives them, where they are known already.
+
+    Raises:
+      ValueError: files that cannot be used, or adapters that do not fit the base or
+        change more of it than their updates do.
+    """
+    if files is None:
+        files = files_read(base, data, adapters.names)
+    model = load_base(base)
+    unlabeled = load_unlabeled(
+        data, adapters.names, model, max_length=max_length, limit=limit
+    )
+    check_adapters(model, adapters, unlabeled.inputs[adapters.names[0]])
+    return SampleFiles(model, files, unlabeled, batch, limit)

@@ -1,0 +1,200 @@
+"""A folder with one file of inputs for each task, and batches of them."""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmerge.tasks.bases import Base, Inputs
+from jaxmerge.tasks.images import read_images
+from jaxmerge.tasks.texts import Texts, load_tokenizer, read_texts, tokenise
+
+DEFAULT_LENGTH = 128  # tokens
+PLACES = {
+    "texts": (
+        "{task}.jsonl",
+        "{task}.jsonl.gz",
+        "{task}/validation.jsonl",
+        "{task}/validation.jsonl.gz",
+    ),
+    "images": ("{task}.npz",),
+}
+
+
+class Unlabeled(NamedTuple):
+    """Inputs without labels.
+
+    Attributes:
+      inputs: task -> a pytree of arrays [N, ...].
+      files: names of the files below the folder, in the order of the tasks.
+      rows: task -> rows of its file, N or more.
+      notes: what a reader should know.
+      max_length: tokens to which texts were truncated; None for images.
+    """
+
+    inputs: dict[str, Any]
+    files: tuple[str, ...]
+    rows: dict[str, int]
+    notes: tuple[str, ...]
+    max_length: int | None = None
+
+    def count(self, task: str) -> int:
+        """N, the inputs of a task."""
+        return len(jax.tree.leaves(self.inputs[task])[0])
+
+    def batches(self, *, size: int, seed: int) -> Iterator[dict[str, Any]]:
+        """For ever a batch of every task; a pass over a task's inputs is a shuffle.
+
+        The batches of a task depend on the seed and on its name alone.
+        """
+        sources = {
+            task: shuffled(inputs, size, (seed, zlib.crc32(task.encode())))
+            for task, inputs in self.inputs.items()
+        }
+        while True:
+            yield {task: next(source) for task, source in sources.items()}
+
+
+def load_unlabeled(
+    folder: str | Path,
+    tasks: tuple[str, ...],
+    base: Base,
+    *,
+    max_length: int | None = None,
+    limit: int | None = None,
+) -> Unlabeled:
+    """Reads the inputs of every task.
+
+    Args:
+      folder: with ``<task>.jsonl``, ``<task>.jsonl.gz`` or
+        ``<task>/validation.jsonl(.gz)`` for texts, ``<task>.npz`` for images.
+      tasks: names of the adapters.
+      base: the model that reads them.
+      max_length: tokens of a text, longer ones are truncated; by default 128, or as
+        many as the model has positions.
+      limit: inputs of a task, of larger files as many, see `spread`.
+
+    Raises:
+      ValueError: a task without a file or with two, or a file that cannot be used.
+    """
+    paths = data_files(folder, tasks, base.inputs)
+    rows: dict[str, int] = {}
+    notes: list[str] = []
+    if base.inputs == "images":
+        max_length = None
+        size, channels = base.config.image_size, base.config.num_channels
+        inputs = {}
+        for task, path in paths.items():
+            images = read_images(path, size=size, channels=channels)
+            rows[task] = len(images)
+            inputs[task] = images[spread(len(images), limit)]
+    else:
+        positions = base.config.max_position_embeddings
+        max_length = max_length or min(DEFAULT_LENGTH, positions)
+        if max_length > positions:
+            raise ValueError(
+                f"{base.folder}: the model has {positions} positions, fewer than "
+                f"max_length={max_length}"
+            )
+        texts = {task: read_texts(path) for task, path in paths.items()}
+        rows = {task: len(found) for task, found in texts.items()}
+        texts = {
+            task: [found[row] for row in spread(len(found), limit)]
+            for task, found in texts.items()
+        }
+        inputs = _tokens(texts, paths, base, max_length, notes)
+    files = tuple(path.relative_to(folder).as_posix() for path in paths.values())
+    return Unlabeled(inputs, files, rows, tuple(notes), max_length)
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Some of ``count`` rows at even distances, as files are often sorted by class.
+
+    >>> spread(10, 4).tolist(), spread(3, 5).tolist(), spread(3, None).tolist()
+    ([0, 2, 5, 7], [0, 1, 2], [0, 1, 2])
+    """
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken) * count // taken
+
+
+def data_files(
+    folder: str | Path, tasks: Sequence[str], kind: Inputs
+) -> dict[str, Path]:
+    """task -> the file that `load_unlabeled` reads for it.
+
+    Raises:
+      ValueError: a task without a file or with two.
+    """
+    return {task: _find(Path(folder), task, kind) for task in tasks}
+
+
+def _find(folder: Path, task: str, kind: Inputs) -> Path:
+    places = [place.format(task=task) for place in PLACES[kind]]
+    found = [folder / place for place in places if (folder / place).is_file()]
+    if not found:
+        raise ValueError(
+            f"{folder}: no {kind} of task {task!r}; expected {' or '.join(places)}"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder}: task {task!r} has {found[0].name} and {found[1].name}; "
+            "keep one of them"
+        )
+    return found[0]
+
+
+def _tokens(
+    texts: Mapping[str, Texts],
+    paths: Mapping[str, Path],
+    base: Base,
+    max_length: int,
+    notes: list[str],
+) -> dict[str, dict[str, np.ndarray]]:
+    tokenizer = load_tokenizer(base.folder)
+    inputs = {}
+    for task, path in paths.items():
+        inputs[task], truncated = tokenise(
+            texts[task],
+            tokenizer,
+            length=max_length,
+            pad_id=base.pad_id,
+            token_types=base.token_types,
+        )
+        _check_tokens(path, inputs[task], base)
+        if truncated:
+            notes.append(
+                f"{truncated} of {len(texts[task])} inputs of {task} were truncated to "
+                f"{max_length} tokens"
+            )
+    return inputs
+
+
+def _check_tokens(path: Path, inputs: Mapping[str, np.ndarray], base: Base) -> None:
+    """Refuses tokens that the model does not have: a gather would clamp them."""
+    limits = {"input_ids": base.config.vocab_size}
+    if base.token_types:
+        limits["token_type_ids"] = base.config.type_vocab_size
+    for name, limit in limits.items():
+        largest = int(inputs[name].max())
+        if largest >= limit:
+            raise ValueError(
+                f"{path}: tokenizer.json gives {name} up to {largest}, the model in "
+                f"{base.folder} has {limit}; they do not belong together"
+            )
+    if not inputs["attention_mask"].any(axis=1).all():
+        raise ValueError(f"{path}: holds a text without any token")
+
+
+def shuffled(inputs: Any, size: int, seed: tuple[int, int]) -> Iterator[Any]:
+    """For ever batches of ``size`` inputs, which are shuffled anew in every epoch."""
+    count = len(jax.tree.leaves(inputs)[0])
+    rng = np.random.default_rng(seed)
+    waiting = np.empty(0, int)
+    while True:
+        while len(waiting) < size:
+            waiting = np.concatenate([waiting, rng.permutation(count)])
+        chosen, waiting = waiting[:size], waiting[size:]
+        yield jax.tree.map(lambda x, chosen=chosen: x[chosen], inputs)

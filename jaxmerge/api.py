@@ -100,8 +100,8 @@ from jaxmerge.updates import (
 
 __all__ = [
     # types
-    "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger", "Post",
-    "Rule", "Space", "Update", "stack_adapters",
+    "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
+    "Post", "Rule", "Space", "Update", "stack_adapters",
     # rules: T matrices to one
     "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
     # rule to rule

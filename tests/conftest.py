@@ -20,14 +20,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
+from reference import SHARED
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-SHARED = Path(
-    os.environ.get("JAXMERGE_SHARED", Path(__file__).resolve().parents[2] / "shared")
-)
 
 
 @pytest.fixture(autouse=True, scope="module")

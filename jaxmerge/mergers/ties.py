@@ -1,8 +1,8 @@
 """TIES (arXiv 2306.01708) and its relatives: a sign is elected for every entry.
 
 "TIES" names at least five algorithms. Here it is made of steps, so that each of them is
-one composition: trim entries (`jaxmerge.trim`), elect a sign for every entry (`sign_of_sum`,
-`sign_of_count`), combine the values that agree (`mean_of_agreeing`,
+one composition: trim entries (`jaxmerge.trim`), elect a sign for every entry
+(`sign_of_sum`, `sign_of_count`), combine the values that agree (`mean_of_agreeing`,
 `sum_of_agreeing`, `largest_of_agreeing`).
 
 Tasks are few, so they are added one by one with Python's ``sum``: XLA then fuses the

@@ -132,17 +132,17 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     """
     dtype = blocks[0].dtype
     pattern = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
-    counter = counter()
+    count_dtype = counter()
     size = sum(block[0].size for block in blocks)
-    if size > jnp.iinfo(counter).max:
+    if size > jnp.iinfo(count_dtype).max:
         raise ValueError(
-            f"{size} entries cannot be counted in {counter}; set jax_enable_x64"
+            f"{size} entries cannot be counted in {count_dtype}; set jax_enable_x64"
         )
     patterns = [
         lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(block)), pattern)
         for block in blocks
     ]
-    count = jnp.asarray(count).astype(counter)
+    count = jnp.asarray(count).astype(count_dtype)
 
     def halve(_, bounds):
         low, high = bounds  # at least count entries are >= low; fewer are >= high

@@ -118,7 +118,7 @@ class Pipeline:
         return math.prod(_factor(call) for call in self.calls if call.step.multiplies)
 
     def learnable(self) -> "Learned":
-        """The learned merger with its calibrations and posts, as `jaxmerge.fit` takes it.
+        """The learned merger and what surrounds it, as `jaxmerge.fit` takes it.
 
         Raises:
           PipelineError: it has no coefficients to learn.

@@ -56,7 +56,8 @@ def collect_inputs(
     >>> model = nn.Sequential([nn.Dense(2), nn.tanh, nn.Dense(1)])
     >>> batches = [jnp.ones((4, 3)), 3 * jnp.ones((4, 3))]
     >>> params = model.init(jax.random.key(0), batches[0])
-    >>> stats = collect_inputs(model.apply, params, batches, modules=["layers_0", "layers_2"])
+    >>> modules = ["layers_0", "layers_2"]
+    >>> stats = collect_inputs(model.apply, params, batches, modules=modules)
     >>> print(stats["layers_0"].mean, stats["layers_2"].gram.shape)
     [2. 2. 2.] (2, 2)
     """
@@ -70,7 +71,7 @@ def collector(
     mask: Mask | None = None,
     sketch: int | None = None,
 ) -> Callable[[Any, Iterable[Any]], dict[str, Statistics]]:
-    """`collect_inputs` as a function of parameters and batches, to be called again and again.
+    """`collect_inputs` as a function of parameters and batches, for many calls.
 
     All calls share their compiled steps, such as those for the tasks of a merge with
     the adapter among the parameters. Arguments as for `collect_inputs`.

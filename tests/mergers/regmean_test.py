@@ -280,7 +280,8 @@ def test_first_round_of_iteris_is_regmean(model):
         Model().apply, params, stacks, batches, iterations=1, balance=False, ridge=0.0
     )
     stats = jm.stack_moments([
-        jm.collect_inputs(jm.models.with_updates(Model().apply, alone(stacks, task)), params,
+        jm.collect_inputs(jm.models.with_updates(Model().apply, alone(stacks, task)),
+                   params,
                    batches[task], modules=SHAPES)
         for task in range(3)
     ])  # fmt: skip

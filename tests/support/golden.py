@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import SHARED
+from reference import SHARED
 
 import jaxmerge as jm
 

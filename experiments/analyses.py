@@ -15,7 +15,6 @@ where it stopped. Five analyses:
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +29,8 @@ from experiments.methods import METHODS, Fitted
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, merged, open_experiment
 from experiments.unlabeled import unlabeled_batches
-from jaxmerge.cli.runtime import start_jax
 from jaxmerge.io import load_peft
+from jaxmerge.runtime import start_jax
 
 LEARNED = {method.name: method for method in METHODS if isinstance(method, Fitted)}
 COMPARED = ("AdaMerging", "TARA-A", "TARA-B")
@@ -70,28 +69,31 @@ class Analysis:
         tasks: Sequence[str],
         *,
         preference: np.ndarray | None = None,
-        scalarise: dict[str, Any] | None = None,
-        steps: int | None = None,
-        batch: int | None = None,
+        **options: Any,
     ) -> jm.Fitted:
-        """A fit on some of the tasks, with the start and rate of the comparison."""
-        experiment, candidate = self.experiment, self.chosen(method)
-        fitted, suite = LEARNED[method], experiment.suite
+        """A fit on some of the tasks, with the start and rate of the comparison.
+
+        Args:
+          method: name of a learned merge.
+          tasks: names of the tasks.
+          preference: see `jaxmerge.fit`.
+          **options: of the recipe, in the place of those of the comparison.
+        """
+        experiment, suite = self.experiment, self.experiment.suite
+        options = {"batch": experiment.settings.learning_batch, **options}
+        recipe = LEARNED[method].recipe(self.chosen(method), **options)
         own = [experiment.anchors[experiment.tasks.index(task)] for task in tasks]
         part = suite._replace(tasks=tuple(t for t in suite.tasks if t.name in tasks))
-        size = batch or experiment.settings.learning_batch
         return jm.fit(
-            fitted.learned(candidate["initial"]),
+            recipe.learned,
             tasks,
             self.stacks_of(tasks),
             experiment.losses,
-            unlabeled_batches(part, size=size, seed=0),
-            fitted.optimizer(candidate["rate"]),
-            steps=steps or candidate["steps"],
-            params=suite.params,
-            scalarise=partial(
-                fitted.scalarise, anchors=np.array(own), **(scalarise or {})
-            ),
+            unlabeled_batches(part, size=recipe.batch, seed=recipe.seed),
+            recipe.optimizer,
+            steps=recipe.steps,
+            params=suite.base.params,
+            scalarise=recipe.scalarise(np.array(own)),
             preference=preference,
             steps_per_call=25,
         )
@@ -177,9 +179,10 @@ def objective(analysis: Analysis) -> None:
     """The smoothing alpha in both forms of the gap."""
     tasks = analysis.experiment.tasks
     for absolute, alpha in product((False, True), ALPHAS):
-        scalarise = {"alpha": alpha, "absolute": absolute}
-        identity = {"analysis": "objective", "method": "TARA-B", **scalarise}
-        analysis.fit_and_test(identity, tasks, scalarise=scalarise)
+        form = {"alpha": alpha, "absolute": absolute}
+        identity = {"analysis": "objective", "method": "TARA-B", **form}
+        chosen = "tchebycheff-absolute" if absolute else "tchebycheff"
+        analysis.fit_and_test(identity, tasks, alpha=alpha, objective=chosen)
 
 
 def budget(analysis: Analysis) -> None:

@@ -232,14 +232,14 @@ def train_adapter(
     Returns:
       The factors as trained: see `scaled`.
     """
-    names = [known.name for known in suite.tasks]
+    base, names = suite.base, [known.name for known in suite.tasks]
     key = jax.random.fold_in(jax.random.key(seed), names.index(task.name))
     draw_key, fit_key = jax.random.split(key)
-    shapes = lora_shapes(suite.params, lora.targets)
+    shapes = lora_shapes(base.params, lora.targets)
 
     def loss(factors, params, head, inputs, labels):
-        features = with_updates(suite.apply, scaled(factors, lora))(params, inputs)
-        scores = suite.logits(head, features).astype(jnp.float32)
+        features = with_updates(base.apply, scaled(factors, lora))(params, inputs)
+        scores = base.logits(head, features).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
     return fit(
@@ -251,7 +251,7 @@ def train_adapter(
         rate=recipe.rate,
         decay=recipe.decay,
         batch=recipe.batch,
-        frozen=(suite.params, task.head),
+        frozen=(base.params, task.head),
         augment=augment,
         chunk=50,
         report=report,

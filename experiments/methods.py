@@ -6,13 +6,12 @@ looked at after some numbers of steps. `BUDGET` candidates of every method are m
 on validation, and the best one goes to test.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
-import optax
-
-import jaxmerge as jm
+from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.spec import parse
 
 BUDGET = 8
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
@@ -38,19 +37,21 @@ class ClosedForm:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A merge that is learned from unlabeled inputs.
+    """A merge that is learned from unlabeled inputs, as its source fits it.
 
     Attributes:
       name: of the method.
-      learned: first coefficient -> its coefficients.
-      optimizer: learning rate -> optimiser.
-      scalarise: ``(values, *, preference, anchors) -> objective``.
+      pipeline: with a place for the first coefficient.
     """
 
     name: str
-    learned: Callable[[float], jm.Learned]
-    optimizer: Callable[[float], optax.GradientTransformation]
-    scalarise: Callable
+    pipeline: str
+
+    def recipe(self, candidate: Mapping[str, Any], **options: Any) -> LearnRecipe:
+        """The fit of a candidate: from a first coefficient, with a rate and steps."""
+        settings = {"rate": candidate["rate"], "steps": candidate["steps"], **options}
+        pipeline = self.pipeline.format(initial=candidate["initial"])
+        return LearnRecipe(pipeline=parse(pipeline), **settings)
 
 
 def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
@@ -60,12 +61,6 @@ def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
 def _with_ridge(pipeline: str) -> tuple[str, ...]:
     return tuple(pipeline.format(ridge) for ridge in (0.001, 0.1))
 
-
-_tara = partial(
-    Fitted,
-    optimizer=partial(optax.adamw, weight_decay=0.01),
-    scalarise=jm.smooth_tchebycheff,
-)
 
 METHODS = (
     ClosedForm("Task arithmetic", ("concat",)),
@@ -103,20 +98,9 @@ METHODS = (
     ClosedForm("RegMean", _with_ridge("regmean(ridge={})"), REGRESSION_SCALES),
     ClosedForm("SSR-Merge", _with_ridge("ssr(ridge={})"), REGRESSION_SCALES),
     ClosedForm("IterIS", ("iteris(iterations=4, ridge=0.001)",), ITERIS_SCALES),
-    Fitted(
-        "AdaMerging",
-        lambda initial: jm.adamerging(initial=initial),
-        optax.adam,
-        jm.linear_scalarisation,
-    ),
-    _tara("TARA-A", lambda initial: jm.tara_a(initial=initial)),
-    _tara("TARA-B", lambda initial: jm.tara_b(initial=initial)),
-    _tara(
-        "Pico + TARA-A",
-        lambda initial: jm.compose(jm.tara_a(initial=initial), before=jm.calibrate),
-    ),
-    _tara(
-        "Pico + TARA-B",
-        lambda initial: jm.compose(jm.tara_b(initial=initial), before=jm.calibrate),
-    ),
+    Fitted("AdaMerging", "adamerging(initial={initial})"),
+    Fitted("TARA-A", "tara_a(initial={initial})"),
+    Fitted("TARA-B", "tara_b(initial={initial})"),
+    Fitted("Pico + TARA-A", "tara_a(initial={initial})|calibrate"),
+    Fitted("Pico + TARA-B", "tara_b(initial={initial})|calibrate"),
 )

@@ -24,15 +24,16 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.evaluation import accuracies, make_exam, own_accuracies
 from experiments.finetune import finetune, lora_shapes
 from experiments.methods import METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import candidates, merged
 from experiments.settings import Settings
-from experiments.suite import Split, Suite, batches
-from jaxmerge.cli.runtime import start_jax
+from experiments.suite import Suite
+from experiments.unlabeled import input_statistics
 from jaxmerge.io import load_peft
+from jaxmerge.runtime import start_jax
 from jaxmerge.stats.moments import Moments, stack_moments, times_gram
 from jaxmerge.stats.osrm import osrm_init
 
@@ -90,7 +91,7 @@ class Study:
         self.settings, self.training, self.work = settings, settings.training, work
         self.records = Records(results / "osrm.jsonl")
         self.suite = settings.load()
-        self.shapes = lora_shapes(self.suite.params, self.training.lora.targets)
+        self.shapes = lora_shapes(self.suite.base.params, self.training.lora.targets)
         self.exams = {
             part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
             for part, rows in (
@@ -142,30 +143,19 @@ class Study:
 
     def _moments(self, samples: int) -> TaskMoments:
         """Of the inputs of all modules in the base model, on training examples."""
-        found = {}
+        inputs = {}
         for index, task in enumerate(self.suite.tasks):
             split = task.load("train")
-            order = np.random.default_rng((FIRST_SEED, index)).permutation(
-                len(split.labels)
-            )
-            some = Split(*jax.tree.map(lambda x, o=order: x[o[:samples]], tuple(split)))
-            found[task.name] = jm.collect_inputs(
-                self.suite.apply,
-                self.suite.params,
-                (inputs for inputs, _ in batches(self.suite, some, 50)),
-                modules=self.shapes,
-                mask=self.suite.mask,
-            )
-        return found
+            rng = np.random.default_rng((FIRST_SEED, index))
+            some = rng.permutation(len(split.labels))[:samples]
+            inputs[task.name] = jax.tree.map(lambda x, rows=some: x[rows], split.inputs)
+        return input_statistics(self.suite, inputs, self.shapes, size=50)
 
     def _measure_own(self, stacks: Any, identity: dict[str, Any]) -> None:
         for part, exam in self.exams.items():
             row = {"kind": "own", **identity, "part": part}
             if self.records.find(**row) is None:
-                own = {}
-                for index, task in enumerate(self.suite.tasks):
-                    update = own_updates(stacks, index)
-                    own |= accuracies(exam, update, (task.name,))
+                own = own_accuracies(exam, stacks)
                 self.records.add(**row, accuracy=own)
                 print(row, f"{_mean(own):.4f}", flush=True)
 

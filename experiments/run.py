@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.evaluation import accuracies, make_exam, own_accuracies
 from experiments.methods import (
     INITIALS,
     ITERIS_INPUTS,
@@ -36,10 +36,15 @@ from experiments.methods import (
 )
 from experiments.records import Records
 from experiments.settings import Settings
-from experiments.unlabeled import model_sample, own_statistics, unlabeled_batches
-from jaxmerge.cli.runtime import start_jax
+from experiments.unlabeled import (
+    first_inputs,
+    input_statistics,
+    model_sample,
+    unlabeled_batches,
+)
 from jaxmerge.io import load_peft
-from jaxmerge.learning.apply import merge
+from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.runtime import start_jax
 from jaxmerge.spec import Pipeline
 from jaxmerge.stats.moments import Statistics
 
@@ -71,9 +76,8 @@ class Experiment:
     def losses(self) -> Any:
         """Entropy of every task through the suite's model."""
         heads = {task.name: task.head for task in self.suite.tasks}
-        scale = self.settings.logit_scale
-        suite = self.suite
-        return jm.entropies(suite.apply, suite.logits, heads, logit_scale=scale)
+        base, scale = self.suite.base, self.settings.logit_scale
+        return jm.entropies(base.apply, base.logits, heads, logit_scale=scale)
 
     @cached_property
     def anchors(self) -> np.ndarray:
@@ -83,15 +87,17 @@ class Experiment:
             source = self.batches(FIRST_SEED)
             some = [next(source) for _ in range(self.settings.anchor_batches)]
             find = partial(jm.single_adapter_losses, self.tasks, self.stacks)
-            values = find(self.losses, some, params=self.suite.params)
+            values = find(self.losses, some, params=self.suite.base.params)
             known = self.records.add(kind="anchors", values=np.asarray(values).tolist())
         return np.asarray(known["values"], np.float32)
 
     @cached_property
     def stats(self) -> Any:
         """Of the inputs of every task with its own adapter, on validation."""
-        rows, size = self.settings.validation, self.settings.batch
-        return own_statistics(self.suite, self.stacks, rows=rows, size=size)
+        inputs = first_inputs(self.suite, rows=self.settings.validation)
+        given = {"size": self.settings.batch, "stacks": self.stacks}
+        found = input_statistics(self.suite, inputs, self.stacks, **given)
+        return jm.stack_moments(list(found.values()))
 
     def _rounds(self, pipeline: Pipeline) -> dict[str, jm.Update]:
         sample = model_sample(self.suite, self.stacks, rows=ITERIS_INPUTS)
@@ -117,9 +123,7 @@ class Experiment:
             if self.records.find(kind="base", part=part) is None:
                 self.records.add(kind="base", part=part, accuracy=accuracies(exam, {}))
             if self.records.find(kind="own", part=part) is None:
-                own = {}
-                for index, task in enumerate(self.tasks):
-                    own |= accuracies(exam, own_updates(self.stacks, index), (task,))
+                own = own_accuracies(exam, self.stacks)
                 self.records.add(kind="own", part=part, accuracy=own)
 
     def normalised(self, accuracy: Mapping[str, float], part: str) -> float:
@@ -168,15 +172,14 @@ class Experiment:
         )
         folder = self.work / f"{start}, seed {seed}".replace(" ", "_")
         path = folder / f"{candidate['steps']}.npz"
-        learned = method.learned(candidate["initial"])
+        recipe = method.recipe(candidate, seed=seed)
         if not path.is_file():
-            self._fit(method, learned, candidate, seed, folder)
-        bases = jm.map_modules(learned.prepare, self.stacks)
-        return merge(learned, dict(np.load(path)), bases)
+            identity = {"method": method.name, "candidate": candidate, "seed": seed}
+            self._fit(recipe, folder, identity)
+        return jm.apply_learned(recipe.learned, dict(np.load(path)))(self.stacks)
 
-    def _fit(self, method, learned, candidate, seed, folder) -> None:
+    def _fit(self, recipe: LearnRecipe, folder: Path, identity: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        scalarise = partial(method.scalarise, anchors=self.anchors)
 
         def keep(progress: jm.Progress) -> None:
             np.savez(folder / f"{progress.step}.npz", **progress.phis)
@@ -187,24 +190,22 @@ class Experiment:
 
         started = time.perf_counter()
         fitted = jm.fit(
-            learned,
+            recipe.learned,
             self.tasks,
             self.stacks,
             self.losses,
-            self.batches(seed),
-            method.optimizer(candidate["rate"]),
-            steps=candidate["steps"],
-            params=self.suite.params,
-            scalarise=scalarise,
+            self.batches(recipe.seed),
+            recipe.optimizer,
+            steps=recipe.steps,
+            params=self.suite.base.params,
+            scalarise=recipe.scalarise(self.anchors),
             steps_per_call=self.settings.longest_fit // LOOKS // 2,
             checkpoint=folder / "checkpoints",
             report=keep,
         )
         self.records.add(
             kind="fit",
-            method=method.name,
-            candidate=candidate,
-            seed=seed,
+            **identity,
             seconds=time.perf_counter() - started,
             objective=fitted.history.objective.tolist(),
             losses=fitted.history.losses.tolist(),

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmerge.tasks import Base
+from jaxmerge.tasks.batching import batches_of, token_counts
+
 SHARED = "JAXMERGE_SHARED"
 
 
@@ -21,62 +24,62 @@ class Split(NamedTuple):
     inputs: Any
     labels: np.ndarray
 
+    def first(self, rows: int | None) -> "Split":
+        """At most so many of them."""
+        return Split(*jax.tree.map(lambda x: x[:rows], tuple(self)))
+
 
 class Task(NamedTuple):
     """One task: its adapter, its head, and how to read a part of its data."""
 
     name: str
     adapter: Path
-    head: Any
+    head: Any  # as `Base.logits` takes it
     load: Callable[[str], Split]  # "train", "validation" or "test"
 
 
 class Suite(NamedTuple):
-    """A base model and tasks with one adapter each.
-
-    ``apply`` runs the shared model, ``logits`` the head of one task on its features.
-    """
+    """A base model and tasks with one adapter each."""
 
     name: str
-    params: Any
-    apply: Callable[[Any, Any], Any]  # (params, inputs [B, ...]) -> features [B, ...]
-    logits: Callable[[Any, Any], jax.Array]  # (head, features) -> [B, classes]
+    base: Base
     tasks: tuple[Task, ...]
-    lengths: Callable[[Any], np.ndarray] | None = None  # tokens of each input [N]
-    crop: Callable[[Any, int], Any] | None = None  # keeps the first tokens of inputs
-    mask: Callable[[Any], jax.Array] | None = None  # tokens that are not padding [B, S]
 
 
-def batches(suite: Suite, split: Split, size: int) -> Iterator[tuple[Any, np.ndarray]]:
-    """Batches of at most ``size`` examples, with the indices [B] of the examples.
+def batches(suite: Suite, inputs: Any, size: int) -> Iterator[Any]:
+    """Every input once, as the library's `batches_of`, cropped by `narrow`."""
+    return batches_of(suite.base, inputs, size, crop=narrow)
 
-    Inputs with a length are sorted by it and cropped to a multiple of 16 tokens, so
-    that little is computed on padding.
+
+def narrow(texts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Texts as wide as the longest of them, rounded up to a multiple of 16 tokens.
+
+    The library doubles widths instead, for fewer programs; the committed results were
+    measured at these.
     """
-    order, lengths = np.arange(len(split.labels)), None
-    if suite.lengths is not None:
-        lengths = suite.lengths(split.inputs)
-        order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        inputs = jax.tree.map(lambda x, chosen=chosen: x[chosen], split.inputs)
-        if lengths is not None:
-            inputs = suite.crop(inputs, -(-int(lengths[chosen].max()) // 16) * 16)
-        yield inputs, chosen
+    return _first_tokens(texts, _multiple_of_16(token_counts(texts).max()))
 
 
 def of_one_length(suite: Suite, split: Split) -> Split:
     """The examples for training, which needs one shape and little padding.
 
-    Inputs with a length are cropped to the 90th percentile of their lengths, rounded up
-    to a multiple of 16 tokens, and longer ones are left out.
+    Texts are cropped to the 90th percentile of their lengths, rounded up to a multiple
+    of 16 tokens, and longer ones are left out.
     """
-    if suite.lengths is None:
+    if suite.base.inputs != "texts":
         return split
-    lengths = suite.lengths(split.inputs)
-    limit = -(-int(np.percentile(lengths, 90)) // 16) * 16
-    cropped = split._replace(inputs=suite.crop(split.inputs, limit))
+    lengths = token_counts(split.inputs)
+    limit = _multiple_of_16(np.percentile(lengths, 90))
+    cropped = split._replace(inputs=_first_tokens(split.inputs, limit))
     return jax.tree.map(lambda x: x[lengths <= limit], cropped)
+
+
+def _multiple_of_16(tokens: float) -> int:
+    return -(-int(tokens) // 16) * 16
+
+
+def _first_tokens(texts: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    return {name: tokens[:, :count] for name, tokens in texts.items()}
 
 
 def shared_folder() -> Path:

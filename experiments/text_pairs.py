@@ -1,31 +1,64 @@
-"""Pairs of sentences as token arrays, tokenised once."""
+"""Suites of tasks on pairs of sentences, with heads that the adapters saved."""
 
-import gzip
-import json
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from experiments.suite import Split
+from experiments.suite import Split, Suite, Task
+from jaxmerge.io import load_peft
+from jaxmerge.tasks import Base, load_base, task_heads
+from jaxmerge.tasks.texts import load_tokenizer, read_rows, read_texts, tokenise
 
 
-def read_pairs(
-    folder: Path, part: str, tokenizer: Tokenizer, *, token_types: bool = True
-) -> Split:
-    """One part of a task: token arrays [N, S] and labels [N].
+def load_pairs(
+    name: str,
+    base: Path,
+    adapters: Path,
+    texts: Path,
+    tasks: Sequence[str],
+    *,
+    length: int,
+) -> Suite:
+    """Reads the base and the adapters' heads, and texts when asked.
 
     Args:
+      name: of the suite.
+      base: a Hugging Face folder of BERT or Llama with its tokeniser.
+      adapters: folder with a PEFT folder for each task.
+      texts: folder with a folder for each task, see `read_pairs`.
+      tasks: names of the tasks.
+      length: tokens of a pair, special tokens included; longer pairs are truncated.
+
+    Raises:
+      ValueError: a folder that cannot be used, or an adapter without a head.
+    """
+    model = load_base(base)
+    heads = task_heads(
+        model, load_peft([adapters / task for task in tasks], heads="keep")
+    )
+    found = (
+        Task(
+            name=task,
+            adapter=adapters / task,
+            head=heads[task],
+            load=cache(partial(read_pairs, model, texts / task, length=length)),
+        )
+        for task in tasks
+    )
+    return Suite(name, model, tuple(found))
+
+
+def read_pairs(base: Base, folder: Path, part: str, *, length: int) -> Split:
+    """One part of a task: token arrays [N, S], as the base reads them, and labels [N].
+
+    Args:
+      base: the model.
       folder: with ``train.jsonl.gz``, ``validation.jsonl.gz`` and ``test.jsonl.gz``;
         each line has ``text_a``, ``text_b`` and ``label``.
       part: "train", "validation" or "test".
-      tokenizer: truncates and pads to one length on the right.
-      token_types: whether the model tells the two texts apart.
-
-    Returns:
-      Split; the inputs are ``input_ids``, ``attention_mask`` and, with token types,
-      ``token_type_ids``.
+      length: tokens of a pair; longer ones are truncated.
 
     Raises:
       ValueError: there is no such part.
@@ -33,29 +66,12 @@ def read_pairs(
     path = folder / f"{part}.jsonl.gz"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; parts are train, validation, test")
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    encodings = tokenizer.encode_batch([(row["text_a"], row["text_b"]) for row in rows])
-    inputs = {
-        "input_ids": [encoding.ids for encoding in encodings],
-        "attention_mask": [encoding.attention_mask for encoding in encodings],
-    }
-    if token_types:
-        inputs["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-    arrays = {name: np.asarray(rows, np.int32) for name, rows in inputs.items()}
-    return Split(arrays, np.asarray([row["label"] for row in rows], np.int32))
-
-
-def lengths(inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Tokens of each pair without padding: [N]."""
-    return inputs["attention_mask"].sum(axis=1)
-
-
-def crop(inputs: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """The first ``length`` tokens of every pair."""
-    return {name: tokens[:, :length] for name, tokens in inputs.items()}
-
-
-def visible(inputs: dict[str, Any]) -> Any:
-    """Which tokens are not padding: bool [B, S]."""
-    return inputs["attention_mask"] != 0
+    inputs, _ = tokenise(
+        read_texts(path),
+        load_tokenizer(base.folder),
+        length=length,
+        pad_id=base.pad_id,
+        token_types=base.token_types,
+    )
+    labels = [row["label"] for _, row in read_rows(path)]
+    return Split(inputs, np.asarray(labels, np.int32))

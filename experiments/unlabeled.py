@@ -1,18 +1,18 @@
 """Inputs without labels, for merges that learn from them or take their statistics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
-
 import jaxmerge as jm
-from experiments.suite import Split, Suite, batches, of_one_length
+from experiments.suite import Suite, batches, of_one_length
 from jaxmerge.models import layer_weights, with_updates
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Statistics
-from jaxmerge.tasks.unlabeled import shuffled
+from jaxmerge.tasks.bases import token_mask
+from jaxmerge.tasks.unlabeled import task_batches
 
 Stacks = Mapping[str, jm.AdapterStack]
+TaskStatistics = dict[str, dict[str, Statistics]]  # task -> module -> of its inputs
 
 
 def unlabeled_batches(
@@ -20,48 +20,60 @@ def unlabeled_batches(
 ) -> Iterator[dict[str, Any]]:
     """For ever a batch of every task, each task's inputs shuffled anew in every epoch.
 
-    The shapes never change: inputs with a length are cropped, for each task, to its
-    90th percentile rounded up to a multiple of 16, and longer ones are left out.
+    The shapes never change: texts are those of `of_one_length`.
     """
-    sources = {
-        task.name: shuffled(
-            of_one_length(suite, task.load(part)).inputs, size, (seed, index)
-        )
-        for index, task in enumerate(suite.tasks)
+    inputs, seeds = {}, {}
+    for index, task in enumerate(suite.tasks):
+        inputs[task.name] = of_one_length(suite, task.load(part)).inputs
+        seeds[task.name] = (seed, index)
+    return task_batches(inputs, size=size, seeds=seeds)
+
+
+def first_inputs(suite: Suite, *, rows: int) -> dict[str, Any]:
+    """task -> the first of its validation inputs."""
+    return {
+        task.name: task.load("validation").first(rows).inputs for task in suite.tasks
     }
-    while True:
-        yield {name: next(source) for name, source in sources.items()}
 
 
-def first_inputs(suite: Suite, *, rows: int, size: int) -> list[list[Any]]:
-    """For each task batches of its first validation inputs."""
-    found = []
-    for task in suite.tasks:
-        whole = tuple(task.load("validation"))
-        some = Split(*jax.tree.map(lambda x: x[:rows], whole))
-        found.append([inputs for inputs, _ in batches(suite, some, min(rows, size))])
-    return found
+def input_statistics(
+    suite: Suite,
+    inputs: Mapping[str, Any],
+    modules: Iterable[str],
+    *,
+    size: int,
+    stacks: Stacks | None = None,
+) -> TaskStatistics:
+    """Of the inputs of some modules, in the base or with each task's own adapter.
 
+    As `jaxmerge.tasks.measure`, in the experiments' batches.
 
-def own_statistics(
-    suite: Suite, stacks: Stacks, *, rows: int, size: int
-) -> dict[str, Statistics]:
-    """Of the inputs of every task in the model with the task's own adapter, stacked."""
+    Args:
+      suite: the base and the tasks.
+      inputs: of every task.
+      modules: names of layers.
+      size: inputs in a batch.
+      stacks: the adapters of the tasks.
+    """
+    base, modules = suite.base, list(modules)
 
     def apply(parts: Any, inputs: Any) -> Any:
         params, updates = parts
-        return with_updates(suite.apply, updates)(params, inputs)
+        return with_updates(base.apply, updates)(params, inputs)
 
-    gather = jm.collector(apply, modules=stacks, mask=suite.mask)
-    found = []
-    for index, inputs in enumerate(first_inputs(suite, rows=rows, size=size)):
-        own = task_updates(stacks, index)
-        found.append(gather((suite.params, own), inputs))
-    return jm.stack_moments(found)
+    mask = token_mask(base, next(iter(inputs.values())), modules)
+    gather = jm.collector(apply, modules=modules, mask=mask)
+    found = {}
+    for index, (task, of_task) in enumerate(inputs.items()):
+        own = {} if stacks is None else task_updates(stacks, index)
+        found[task] = gather((base.params, own), batches(suite, of_task, size))
+    return found
 
 
 def model_sample(suite: Suite, stacks: Stacks, *, rows: int) -> jm.ModelSample:
     """The model and inputs of every task, as IterIS takes them."""
-    inputs = first_inputs(suite, rows=rows, size=rows)
-    base = layer_weights(suite.params, stacks, apply=suite.apply, batch=inputs[0][0])
-    return jm.ModelSample(suite.apply, suite.params, inputs, suite.mask, base)
+    base, inputs = suite.base, first_inputs(suite, rows=rows)
+    found = [list(batches(suite, of_task, rows)) for of_task in inputs.values()]
+    mask = token_mask(base, next(iter(inputs.values())), list(stacks))
+    weights = layer_weights(base.params, stacks, apply=base.apply, batch=found[0][0])
+    return jm.ModelSample(base.apply, base.params, found, mask, weights)

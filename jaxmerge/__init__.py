@@ -1,8 +1,21 @@
 """jaxmerge: merge LoRA adapters as pure JAX functions that jit, vmap and compose.
 
-Start with `jaxmerge.types`: it defines the three levels, rules, mergers and posts.
-All public names are listed in `jaxmerge.api`; they load at their first use, so that the
-command line can show its help without loading JAX.
+The main jobs, each from folders to a folder or a report, as the command line does them:
+
+* `merge`: adapters into one adapter, by a pipeline such as ``"tsv|core|scale(0.2)"``;
+* `learn`: the same with coefficients learned from inputs without labels;
+* `check`: is each adapter, alone, better than its base;
+* `collect`: statistics of inputs, for the merges that need them;
+* `inspect`: norms, spectra, and what adapters have in common;
+* `plan`: what a merge would meet, from headers alone;
+* `convert`: PEFT folders to orbax checkpoints, and back;
+* `verify`: computes a merged folder again from its own record.
+
+The same in pieces: `jaxmerge.types` is the page to read first. It defines rules,
+mergers, posts and merges of whole models, which compose as ``jax.vmap(jax.grad(f))``
+does. `parse` makes a merge of text, `fit` learns coefficients through any Flax model,
+``jaxmerge.io`` reads and writes adapters. All public names are listed in
+`jaxmerge.api`; they load at their first use.
 """
 
 from difflib import get_close_matches

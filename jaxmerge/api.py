@@ -1,6 +1,14 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
+from jaxmerge.jobs.checking import check
+from jaxmerge.jobs.collecting import collect
+from jaxmerge.jobs.converting import convert
+from jaxmerge.jobs.fitting import learn
+from jaxmerge.jobs.inspecting import inspect
+from jaxmerge.jobs.merging import merge
+from jaxmerge.jobs.planning import plan
+from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
 from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
 from jaxmerge.learning.entropies import entropies
@@ -99,6 +107,8 @@ from jaxmerge.updates import (
 )
 
 __all__ = [
+    # the main jobs, from folders to a folder
+    "merge", "learn", "check", "collect", "inspect", "plan", "convert", "verify",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",

@@ -261,14 +261,13 @@ def test_densities_outside_the_range_are_refused(density, of):
     """Whatever holds the number, unless it is traced."""
     stack = jm.stack_adapters([(np.ones((4, 1)), np.ones((1, 5)))])
     density = of(density)
-    for build in (jm.trim, jm.dare):
+    for build in (jm.trim, jm.dare, partial(jm.trim_whole_model, space=jm.full)):
         with pytest.raises(ValueError, match=r"in \(0, 1\]; got"):
             build(jm.elect, density=density)
     for merge in (
         partial(jm.keep_largest, stack.b),
         partial(jm.ties, stack.b),
         partial(jm.robust_merge, stack),
-        partial(jm.trim_whole_model, jm.full, jm.elect, {"q": stack}),
     ):
         with pytest.raises(ValueError, match=r"in \(0, 1\]; got"):
             merge(density=density)

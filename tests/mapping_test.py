@@ -116,7 +116,7 @@ def test_extra_inputs_trace_and_missing_values_are_named(model):
 @pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
 def test_whole_model_trimming_has_one_threshold_for_each_task(model, space, density):
     space = getattr(jm, space)
-    merged = jm.trim_whole_model(space, jm.elect, model, density=density)
+    merged = jm.trim_whole_model(jm.elect, space, density=density)(model)
     projected = {name: space.project(stack) for name, stack in model.items()}
     size = sum(matrices[0].size for matrices, _ in projected.values())
     expected = {name: list(projected[name][0]) for name in model}
@@ -140,13 +140,11 @@ def test_whole_model_trimming_has_one_threshold_for_each_task(model, space, dens
 
 
 def test_whole_model_trimming_on_devices_and_under_jit(model):
-    plain = jm.trim_whole_model(jm.knots, jm.elect, model, density=0.3)
-    mesh = jm.module_mesh()
-    assert same(
-        jm.trim_whole_model(jm.knots, jm.elect, model, density=0.3, mesh=mesh), plain
-    )
+    merge = jm.trim_whole_model(jm.elect, jm.knots, density=0.3)
+    plain = merge(model)
+    assert same(merge(model, mesh=jm.module_mesh()), plain)
     traced = jax.jit(
-        lambda density: jm.trim_whole_model(jm.knots, jm.elect, model, density=density)
+        lambda density: jm.trim_whole_model(jm.elect, jm.knots, density=density)(model)
     )
     assert same(traced(0.3), plain)
     per_module = jm.map_modules(jm.knots_space(partial(jm.ties, density=0.3)), model)
@@ -161,7 +159,7 @@ def test_a_rule_that_is_built_once_is_traced_once(model):
         return jm.elect(matrices)
 
     for density in (0.3, 0.4):
-        jm.trim_whole_model(jm.full, rule, model, density=density)
+        jm.trim_whole_model(rule, jm.full, density=density)(model)
     assert len(traces) == len(set(traces)) == 3
 
 

@@ -17,34 +17,21 @@ KnOTS-TIES 68.0, AdaMerging 70.0, TARA-A 74.0, TARA-B 76.3.
 """
 
 from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from safetensors.numpy import load_file
 
 from experiments.image_folders import read_folders
 from experiments.settings import Settings, named_path
 from experiments.suite import Suite, Task
-from jaxmerge.models import load_vision, vision_apply
+from jaxmerge.io import load_peft
+from jaxmerge.tasks import load_base, task_heads
 
 TASKS = ("cars", "dtd", "eurosat", "gtsrb", "mnist", "resisc45", "sun397", "svhn")
 FOLDERS = {
-    "JAXMERGE_CLIP": "a Hugging Face CLIP folder",
+    "JAXMERGE_CLIP": "a Hugging Face CLIP folder with preprocessor_config.json",
     "JAXMERGE_ADAPTERS": "a folder with a PEFT folder for each task",
     "JAXMERGE_HEADS": "a safetensors file with the text vectors of each task",
     "JAXMERGE_IMAGES": "a folder with <task>/<part>/<class>/<image>",
 }
-MEAN, DEVIATION = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)  # CLIP's pixels
 LIMIT = 3000  # images of a part
-
-
-def cosines(head: jax.Array, features: jax.Array) -> jax.Array:
-    """Cosines of embeddings [B, d] with text vectors [classes, d]: [B, classes]."""
-    head, features = (
-        x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (head, features)
-    )
-    return jnp.matmul(features, head.T)
 
 
 def load_suite() -> Suite:
@@ -54,30 +41,15 @@ def load_suite() -> Suite:
       ValueError: a variable is not set, or what it names does not fit.
     """
     clip, adapters, heads, images = (named_path(*each) for each in FOLDERS.items())
-    config, params = load_vision(clip)
-    vectors = load_file(heads)
-    missing = sorted(set(TASKS) - set(vectors))
-    if missing:
-        raise ValueError(f"{heads}: no text vectors of {missing[0]!r}")
-    tower = vision_apply(config)
-
-    def apply(params: Any, pixels: jax.Array) -> jax.Array:
-        mean, deviation = (
-            jnp.asarray(x, jnp.float32)[None, None, None] for x in (MEAN, DEVIATION)
-        )
-        return tower(params, (pixels.astype(jnp.float32) / 255 - mean) / deviation)
-
-    read = partial(read_folders, side=config.image_size, limit=LIMIT)
+    base = load_base(clip)
+    folders = [adapters / name for name in TASKS]
+    vectors = task_heads(base, load_peft(folders, heads="keep"), heads)
+    read = partial(read_folders, side=base.config.image_size, limit=LIMIT)
     tasks = (
-        Task(
-            name,
-            adapters / name,
-            jnp.asarray(vectors[name]),
-            partial(read, images / name),
-        )
-        for name in TASKS
+        Task(name, folder, vectors[name], partial(read, images / name))
+        for name, folder in zip(TASKS, folders, strict=True)
     )
-    return Suite("clip_vision8", params, apply, cosines, tuple(tasks))
+    return Suite("clip_vision8", base, tuple(tasks))
 
 
 def get_config() -> Settings:

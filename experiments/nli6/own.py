@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.evaluation import accuracies, make_exam
 from experiments.nli6.suite import load_suite
 from jaxmerge.io import load_peft
+from jaxmerge.stacks import task_updates
 
 RESULTS = Path(__file__).parent / "results" / "own.jsonl"
 ROWS = 2000  # the references were measured on the first 2,000 test pairs
@@ -31,14 +32,14 @@ def main() -> int:
     with RESULTS.open("w", encoding="utf-8") as file:
         for index, task in enumerate(suite.tasks):
             start = time.perf_counter()
-            updates = own_updates(stacks, index)
+            updates = task_updates(stacks, index)
             accuracy = accuracies(exam, updates, (task.name,))[task.name]
             seconds = time.perf_counter() - start
             measured = json.loads((task.adapter / "metrics.json").read_text())
             points = 100 * (accuracy - measured["test_acc"])
             result = {
                 "task": task.name,
-                "pairs": sum(int((y >= 0).sum()) for _, y in exam.batches[task.name]),
+                "pairs": len(exam.splits[task.name].labels),
                 "accuracy": accuracy,
                 "reference": measured["test_acc"],
                 "points_apart": round(points, 3),

@@ -4,7 +4,9 @@ Eight are the tasks; the other five only help to pretrain the base.
 """
 
 from functools import cache
+from typing import Any
 
+import jax
 import numpy as np
 from sklearn.model_selection import train_test_split
 
@@ -42,7 +44,7 @@ def load_split(name: str, part: str) -> Split:
     return Split(normalise(pixels), labels)
 
 
-def normalise(pixels: np.ndarray) -> np.ndarray:
+def normalise(pixels: np.ndarray | jax.Array) -> Any:
     """Bytes to float32 around 0: ``(pixels / 255 - MEAN) / DEVIATION``."""
     return (pixels.astype(np.float32) / 255 - MEAN) / DEVIATION
 

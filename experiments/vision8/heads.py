@@ -23,12 +23,11 @@ SHARPNESS = 20.0  # divides distances, so that softmax can be sure
 
 def fit_heads(suite: Suite, path: Path, *, report: Callable[[str], None]) -> None:
     """Fits a head to each task's train part and writes all of them to one file."""
-    apply = jax.jit(suite.apply)
+    apply = jax.jit(suite.base.apply)
 
     def features(split: Split) -> np.ndarray:
-        return np.concatenate(
-            [np.asarray(apply(suite.params, x)) for x, _ in batches(suite, split, 256)]
-        )
+        read = batches(suite, split.inputs, 256)
+        return np.concatenate([np.asarray(apply(suite.base.params, x)) for x in read])
 
     stored = {}
     for name in TASKS:

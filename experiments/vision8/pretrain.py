@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from safetensors.numpy import load_file, save_file
 
-from experiments.vision8.data import DEVIATION, MEAN, OTHERS, SIDE, TASKS, load_pixels
+from experiments.vision8.data import OTHERS, SIDE, TASKS, load_pixels, normalise
 from jaxmerge.models import VisionConfig, init_vision
 from jaxmerge.models.vit import Embeddings, Encoder
 
@@ -133,7 +133,7 @@ def pretrain(
     sample = pool.pixels[
         np.random.default_rng(seed).integers(len(pool.pixels), size=4096)
     ]
-    descriptors = describe(_floats(jnp.asarray(sample)))
+    descriptors = describe(normalise(jnp.asarray(sample)))
     mean = descriptors.mean(0, keepdims=True)
     deviation = descriptors.std(0, keepdims=True) + 1e-3
     patches = (SIDE // config.patch_size) ** 2
@@ -141,7 +141,7 @@ def pretrain(
 
     def loss(trained, key, pixels):
         shift_key, mask_key = jax.random.split(key)
-        images = vary(shift_key, _floats(pixels))
+        images = vary(shift_key, normalise(pixels))
         order = jnp.argsort(jax.random.uniform(mask_key, (len(images), patches)))
         features = read_patches(config, trained["tower"], images, order[:, :kept])
         found = features @ trained["kernel"] + trained["bias"][None]
@@ -178,11 +178,6 @@ def pretrain(
         passed = time.perf_counter() - began
         report(f"{end} of {steps} steps: loss {losses.mean():.4f}, {passed:.0f} s")
     return state[0]["tower"]
-
-
-def _floats(pixels: jax.Array) -> jax.Array:
-    """As `experiments.vision8.data.normalise`, of traced bytes."""
-    return (pixels.astype(jnp.float32) / 255 - MEAN) / DEVIATION
 
 
 def _save(path: Path, done: int, state: Any) -> None:

@@ -3,13 +3,13 @@
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file
 
 from experiments.suite import Suite, Task
 from experiments.vision8.data import SIDE, TASKS, load_split
-from jaxmerge.models import VisionConfig, load_vision, vision_apply
+from jaxmerge import tasks
+from jaxmerge.models import VisionConfig, head_logits
 
 HERE = Path(__file__).parent
 TRAINED, METRICS = HERE / "trained", HERE / "metrics.json"
@@ -25,16 +25,9 @@ CONFIG = VisionConfig(
     projection_dim=None,
 )
 
-Head = dict[str, jax.Array]  # "kernel" [d, classes] and "bias" [classes]
-
-
-def logits(head: Head, features: jax.Array) -> jax.Array:
-    """A linear head on features [B, d]: [B, classes]."""
-    return jnp.matmul(features, head["kernel"]) + head["bias"][None]
-
 
 def load_base(folder: Path) -> Suite:
-    """The base without tasks.
+    """The base with linear heads, without tasks.
 
     Raises:
       ValueError: it is missing or of another config.
@@ -43,10 +36,10 @@ def load_base(folder: Path) -> Suite:
         raise ValueError(
             f"{folder / BASE}: no such folder; run: python -m experiments.vision8.train"
         )
-    config, params = load_vision(folder / BASE)
-    if config != CONFIG:
+    base = tasks.load_base(folder / BASE)
+    if base.config != CONFIG:
         raise ValueError(f"{folder / BASE}: its config is not that of {__name__}")
-    return Suite("vision8", params, vision_apply(config), logits, tasks=())
+    return Suite("vision8", base._replace(logits=head_logits), tasks=())
 
 
 def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
@@ -69,7 +62,7 @@ def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
             f"{path}: no such file; run: python -m experiments.vision8.train"
         )
     stored = {key: jnp.asarray(value) for key, value in load_file(path).items()}
-    tasks = (
+    found = (
         Task(
             name=name,
             adapter=folder / ADAPTERS / name,
@@ -81,4 +74,4 @@ def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
         )
         for name in TASKS
     )
-    return suite._replace(tasks=tuple(tasks))
+    return suite._replace(tasks=tuple(found))

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from experiments.evaluation import accuracies, make_exam, own_updates
+from experiments.evaluation import accuracies, make_exam, own_accuracies
 from experiments.finetune import Lora, Recipe, finetune
 from experiments.suite import Suite
 from experiments.vision8.heads import fit_heads
@@ -54,8 +54,8 @@ def measure(suite: Suite, probes: Suite) -> dict[str, Any]:
         exam = make_exam(suite, part)
         base, everything = accuracies(exam, {}), accuracies(exam, merged)
         probe = accuracies(make_exam(probes, part), {})
-        for index, name in enumerate(results):
-            own = accuracies(exam, own_updates(stacks, index), (name,))
+        own = own_accuracies(exam, stacks)
+        for name in results:
             found = {
                 "base": base[name],
                 "probe": probe[name],

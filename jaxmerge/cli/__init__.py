@@ -5,11 +5,19 @@ from typing import Annotated
 import typer
 
 from jaxmerge import __version__
-from jaxmerge.cli import check, collect, convert, demo, learn, merge, methods, verify
-from jaxmerge.cli import inspect as inspection
-from jaxmerge.cli import plan as look
+from jaxmerge.cli import (
+    check,
+    collect,
+    convert,
+    inspect,
+    learn,
+    merge,
+    methods,
+    plan,
+    verify,
+)
 from jaxmerge.cli.errors import Commands
-from jaxmerge.cli.runtime import limit_threads
+from jaxmerge.runtime import limit_threads
 
 app = typer.Typer(
     cls=Commands,
@@ -38,8 +46,8 @@ def options(
 
 
 for command in (
-    *(merge.merge, collect.collect, learn.learn, look.plan, inspection.inspect),
-    *(check.check, convert.convert, verify.verify, methods.methods, demo.demo),
+    *(merge.merge, collect.collect, learn.learn, plan.plan, inspect.inspect),
+    *(check.check, convert.convert, verify.verify, methods.methods),
 ):
     app.command()(command)
 

@@ -1,6 +1,6 @@
 """``jaxmerge check``: is each adapter, alone, better than no adapter at all?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import CommandError, WorseThanBase, refusing_bad_input
+from jaxmerge.cli.errors import WorseThanBase
 from jaxmerge.cli.options import (
     DATA_FILES,
     BaseFolder,
@@ -20,11 +20,11 @@ from jaxmerge.cli.options import (
     Names,
     Quiet,
     TextHeads,
+    split,
     with_read_options,
 )
-from jaxmerge.cli.runtime import start_jax
-from jaxmerge.jobs.model_inputs import read_model_inputs
 from jaxmerge.reports.tables import table
+from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.diagnostics.alone import Standing
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 _COLUMNS = (
     *("adapter", "rows>", "accuracy>", "base>", "difference>", "most frequent>"),
     *("entropy>", "of base>", "agree>", "verdict"),
-)
-_REMEDY = (
-    "give the number of its class as field label of every line, or in the array labels"
 )
 
 
@@ -55,11 +52,13 @@ def check(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows of each file, at even distances; all unless given."
+            min=1,
+            help="Number of rows of each file that are read, at even distances; all "
+            "unless given.",
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Inputs in the model at a time.")
+        int, typer.Option(min=1, help="Number of inputs in the model at a time.")
     ] = 64,
     logit_scale: LogitScale = None,
     max_length: MaxLength = None,
@@ -67,8 +66,8 @@ def check(
         bool,
         typer.Option(
             "--strict",
-            help="Exit code 1 if any is worse than its base; data without labels are "
-            "refused.",
+            help="Exit code 1 if any adapter is worse than its base; data without "
+            "labels are refused.",
         ),
     ] = False,
     read: dict[str, Any],
@@ -80,80 +79,34 @@ def check(
     The base gets the adapter's head. A difference in accuracy is clear where McNemar's
     exact test gives p below 0.05. Without labels only predictions are compared.
     """
-    console = Console(as_json=as_json, quiet=quiet)
     start_jax()
-    from jaxmerge.diagnostics.alone import alone
-    from jaxmerge.tasks import load_labels
+    from jaxmerge.jobs import checking
 
-    adapters, model, heads, unlabeled, _ = read_model_inputs(
-        *(console, folders, read),
+    console = Console(as_json=as_json, quiet=quiet)
+    found = checking.check(
+        folders,
         base=base,
         data=data,
-        names=names,
+        names=split(names),
         text_heads=text_heads,
-        max_length=max_length,
         limit=limit,
+        batch=batch,
+        logit_scale=logit_scale,
+        max_length=max_length,
+        strict=strict,
+        progress=console.progress,
+        **read,
     )
-    passes = 2 * sum(map(unlabeled.count, adapters.names))
-    with refusing_bad_input(), console.progress("checking", passes) as advance:
-        scale = model.scale(logit_scale)
-        labels = load_labels(data, unlabeled, heads)
-        if strict:
-            _refuse_unlabeled(labels)
-        found = alone(
-            *(model, adapters, heads, unlabeled, labels),
-            batch=batch,
-            logit_scale=scale,
-            report=lambda task, count: advance(count, title=f"checking {task}"),
-        )
-    notes = [*unlabeled.notes, *_notes(found)]
-    paths = [
-        {"path": source.path, "file": file}
-        for source, file in zip(adapters.sources, unlabeled.files, strict=True)
-    ]
-    document = {
-        "base": str(base),
-        "data": str(data),
-        "logit_scale": scale,
-        "max_length": unlabeled.max_length,
-        "adapters": {
-            task: {**path, **_to_json(standing)}
-            for path, (task, standing) in zip(paths, found.items(), strict=True)
-        },
-        "verdict": _verdict(found),
-        "notes": notes,
-    }
 
     def lines() -> Iterator[Any]:
-        yield table(_COLUMNS, (_row(*entry) for entry in found.items()))
+        yield table(_COLUMNS, (_row(*entry) for entry in found.standings.items()))
         yield ""
-        yield from (f"note: {note}" for note in notes)
-        yield f"verdict: {document['verdict']}"
+        yield from (f"note: {note}" for note in found.notes)
+        yield f"verdict: {found.verdict}"
 
-    console.result(document, lines)
-    worse = [task for task, standing in found.items() if standing.is_worse]
-    if strict and worse:
-        raise WorseThanBase(f"worse than no adapter: {', '.join(worse)}")
-
-
-def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
-    bare = [task for task, found in labels.items() if found is None]
-    if bare:
-        raise CommandError(
-            f"--strict: the data of {', '.join(bare)} have no labels, so nothing says "
-            f"whether an adapter is worse than its base; {_REMEDY}, or leave out "
-            "--strict"
-        )
-
-
-def _to_json(standing: "Standing") -> dict[str, Any]:
-    measured = standing._asdict()
-    score = measured.pop("score")
-    return {
-        **measured,
-        **({} if score is None else score._asdict()),
-        "verdict": standing.verdict,
-    }
+    console.result(found.to_json(), lines)
+    if strict and found.worse:
+        raise WorseThanBase(f"worse than no adapter: {', '.join(found.worse)}")
 
 
 def _row(task: str, standing: "Standing") -> tuple[Any, ...]:
@@ -170,31 +123,3 @@ def _row(task: str, standing: "Standing") -> tuple[Any, ...]:
         *(f"{standing.entropy:.3f}", f"{standing.base_entropy:.3f}"),
         *(percent(standing.agreement), standing.verdict),
     )
-
-
-def _notes(found: Mapping[str, "Standing"]) -> Iterator[str]:
-    for task, standing in found.items():
-        score = standing.score
-        if score is None:
-            yield (
-                f"the data of {task} have no labels, which accuracy needs: {_REMEDY}"
-            )
-        elif score.accuracy <= score.most_frequent:
-            yield (
-                f"{task} is right no more often than one answer for all would be, the "
-                f"most frequent class ({score.most_frequent:.1%})"
-            )
-
-
-def _verdict(found: Mapping[str, "Standing"]) -> str:
-    """Who got which verdict.
-
-    >>> from jaxmerge.diagnostics.alone import Standing
-    >>> zero = Standing(8, False, 0.1, 0.1, 1.0, None)
-    >>> _verdict({"cars": zero, "dtd": zero._replace(changes=True)})
-    'does nothing: cars; no labels: dtd'
-    """
-    groups: dict[str, list[str]] = {}
-    for task, standing in found.items():
-        groups.setdefault(standing.verdict, []).append(task)
-    return "; ".join(f"{says}: {', '.join(tasks)}" for says, tasks in groups.items())

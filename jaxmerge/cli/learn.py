@@ -1,10 +1,7 @@
 """``jaxmerge learn``: adapters, their base and unlabeled data in, one adapter out."""
 
 import logging
-import os
 import sys
-import time
-from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -13,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import CommandError, FitDiverged, refusing_bad_input
-from jaxmerge.cli.learned import lines, summary, title
-from jaxmerge.cli.merge import Dtype
+from jaxmerge.cli.errors import FitDiverged
+from jaxmerge.cli.merge import Dtype, written_lines
 from jaxmerge.cli.options import (
     BaseFolder,
     DataFolder,
@@ -30,23 +26,13 @@ from jaxmerge.cli.options import (
     Quiet,
     TextHeads,
     numbers,
+    split,
     with_read_options,
 )
-from jaxmerge.cli.runtime import start_jax
-from jaxmerge.jobs.model_inputs import read_model_inputs
+from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
-    from jaxmerge.io import Adapters
-    from jaxmerge.jobs.fitting import Outcome
-    from jaxmerge.jobs.learned_recipe import Recipe
-    from jaxmerge.learning import Progress
-    from jaxmerge.tasks import Base, Unlabeled
-
-
-class Method(StrEnum):
-    tara_a = "tara-a"
-    tara_b = "tara-b"
-    adamerging = "adamerging"
+    from jaxmerge.jobs.fitting import Learnt
 
 
 class Loss(StrEnum):
@@ -66,56 +52,71 @@ def learn(
     folders: Folders,
     base: BaseFolder,
     data: DataFolder,
-    method: Annotated[Method, typer.Option(help="What is learned.")],
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="A learned merger with what surrounds it, such as 'tara_b', "
+            "'tara_a(initial=0.3)|calibrate' or 'adamerging|svc'.",
+        ),
+    ],
     out: Out,
     names: Names = None,
     text_heads: TextHeads = None,
-    pico: Annotated[
-        bool, typer.Option("--pico", help="Learn on directions calibrated by Pico.")
-    ] = False,
     shared: Annotated[
         bool,
         typer.Option(
-            "--shared", help="One coefficient of a task for all modules (AdaMerging)."
+            "--shared",
+            help="Learn one coefficient of each task for all modules (AdaMerging).",
         ),
     ] = False,
     loss: Annotated[
         Loss,
         typer.Option(
-            help="Of each task: entropy of its predictions, or the share of the inputs "
-            "that its adapter no longer sees (NSC), which needs no heads."
+            help="Loss of each task: the entropy of its predictions, or the share of "
+            "the inputs that its adapter no longer sees (NSC), which needs no heads."
         ),
     ] = Loss.entropy,
-    initial: Annotated[
-        float | None,
-        typer.Option(help="Every coefficient at the start; 0.4, AdaMerging 0.3."),
-    ] = None,
     objective: Annotated[
         Objective | None,
-        typer.Option(help="Of all tasks together; tchebycheff, AdaMerging linear."),
+        typer.Option(
+            help="Objective of all tasks together; that of the method's paper unless "
+            "given: tchebycheff, for AdaMerging linear."
+        ),
     ] = None,
     preference: Annotated[
         str | None,
         typer.Option(
-            metavar="P,P,...", help="One for each adapter, scaled to sum 1; else equal."
+            metavar="P,P,...",
+            help="A number for each adapter, scaled to sum 1; equal ones unless given.",
         ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="Smoothing: small cares for the worst task only.")
+        float,
+        typer.Option(
+            help="Smoothing of the objective: a small number cares for the worst task "
+            "only."
+        ),
     ] = 1.0,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    steps: Annotated[int, typer.Option(min=1)] = 500,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Number of steps of the optimiser.")
+    ] = 500,
     batch: Annotated[
-        int, typer.Option(min=1, help="Inputs of each task in a step.")
+        int, typer.Option(min=1, help="Number of inputs of each task in a step.")
     ] = 16,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the batches.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the batches.")
     ] = 0,
     logit_scale: LogitScale = None,
     max_length: MaxLength = None,
     accumulate: Annotated[
         bool,
-        typer.Option("--accumulate", help="Less memory: one task after the other."),
+        typer.Option(
+            "--accumulate",
+            help="Go through the tasks one after the other, which needs less memory.",
+        ),
     ] = False,
     work: Annotated[
         Path | None,
@@ -125,7 +126,8 @@ def learn(
         ),
     ] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the output; the inputs' unless given.")
+        Dtype | None,
+        typer.Option(help="Dtype of the output; that of the inputs unless given."),
     ] = None,
     read: dict[str, Any],
     force: Force = False,
@@ -139,149 +141,62 @@ def learn(
     command is stopped, the same command goes on from the last checkpoint. Exit code 1
     if the fit diverges.
     """
-    from jaxmerge.io.staging import check_target
-
-    place = Path(os.path.abspath(out))
-    work_folder = work or place.with_name(f"{place.name}.learning")
-    given = (base, data, text_heads, work)
-    inputs = [*folders, *(path for path in given if path is not None)]
-    check_target(out, force=force, inputs=inputs)
-    _check_apart(work_folder, place)
-    if loss is Loss.null_space:
-        _refuse_given({"--text-heads": text_heads, "--logit-scale": logit_scale})
-    console = Console(as_json=as_json, quiet=quiet)
-    given = numbers(preference, "--preference") or [1.0] * len(folders)
-    if len(given) != len(folders):
-        raise CommandError(
-            f"--preference has {len(given)} numbers for {len(folders)} adapters"
-        )
     start_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
-    from jaxmerge import io
-    from jaxmerge.jobs.learned_recipe import Recipe
-    from jaxmerge.learning.work import Work
-    from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE, fit_identity
+    from jaxmerge.jobs import fitting
 
-    clock = time.perf_counter()
-    with refusing_bad_input():
-        asked = Recipe(
-            method=method.value,
-            pico=pico,
+    console = Console(as_json=as_json, quiet=quiet)
+    folder = fitting.work_folder(work, out)
+    try:
+        found = fitting.learn(
+            folders,
+            pipeline,
+            base=base,
+            data=data,
+            out=out,
+            names=split(names),
+            text_heads=text_heads,
             shared=shared,
             loss=loss.value,
-            initial=initial,
-            objective=objective and objective.value,
-            preference=tuple(given),
+            objective=objective.value if objective else "",
+            preference=numbers(preference, "--preference"),
             alpha=alpha,
             rate=rate,
             steps=steps,
             batch=batch,
             seed=seed,
+            logit_scale=logit_scale,
+            max_length=max_length,
             accumulate=accumulate,
+            work=work,
+            dtype=dtype and dtype.value,
+            force=force,
+            progress=console.progress,
+            **read,
         )
-    adapters, model, heads, unlabeled, files = read_model_inputs(
-        *(console, folders, read),
-        base=base,
-        data=data,
-        names=names,
-        text_heads=text_heads,
-        max_length=max_length,
-        with_heads=loss is Loss.entropy,
-        with_digests=True,
-    )
-    with refusing_bad_input():
-        recipe = asked
-        if loss is Loss.entropy:
-            recipe = replace(asked, logit_scale=model.scale(logit_scale))
-        kept = Work(work_folder, fit_identity(recipe, adapters, unlabeled, files))
-    with kept:
-        outcome = _learn(console, recipe, model, adapters, heads, unlabeled, kept)
-        record = {
-            **recipe.to_record(),
-            "max_length": unlabeled.max_length,
-            "anchors": outcome.anchors,
-            "files": files,
-        }
-        with console.progress("writing and reading back", 1) as advance:
-            report = io.save_peft(
-                out,
-                outcome.updates,
-                like=adapters,
-                dtype=dtype and dtype.value,
-                card=record,
-                extra_files={
-                    PHI_FILE: outcome.phis,
-                    HISTORY_FILE: outcome.history._asdict(),
-                },
-                force=force,
-                inputs=inputs,
-            )
-            advance(1)
-        if work is None:
-            kept.remove()
-    document = {
-        "recipe": record,
-        "adapters": list(adapters.names),
-        **summary(recipe, adapters.names, outcome),
-        "seconds": round(time.perf_counter() - clock, 3),
-        "bytes": sum((out / name).stat().st_size for name in report.files),
-        "notes": list(unlabeled.notes),
-        **report.to_json(),
-    }
-    console.result(document, lambda: lines(recipe, report, document))
+    except FloatingPointError as error:
+        raise FitDiverged(
+            f"{error} (remove {folder} before a fit with other options)"
+        ) from error
+    except KeyboardInterrupt:
+        if not quiet and folder.is_dir():
+            print(f"stopped; the same command goes on from {folder}", file=sys.stderr)
+        raise
+    console.result(found.to_json(), lambda: _lines(found))
 
 
-def _refuse_given(options: dict[str, Any]) -> None:
-    """Options of predictions, where the loss makes none."""
-    for flag, value in options.items():
-        if value is not None:
-            raise CommandError(
-                f"--loss null-space needs no predictions; leave out {flag}"
-            )
-
-
-def _check_apart(work: Path, out: Path) -> None:
-    """Refuses checkpoints in the folder that is to appear whole, or around it."""
-    one, other = work.resolve(), out.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        raise CommandError(
-            f"--work {work} is, holds or lies in --out {out}; choose a folder apart "
-            "from it"
+def _lines(found: "Learnt"):
+    recipe, saved = found.recipe, found.saved
+    adapters, modules = len(found.adapters), len(saved.energy)
+    yield f"{saved.path}: {adapters} adapters merged, {modules} modules"
+    optimizer = recipe.pipeline.published.optimizer
+    steps = f"{recipe.steps} steps of {optimizer} at {recipe.rate:g}"
+    yield f"  learned   {recipe.pipeline.text}, {steps}"
+    ends = found.objective
+    yield f"  objective {recipe.objective}, {ends['first']:.4f} to {ends['last']:.4f}"
+    for task, loss in found.losses.items():
+        yield (
+            f"  {recipe.loss:<9} {task}: {loss['first']:.4f} to {loss['last']:.4f}, "
+            f"{loss['alone']:.4f} with its own adapter alone"
         )
-
-
-def _learn(
-    console: Console,
-    recipe: "Recipe",
-    model: "Base",
-    adapters: "Adapters",
-    heads: dict[str, Any],
-    unlabeled: "Unlabeled",
-    work: Any,
-) -> "Outcome":
-    """Fits with a progress bar; says where a fit that is stopped can go on."""
-    from jaxmerge.jobs.fitting import learn as fit
-
-    done = 0
-    with console.progress("measuring each adapter alone", recipe.steps) as advance:
-
-        def report(progress: "Progress") -> None:
-            nonlocal done
-            advance(progress.step - done, title=title(recipe, adapters.names, progress))
-            done = progress.step
-
-        try:
-            return fit(
-                *(recipe, model, adapters, heads, unlabeled), work=work, report=report
-            )
-        except FloatingPointError as error:
-            raise FitDiverged(
-                f"{error} (remove {work.folder} before a fit with other options)"
-            ) from error
-        except KeyboardInterrupt:
-            if not console.quiet:
-                print(
-                    f"stopped; the same command goes on from {work.folder}",
-                    file=sys.stderr,
-                )
-            raise
+    yield from written_lines(saved, found.size, found.seconds, found.notes)

@@ -8,6 +8,11 @@ import typer
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.options import Json
 
+_NEEDS = {
+    "model merger": "; needs --base and --data",
+    "learned merger": "; for jaxmerge learn",
+}
+
 
 def methods(
     *,
@@ -32,7 +37,8 @@ def methods(
                 "arxiv": step.arxiv,
                 "random": step.random,
                 "statistics": step.statistics,
-                "model": step.model,
+                "model": step.kind == "model merger",
+                "learned": step.kind == "learned merger",
             }
             for name, step in STEPS.items()
         },
@@ -64,13 +70,13 @@ def _lines() -> Iterator[str]:
         yield f"  {name}: {preset.method} (arXiv {preset.arxiv})"
         yield f"      {preset.pipeline}"
         yield f"      numbers: {preset.source}"
-    yield "\nSteps: rule | rule transforms | space | merger transforms | posts"
-    yield "       merger                         | merger transforms | posts"
+    yield "\nSteps: rule | rule transforms | space | calibrations | posts"
+    yield "       merger or learned merger       | calibrations | posts"
+    yield "       model merger                                  | posts"
     for kind in get_args(Kind):
         yield f"\n  {kind}s"
         for name in names_of(kind):
             step = STEPS[name]
             source = f" (arXiv {step.arxiv})" if step.arxiv else ""
-            needs = "; needs --stats" if step.statistics else ""
-            needs = "; needs --base and --data" if step.model else needs
+            needs = "; needs --stats" if step.statistics else _NEEDS.get(kind, "")
             yield f"    {usage(name)}: {step.says}{source}{needs}"

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +9,6 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
-
-from jaxmerge.cli.errors import CommandError
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
@@ -26,7 +23,7 @@ Force = Annotated[
     ),
 ]
 BaseFolder = Annotated[
-    Path, typer.Option(help="Hugging Face folder of the base: BERT, Llama or CLIP.")
+    Path, typer.Option(help="Hugging Face folder of the base model.")
 ]
 DATA_FILES = (
     "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "
@@ -42,7 +39,8 @@ DataFolder = Annotated[
 Names = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME,...", help="Of the tasks; the adapters' folders' unless given."
+        metavar="NAME,...",
+        help="Names of the tasks; those of the adapters' folders unless given.",
     ),
 ]
 TextHeads = Annotated[
@@ -54,18 +52,26 @@ TextHeads = Annotated[
 ]
 LogitScale = Annotated[
     float | None,
-    typer.Option(help="Multiplies the logits; 1 for texts, CLIP's own if stored."),
+    typer.Option(
+        help="Number that multiplies the logits; 1 for texts, for CLIP what the base "
+        "stores, unless given."
+    ),
 ]
 Limit = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Inputs of each task, at even distances; all unless given."
+        min=1,
+        help="Number of inputs of each task, at even distances; all unless given.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Inputs in the model at a time.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Number of inputs in the model at a time.")
+]
 MaxLength = Annotated[
     int | None,
-    typer.Option(min=8, help="Tokens of a text; at most 128 unless given."),
+    typer.Option(
+        min=8, help="Number of tokens to which texts are cut; 128 unless given."
+    ),
 ]
 
 
@@ -90,20 +96,23 @@ class Layout(StrEnum):
 def _read_options(
     heads: Annotated[
         Heads,
-        typer.Option(help="Saved modules besides LoRA, such as classifiers."),
+        typer.Option(
+            help="What becomes of saved modules besides LoRA, such as classifiers."
+        ),
     ] = Heads.error,
     assume_alpha: Annotated[
         str | None,
         typer.Option(
             metavar="NUMBER|rank",
-            help="lora_alpha where a config has none; 'rank' means a scale of 1.",
+            help="Value of lora_alpha where a config has none; 'rank' means a scale "
+            "of 1.",
         ),
     ] = None,
     strip_prefix: Annotated[
-        str, typer.Option(help="Taken off the names of modules.")
+        str, typer.Option(help="Text that is taken off the names of modules.")
     ] = "",
     add_prefix: Annotated[
-        str, typer.Option(help="Put in front of the names of modules.")
+        str, typer.Option(help="Text that is put in front of the names of modules.")
     ] = "",
     allow_different_bases: Annotated[
         bool,
@@ -115,11 +124,12 @@ def _read_options(
         bool, typer.Option("--allow-zero", help="Accept adapters that do nothing.")
     ] = False,
     weight_file: Annotated[
-        WeightFile | None, typer.Option(help="Which file, where a folder has both.")
+        WeightFile | None,
+        typer.Option(help="Which weight file is read where a folder has both."),
     ] = None,
     ignore_config_key: Annotated[
         list[str] | None,
-        typer.Option(help="A config key that you know to be harmless. Repeatable."),
+        typer.Option(help="Name of a config key that is harmless. Repeatable."),
     ] = None,
     vera_input: Annotated[
         list[str] | None,
@@ -129,7 +139,7 @@ def _read_options(
         ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Layout of files without a config.")
+        Layout | None, typer.Option(help="Layout of weight files without a config.")
     ] = None,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
@@ -140,7 +150,7 @@ def _read_options(
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
         "allow_zero": allow_zero,
-        "weights": weight_file and weight_file.value,
+        "weight_file": weight_file and weight_file.value,
         "ignore_config_keys": tuple(ignore_config_key or ()),
         "vera_inputs": _vera_inputs(vera_input or []),
         "layout": layout and layout.value,
@@ -190,30 +200,9 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         ) from None
 
 
-def task_names(text: str | None, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in ``--names``, or those of the folders."""
-    if text is None:
-        return folders
-    given = different_names(text, "--names")
-    if len(given) != len(folders):
-        raise CommandError(
-            f"--names {text}: expected {len(folders)} different names, one for each "
-            "adapter"
-        )
-    return given
-
-
-def different_names(text: str, option: str) -> tuple[str, ...]:
-    """Names of tasks separated by commas; each may name a file."""
-    given = tuple(text.split(","))
-    if len(set(given)) < len(given):
-        raise CommandError(f"{option} {text}: expected different names")
-    for name in given:
-        if not name or name.startswith(".") or "/" in name or os.sep in name:
-            raise CommandError(
-                f"{option} {text}: {name!r} cannot be the name of a file"
-            )
-    return given
+def split(text: str | None) -> list[str] | None:
+    """Names separated by commas."""
+    return None if text is None else text.split(",")
 
 
 def _alpha(text: str | None) -> float | str | None:

@@ -1,20 +1,19 @@
 """``jaxmerge plan``: what a merge would meet, from headers alone."""
 
 from collections import defaultdict
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import CommandError, as_flags
-from jaxmerge.cli.options import Folders, Json, Quiet, task_names, with_read_options
+from jaxmerge.cli.errors import as_flags
+from jaxmerge.cli.options import Folders, Json, Quiet, with_read_options
+from jaxmerge.refusals import Refusal
 from jaxmerge.reports.tables import size, span, table
 
 if TYPE_CHECKING:
     from jaxmerge.io import Plan
-    from jaxmerge.jobs.merge_recipe import Recipe
+    from jaxmerge.jobs.planning import Planned
 
 
 @with_read_options
@@ -33,69 +32,43 @@ def plan(
 
     Reads headers alone. Exit code 2 if the merge would be refused.
     """
-    console = Console(as_json=as_json, quiet=quiet)
-    show_plan(console, folders, read, read_tensors=read_tensors)
+    from jaxmerge.jobs import planning
+
+    found = planning.plan(folders, read_tensors=read_tensors, **read)
+    show(Console(as_json=as_json, quiet=quiet), found)
 
 
-def show_plan(
-    console: Console,
-    folders: list[Path],
-    read: dict[str, Any],
-    *,
-    read_tensors: bool = False,
-    recipe: "Recipe | None" = None,
-    out: Path | None = None,
-    names: str | None = None,
-) -> None:
+def show(console: Console, found: "Planned") -> None:
     """Prints a plan, and for a dry run what would be made of it."""
-    from jaxmerge.io.plan import plan_peft
+    console.result(found.to_json(), lambda: _lines(found))
+    conflicts = found.plan.conflicts
+    if conflicts:
+        more = f" (and {len(conflicts) - 1} more conflicts)" if conflicts[1:] else ""
+        raise Refusal(*conflicts[0].message, more)
 
-    found = plan_peft(folders, read_tensors=read_tensors, **read)
-    named = task_names(names, tuple(adapter.name for adapter in found.adapters))
-    pairs = zip(found.adapters, named, strict=True)
-    found = replace(found, adapters=tuple(replace(a, name=name) for a, name in pairs))
-    document = found.to_json()
-    if recipe is not None:
-        from jaxmerge.spec.checks import check_ranks
 
-        check_ranks(
-            recipe.pipeline, {name: x.ranks for name, x in found.modules.items()}
-        )
-        recipe = recipe.for_tasks(named)
-        recipe.check_statistics(
-            {name: module.shape[1] for name, module in found.modules.items()},
-            [adapter.base_model for adapter in found.adapters],
-            allow_different_bases=read["allow_different_bases"],
-        )
-        document |= {"recipe": recipe.to_record(), "out": str(out), "dry_run": True}
-
-    def lines():
-        if recipe is not None:
-            yield f"dry run: {out} is not written"
-            yield f"  pipeline  {recipe.pipeline.text}"
-        yield _adapter_table(found)
-        yield ""
-        yield _coverage_table(found)
-        yield ""
-        served = found.max_lora_rank
-        yield (
-            f"output rank {found.rank} if nothing is truncated "
-            f"(vLLM: {f'--max-lora-rank {served}' if served else 'takes no such rank'})"
-        )
-        memory = found.memory
-        yield (
-            f"memory {size(memory.factors)} for factors, {size(memory.largest_dense)} "
-            f"for the largest module in full space, output {size(memory.output)} "
-            f"as {found.dtype}"
-        )
-        yield from (f"note: {as_flags(note)}" for note in found.notes)
-        yield from (f"conflict: {as_flags(c.message)}" for c in found.conflicts)
-
-    console.result(document, lines)
-    if found.conflicts:
-        first, *rest = found.conflicts
-        more = f" (and {len(rest)} more conflicts)" if rest else ""
-        raise CommandError(first.message + more)
+def _lines(found: "Planned"):
+    plan = found.plan
+    if found.recipe is not None:
+        yield f"dry run: {found.out} is not written"
+        yield f"  pipeline  {found.recipe.pipeline.text}"
+    yield _adapter_table(plan)
+    yield ""
+    yield _coverage_table(plan)
+    yield ""
+    served = plan.max_lora_rank
+    yield (
+        f"output rank {plan.rank} if nothing is truncated "
+        f"(vLLM: {f'--max-lora-rank {served}' if served else 'takes no such rank'})"
+    )
+    memory = plan.memory
+    yield (
+        f"memory {size(memory.factors)} for factors, {size(memory.largest_dense)} "
+        f"for the largest module in full space, output {size(memory.output)} "
+        f"as {plan.dtype}"
+    )
+    yield from (f"note: {as_flags(note)}" for note in plan.notes)
+    yield from (f"conflict: {as_flags(c.message)}" for c in plan.conflicts)
 
 
 def _adapter_table(found: "Plan") -> Any:

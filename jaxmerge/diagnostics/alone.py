@@ -82,7 +82,8 @@ class Standing(NamedTuple):
     @property
     def is_worse(self) -> bool:
         """Whether it clearly loses against its base."""
-        return self._is_clear and self.score.difference < 0
+        lost = self.score is not None and self.score.difference < 0
+        return self._is_clear and lost
 
     @property
     def verdict(self) -> str:
@@ -94,6 +95,13 @@ class Standing(NamedTuple):
         if not self._is_clear:
             return "no clear difference"
         return "WORSE than no adapter" if self.is_worse else "helps"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        measured = self._asdict()
+        score = measured.pop("score")
+        scores = {} if score is None else score._asdict()
+        return {**measured, **scores, "verdict": self.verdict}
 
     @property
     def _is_clear(self) -> bool:

@@ -135,6 +135,42 @@ class Reactions(NamedTuple):
         """D/10 rounded up; ``tenth / D`` is `top_tenth` if all matter alike."""
         return -(-self.sensitivities.shape[1] // 10)
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, null for what is infinite or was not measured.
+
+        Of the sensitivities the norm in each module.
+        """
+        preferences = self.preferences
+        return {
+            "method": "tara_a",
+            "initial": self.initial,
+            "inputs": self.inputs,
+            "notes": list(self.notes),
+            "rank": self.rank,
+            "condition": self.condition if self.rank == len(self.tasks) else None,
+            "singular_values": self.singular_values.tolist(),
+            "tasks": {
+                task: {"entropy": float(f), "alone": float(z), "slope": float(slope)}
+                for task, f, z, slope in zip(
+                    *(self.tasks, self.losses, self.anchors, self.slopes), strict=True
+                )
+            },
+            "preferences": list(preferences),
+            "sensitivity": dict(zip(preferences, self.sizes.tolist(), strict=True)),
+            "largest_tenth": dict(
+                zip(preferences, self.top_tenth.tolist(), strict=True)
+            ),
+            "misalignment": self.misalignment.tolist(),
+            "repeat": {
+                name: None if np.isnan(xi) else float(xi)
+                for name, xi in zip(preferences, self.repeat, strict=True)
+            },
+            "modules": {
+                module: np.linalg.norm(self.sensitivities[:, place], axis=1).tolist()
+                for module, place in self.modules.items()
+            },
+        }
+
 
 def reactions(
     base: Base,

@@ -95,7 +95,7 @@ def of_reactions(found: "Reactions") -> str:
         )
     reacts = f"losses react {evenly} to steps of the coefficients ({measure})"
     then = (
-        "one coefficient for each task is coarse, learn one for each direction (tara-a)"
+        "one coefficient for each task is coarse, learn one for each direction (tara_a)"
         if uneven or apart
         else "one coefficient for each task may do (adamerging)"
     )

@@ -46,10 +46,10 @@ __all__ = [
 
 _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "adapters": ("Adapters", "Source"),
-    "checkpoint": ("load_orbax", "save_orbax"),
     "errors": ("AdapterError",),
     "factors": ("Layout",),
     "options": ("ReadOptions",),
+    "orbax": ("load_orbax", "save_orbax"),
     "plan": ("Plan", "plan_peft"),
     "read": ("load_peft",),
     "statistics": ("load_moments", "save_moments"),

@@ -11,6 +11,7 @@ from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.options import checked_alpha
 from jaxmerge.io.patterns import compiled
 from jaxmerge.io.variants import refuse_variants
+from jaxmerge.refusals import Option
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
@@ -123,8 +124,11 @@ def parse_config(
     alpha = assume_alpha if alpha is None else alpha
     if alpha is None and peft_type != "VERA":
         raise AdapterError(
-            f"{path}: no lora_alpha, so the scale is unknown; "
-            "pass assume_alpha=<number>, or assume_alpha='rank' for a scale of 1"
+            f"{path}: no lora_alpha, so the scale is unknown; pass ",
+            Option("assume_alpha", "<number>"),
+            ", or ",
+            Option("assume_alpha", "rank", quoted=True),
+            " for a scale of 1",
         )
     if adalora and alpha != "rank" and alpha < 0:
         raise AdapterError(f"{path}: AdaLoRA needs a positive lora_alpha")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
+from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,9 @@ def _vera_shapes(
         raise AdapterError(f"{where}: VeRA tensors of unexpected shapes {shapes}")
     if inputs is None:
         raise AdapterError(
-            f"{where}: a VeRA file does not tell the input size of its modules; "
-            "pass vera_inputs=<size>, or vera_inputs={'<end of name>': <size>, ...}"
+            f"{where}: a VeRA file does not tell the input size of its modules; pass ",
+            Option("vera_inputs", "<size>"),
+            ", or sizes by the ends of their names",
         )
     (m,), (rank,) = lambda_b, lambda_d
     if not 0 < inputs <= a[1] or m > b[0] or rank != a[0] or rank != b[1]:

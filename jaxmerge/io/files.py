@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.errors import AdapterError, either
+from jaxmerge.refusals import Option
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
@@ -47,11 +48,13 @@ def weight_file(folder: Path, choice: str | None = None) -> Path:
         )
     if choice is None and len(found) > 1:
         raise AdapterError(
-            f"{folder}: holds both {SAFETENSORS_FILE} and {TORCH_FILE}, which may be "
-            "different runs; choose with weights='safetensors' or weights='bin'"
+            f"{folder}: holds both {SAFETENSORS_FILE} and {TORCH_FILE}, which may be ",
+            "different runs; choose with ",
+            *either("weight_file", "safetensors", "bin"),
         )
     if choice is not None and choice not in found:
-        raise AdapterError(f"{folder}: has no {names[choice]} (weights={choice!r})")
+        option = Option("weight_file", choice, quoted=True)
+        raise AdapterError(f"{folder}: has no {names[choice]} (", option, ")")
     return checked_file(folder / names[choice or found[0]])
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from jaxmerge.io.adapters import Adapters
-from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.errors import AdapterError, either
+from jaxmerge.refusals import Option
 
 Heads = Mapping[str, np.ndarray]
 
@@ -18,8 +19,12 @@ def merged_heads(like: Adapters, policy: str) -> Heads:
         return {}
     if policy == "error":
         raise AdapterError(
-            f"the adapters carry saved modules ({', '.join(sorted(carried[0]))}); "
-            "pass heads='keep', 'first' or 'mean', or a table of tensors"
+            f"the adapters carry saved modules ({', '.join(sorted(carried[0]))}); ",
+            "pass ",
+            Option("heads", "keep", quoted=True),
+            ", ",
+            *either("heads", "first", "mean"),
+            ", or a table of tensors",
         )
     if policy == "first":
         return carried[0]
@@ -30,8 +35,9 @@ def _mean(name: str, carried: Sequence[Heads]) -> np.ndarray:
     shapes = {heads[name].shape if name in heads else None for heads in carried}
     if len(shapes) > 1:
         raise AdapterError(
-            f"saved module {name!r} is missing or of another shape in some adapters, "
-            "so there is no mean; pass heads='keep' or 'first'"
+            f"saved module {name!r} is missing or of another shape in some adapters, ",
+            "so there is no mean; pass ",
+            *either("heads", "keep", "first"),
         )
     values = [heads[name] for heads in carried]
     if np.issubdtype(values[0].dtype, np.integer) or values[0].dtype == bool:

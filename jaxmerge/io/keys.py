@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.refusals import Option
 
 PEFT_PREFIX = "base_model.model."
 
@@ -162,8 +163,11 @@ def rename_modules(
         new = new if new.startswith(add_prefix) else add_prefix + new
         if not new or new in taken:
             raise AdapterError(
-                f"{path}: with strip_prefix={strip_prefix!r} and "
-                f"add_prefix={add_prefix!r} module {name!r} has no name of its own"
+                f"{path}: with ",
+                Option("strip_prefix", strip_prefix, quoted=True),
+                " and ",
+                Option("add_prefix", add_prefix, quoted=True),
+                f" module {name!r} has no name of its own",
             )
         taken.add(new)
         renamed[name] = new

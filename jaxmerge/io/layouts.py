@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.config import AdapterConfig
-from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.errors import AdapterError, either, listing
 from jaxmerge.io.files import CONFIG_FILE, checked_file
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
+from jaxmerge.refusals import Option
 
 _SUFFIXES = {"safetensors": ".safetensors", "bin": ".bin"}
 _DIFFUSERS = re.compile(
@@ -50,7 +51,8 @@ def open_without_config(
     """Opens a folder that has no ``adapter_config.json``, if its layout is readable.
 
     Args:
-      folder: holds one weight file, or one per format if ``options.weights`` chooses.
+      folder: holds one weight file, or one per format if ``options.weight_file``
+        chooses.
       options: ``layout="diffusers"`` and ``assume_alpha`` confirm what the file cannot
         say itself.
 
@@ -59,10 +61,10 @@ def open_without_config(
     """
     missing = f"{folder}: no {CONFIG_FILE}"
     try:
-        tensors = open_tensors(_only_weight_file(folder, options.weights))
+        tensors = open_tensors(_only_weight_file(folder, options.weight_file))
     except AdapterError as error:
         raise AdapterError(
-            f"{missing}, and no other readable adapter ({error})"
+            f"{missing}, and no other readable adapter (", *error.message, ")"
         ) from error
     for pattern, reason in _REFUSED:
         if any(pattern.fullmatch(key) for key in tensors.infos):
@@ -74,9 +76,14 @@ def open_without_config(
         )
     if options.layout != "diffusers" or options.assume_alpha is None:
         raise AdapterError(
-            f"{missing}; the keys are of old diffusers attention processors, which "
-            "hold no alpha: pass layout='diffusers' and assume_alpha=<number> "
-            "(assume_alpha='rank' for a scale of 1)"
+            f"{missing}; the keys are of old diffusers attention processors, which ",
+            "hold no alpha: pass ",
+            Option("layout", "diffusers", quoted=True),
+            " and ",
+            Option("assume_alpha", "<number>"),
+            " (",
+            Option("assume_alpha", "rank", quoted=True),
+            " for a scale of 1)",
         )
     return _config(tensors.path, options), tensors, _diffusers_keys(tensors)
 
@@ -88,8 +95,9 @@ def _only_weight_file(folder: Path, choice: str | None) -> Path:
         raise AdapterError("the folder holds no weight file")
     if len(names) > 1:
         raise AdapterError(
-            f"the folder holds several weight files: {listing(names)}; give each a "
-            "folder of its own, or choose the format with weights="
+            f"the folder holds several weight files: {listing(names)}; give each a ",
+            "folder of its own, or choose the format with ",
+            *either("weight_file", "safetensors", "bin"),
         )
     return checked_file(folder / names[0])
 

@@ -110,7 +110,7 @@ def _open_files(
         assume_alpha=options.assume_alpha,
         ignore_config_keys=options.ignore_config_keys,
     )
-    tensors = open_tensors(weight_file(path, options.weights))
+    tensors = open_tensors(weight_file(path, options.weight_file))
     return (
         config,
         tensors,

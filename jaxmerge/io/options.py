@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from jaxmerge.io.errors import AdapterError, show
+from jaxmerge.io.errors import AdapterError, given, show
+from jaxmerge.refusals import Option
 
 HeadPolicy = Literal["error", "first", "mean", "keep"]
 
@@ -20,7 +21,7 @@ class ReadOptions:
     add_prefix: str = ""
     allow_different_bases: bool = False
     allow_zero: bool = False
-    weights: Literal["safetensors", "bin"] | None = None
+    weight_file: Literal["safetensors", "bin"] | None = None
     ignore_config_keys: Sequence[str] = ()
     vera_inputs: int | Mapping[str, int] | None = None
     layout: Literal["diffusers"] | None = None
@@ -29,35 +30,47 @@ class ReadOptions:
         object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
         check_head_policy(self.heads)
         if self.assume_alpha not in (None, "rank"):
-            checked_alpha(self.assume_alpha, "assume_alpha")
+            checked_alpha(self.assume_alpha, Option("assume_alpha"))
         if self.layout not in (None, "diffusers"):
-            raise AdapterError(f"layout={show(self.layout)}: expected 'diffusers'")
-        if self.weights not in (None, "safetensors", "bin"):
+            raise AdapterError(given("layout", self.layout), ": expected 'diffusers'")
+        if self.weight_file not in (None, "safetensors", "bin"):
             raise AdapterError(
-                f"weights={show(self.weights)}: expected 'safetensors' or 'bin'"
+                given("weight_file", self.weight_file),
+                ": expected 'safetensors' or 'bin'",
             )
         sizes = self.vera_inputs
         for size in sizes.values() if isinstance(sizes, Mapping) else [sizes]:
             if size is not None and (type(size) is not int or size < 1):
-                raise AdapterError(f"vera_inputs: {show(size)} is not an input size")
+                option = Option("vera_inputs")
+                raise AdapterError(option, f": {show(size)} is not an input size")
+
+
+def recorded_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a record holds them; version 0.1.0 called ``weight_file`` weights.
+
+    >>> recorded_options({"heads": "keep", "weights": None})
+    {'heads': 'keep', 'weight_file': None}
+    """
+    return {"weight_file" if k == "weights" else k: v for k, v in record.items()}
 
 
 def check_head_policy(policy: str) -> None:
     """AdapterError unless ``policy`` is one of `HeadPolicy`."""
     if policy not in get_args(HeadPolicy):
         raise AdapterError(
-            f"heads={show(policy)}: expected one of {', '.join(get_args(HeadPolicy))}"
+            given("heads", policy),
+            f": expected one of {', '.join(get_args(HeadPolicy))}",
         )
 
 
-def checked_alpha(value: Any, where: str) -> float:
+def checked_alpha(value: Any, where: str | Option) -> float:
     """A LoRA alpha as a number; AdapterError unless it is finite and not zero."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise AdapterError(f"{where} must be a number, found {show(value)}")
+        raise AdapterError(where, f" must be a number, found {show(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or number == 0:
-        raise AdapterError(f"{where} must be finite and not zero, found {number}")
+        raise AdapterError(where, f" must be finite and not zero, found {number}")
     return number

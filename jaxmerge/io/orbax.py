@@ -19,7 +19,7 @@ from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import checked_file
-from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.io.replaceable import RECORD_FILE
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
@@ -200,5 +200,5 @@ def _rebuild_adapters(record: Mapping[str, Any], leaves: list[np.ndarray]) -> Ad
             Source(**{**source, "zero_modules": tuple(source["zero_modules"])})
             for source in record["sources"]
         ),
-        options=ReadOptions(**record["options"]),
+        options=ReadOptions(**recorded_options(record["options"])),
     )

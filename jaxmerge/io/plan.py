@@ -10,6 +10,7 @@ from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.serving import VLLM_RANKS, vllm_max_lora_rank
 from jaxmerge.io.survey import Conflict, conflicts
+from jaxmerge.refusals import Message, Option
 
 _FLOAT32 = 4  # bytes
 
@@ -93,11 +94,18 @@ class Plan:
     max_lora_rank: int | None
     memory: Memory
     conflicts: tuple[Conflict, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Message, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        return asdict(self)
+        return {
+            **asdict(self),
+            "conflicts": [
+                {"kind": conflict.kind, "message": str(conflict.message)}
+                for conflict in self.conflicts
+            ],
+            "notes": [str(note) for note in self.notes],
+        }
 
 
 def plan_peft(
@@ -192,27 +200,36 @@ def _memory(modules: dict[str, PlannedModule], rank: int, itemsize: int) -> Memo
 
 def _notes(
     opened: Sequence[OpenAdapter], modules: dict[str, PlannedModule], rank: int
-) -> list[str]:
+) -> list[Message]:
     notes = []
+
+    def note(*parts: str | Option) -> None:
+        notes.append(Message(parts))
+
     partial = sum(1 for module in modules.values() if 0 in module.ranks)
     if partial:
-        notes.append(
+        note(
             f"{partial} of {len(modules)} modules are not adapted by every task; "
             "a task counts as absent there"
         )
     nameless = [adapter.name for adapter in opened if not adapter.config.base_model]
     if nameless:
-        notes.append(f"no base model is named by {', '.join(nameless)}")
+        note(f"no base model is named by {', '.join(nameless)}")
     if len({adapter.config.task_type for adapter in opened}) > 1:
-        notes.append("the task types differ, so the merge is saved without one")
+        note("the task types differ, so the merge is saved without one")
     above = sum(1 for module in modules.values() if rank > min(module.shape))
     if above:
-        notes.append(
-            f"the default output rank {rank} is above what {above} modules can hold; "
-            "rank='auto', rank=<number> or energy=<share> makes it smaller"
+        note(
+            f"the default output rank {rank} is above what {above} modules can hold; ",
+            Option("rank", "auto", quoted=True),
+            ", ",
+            Option("rank", "<number>"),
+            " or ",
+            Option("energy", "<share>"),
+            " makes it smaller",
         )
     if vllm_max_lora_rank(rank) is None:
-        notes.append(
+        note(
             f"vLLM takes ranks up to {VLLM_RANKS[-1]}, not {rank}; truncate to serve it"
         )
     return notes

@@ -12,11 +12,12 @@ from jax.typing import ArrayLike
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.compress import Compressed, compress
-from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.files import SAFETENSORS_FILE
 from jaxmerge.io.heads import Heads, head_modules
 from jaxmerge.io.keys import PEFT_PREFIX
 from jaxmerge.io.output_config import output_config
+from jaxmerge.refusals import Option
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import dense as dense_of
 
@@ -139,7 +140,7 @@ def checked_dtype(dtype: Any) -> np.dtype:
         found = None
     if found not in [np.dtype(allowed) for allowed in _DTYPES]:
         raise AdapterError(
-            f"dtype={show(dtype)}: expected float32, float16 or bfloat16"
+            given("dtype", dtype), ": expected float32, float16 or bfloat16"
         )
     return found
 
@@ -153,9 +154,12 @@ def checked_biases(
     """
     if biases is None and like.biases:
         raise AdapterError(
-            f"the adapters carry LoRA biases ({listing(like.biases)}); pass the merged "
-            "ones as biases={module: [m], ...}, such as weights @ "
-            "adapters.biases[module], or biases={} to leave them out"
+            f"the adapters carry LoRA biases ({listing(like.biases)}); pass the ",
+            "merged ones as ",
+            Option("biases", "{module: [m], ...}"),
+            ", such as weights @ adapters.biases[module], or ",
+            Option("biases", "{}"),
+            " to leave them out",
         )
     if not biases:
         return {}
@@ -184,13 +188,20 @@ def checked_rank(
 ) -> int | None:
     """The output rank as a number; "auto" is the largest rank among the inputs."""
     if rank is not None and energy is not None:
-        raise AdapterError("rank and energy both decide the rank; give one of them")
+        raise AdapterError(
+            Option("rank"),
+            " and ",
+            Option("energy"),
+            " both decide the rank; give one of them",
+        )
     if energy is not None and not 0 < energy <= 1:
-        raise AdapterError(f"energy={show(energy)}: expected a share in (0, 1]")
+        raise AdapterError(given("energy", energy), ": expected a share in (0, 1]")
     if rank == "auto":
         return max(max(stack.ranks) for stack in like.stacks.values())
     if rank is not None and (type(rank) is not int or rank < 1):
-        raise AdapterError(f"rank={show(rank)}: expected a positive integer or 'auto'")
+        raise AdapterError(
+            given("rank", rank), ": expected a positive integer or 'auto'"
+        )
     return rank
 
 
@@ -199,7 +210,7 @@ def _cast(values: np.ndarray, dtype: np.dtype, module: str) -> np.ndarray:
         cast = values.astype(dtype)
     if not np.isfinite(cast).all():
         raise AdapterError(
-            f"module {module!r}: its values do not fit into {dtype.name}; "
-            "save with dtype='float32'"
+            f"module {module!r}: its values do not fit into {dtype.name}; save with ",
+            Option("dtype", "float32", quoted=True),
         )
     return cast

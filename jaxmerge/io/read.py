@@ -15,6 +15,7 @@ from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, read_finite
+from jaxmerge.refusals import Option
 from jaxmerge.stacks import stack_adapters
 
 
@@ -27,7 +28,7 @@ def load_peft(
     add_prefix: str = "",
     allow_different_bases: bool = False,
     allow_zero: bool = False,
-    weights: Literal["safetensors", "bin"] | None = None,
+    weight_file: Literal["safetensors", "bin"] | None = None,
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Literal["diffusers"] | None = None,
@@ -49,7 +50,7 @@ def load_peft(
       add_prefix: put in front of the module names that do not start with it.
       allow_different_bases: merge although ``base_model_name_or_path`` differs.
       allow_zero: accept adapters whose every update is zero.
-      weights: which file to read where a folder has both.
+      weight_file: which file to read where a folder has both.
       ignore_config_keys: config keys that jaxmerge does not know but you know to be
         harmless.
       vera_inputs: input size of the modules of VeRA adapters, which their files do not
@@ -70,7 +71,7 @@ def load_peft(
         add_prefix=add_prefix,
         allow_different_bases=allow_different_bases,
         allow_zero=allow_zero,
-        weights=weights,
+        weight_file=weight_file,
         ignore_config_keys=ignore_config_keys,
         vera_inputs=vera_inputs,
         layout=layout,
@@ -79,7 +80,7 @@ def load_peft(
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
-        raise AdapterError(found[0].message + more)
+        raise AdapterError(*found[0].message, more)
     return assemble(opened, options)
 
 
@@ -90,9 +91,9 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
     for source, modules in zip(sources, factors, strict=True):
         if not options.allow_zero and len(source.zero_modules) == len(modules):
             raise AdapterError(
-                f"{source.path}: every update of this adapter is exactly zero "
-                "(untrained, or saved with the wrong weights); leave it out, "
-                "or pass allow_zero=True"
+                f"{source.path}: every update of this adapter is exactly zero ",
+                "(untrained, or saved with the wrong weights); leave it out, or pass ",
+                Option("allow_zero", "True"),
             )
     stacks, biases, layouts = {}, {}, {}
     for module in sorted({module for adapter in opened for module in adapter.specs}):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.replaceable import ADAPTER, Replaceable
+from jaxmerge.refusals import Option
 
 
 @contextlib.contextmanager
@@ -69,7 +70,9 @@ def check_target(
     if not os.path.lexists(out):
         return
     if not force:
-        raise AdapterError(f"{out}: exists already; choose another name or pass force")
+        raise AdapterError(
+            f"{out}: exists already; choose another name or pass ", Option("force")
+        )
     if out.is_symlink() or not out.is_dir():
         raise AdapterError(f"{out}: not a folder of its own; it will not be replaced")
     try:
@@ -83,8 +86,9 @@ def check_target(
         )
     if foreign:
         raise AdapterError(
-            f"{out}: holds files that are not {kind.name}: {listing(foreign)}; force "
-            "replaces nothing else, so move them away or choose another folder"
+            f"{out}: holds files that are not {kind.name}: {listing(foreign)}; ",
+            Option("force"),
+            " replaces nothing else, so move them away or choose another folder",
         )
 
 

@@ -17,6 +17,7 @@ from jaxmerge.io.replaceable import (
     statistics_file,
 )
 from jaxmerge.io.staging import staged_folder
+from jaxmerge.refusals import Option
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
@@ -70,9 +71,11 @@ class StatisticsFolder:
         for task in tasks:
             if task not in self.record["tasks"]:
                 raise AdapterError(
-                    f"{self.path}: no statistics of task {task!r}, only of "
-                    f"{listing(self.record['tasks'])}; give the adapters these names "
-                    "by names=<name,...>, or collect again"
+                    f"{self.path}: no statistics of task {task!r}, only of ",
+                    f"{listing(self.record['tasks'])}; give the adapters these names ",
+                    "by ",
+                    Option("names", "<name,...>"),
+                    ", or collect again",
                 )
         return replace(self, tasks=tuple(tasks))
 
@@ -110,9 +113,10 @@ class StatisticsFolder:
         for name in base_models if base and not allow_different_bases else ():
             if name is not None and name != base:
                 raise AdapterError(
-                    f"{self.path}: measured for adapters of {base!r}, these are of "
-                    f"{name!r}; collect again, or pass allow_different_bases=True if "
-                    "the names mean the same model"
+                    f"{self.path}: measured for adapters of {base!r}, these are of ",
+                    f"{name!r}; collect again, or pass ",
+                    Option("allow_different_bases", "True"),
+                    " if the names mean the same model",
                 )
 
     def check_adapters(self, sources: Sequence["Source"]) -> None:
@@ -132,9 +136,11 @@ class StatisticsFolder:
                 continue
             if dict(known["sha256"]) != dict(source.sha256):
                 raise AdapterError(
-                    f"{self.path}: task {task!r} was measured with another adapter "
-                    f"than {source.path} (SHA-256 differs); collect again, or check "
-                    "that names=<name,...> are in the order of the adapters"
+                    f"{self.path}: task {task!r} was measured with another adapter ",
+                    f"than {source.path} (SHA-256 differs); collect again, or check ",
+                    "that ",
+                    Option("names", "<name,...>"),
+                    " are in the order of the adapters",
                 )
             self._check_scales(task, known.get("scales"), source)
 
@@ -152,10 +158,11 @@ class StatisticsFolder:
         for module, scale in source.scales.items():
             if known.get(module) != scale:
                 raise AdapterError(
-                    f"{self.path}: task {task!r} was measured with scale "
-                    f"{known.get(module)} of module {module!r}, {source.path} is read "
-                    f"with {scale}; pass the assume_alpha=<number> of the collection, "
-                    "or collect again"
+                    f"{self.path}: task {task!r} was measured with scale ",
+                    f"{known.get(module)} of module {module!r}, {source.path} is read ",
+                    f"with {scale}; pass the ",
+                    Option("assume_alpha", "<number>"),
+                    " of the collection, or collect again",
                 )
 
     def check_files(self) -> None:
@@ -191,7 +198,7 @@ class StatisticsFolder:
 
 
 def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
-    """Opens what `save_statistics` or ``jaxmerge collect`` wrote, without its values.
+    """Opens what `save_statistics` or ``jaxmerge.collect`` wrote, without its values.
 
     Raises:
       AdapterError: no such folder, or without a record that can be used.
@@ -200,7 +207,7 @@ def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
     path = folder / STATISTICS_FILE
     if not path.is_file():
         raise AdapterError(
-            f"{folder}: no {STATISTICS_FILE}; give a folder that `jaxmerge collect` "
+            f"{folder}: no {STATISTICS_FILE}; give a folder that `jaxmerge.collect` "
             "wrote"
         )
     try:

@@ -1,30 +1,40 @@
 """Adapters on disk, whichever of the two formats they are in."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.io.replaceable import RECORD_FILE
+
 if TYPE_CHECKING:
-    from jaxmerge.io import Adapters
+    from jaxmerge.io.adapters import Adapters
 
 
-def is_orbax(path: Path) -> bool:
+def is_orbax(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is an orbax checkpoint written by jaxmerge."""
-    from jaxmerge.io.replaceable import RECORD_FILE
-
     try:
-        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+        record = json.loads((Path(path) / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return str(record.get("format", "")).startswith("jaxmerge-orbax")
 
 
-def load_stored(path: Path, read: dict[str, Any]) -> "Adapters | dict[str, Any]":
-    """Reads one PEFT folder, its heads included, or an orbax checkpoint."""
-    from jaxmerge import io
+def load_stored(
+    path: str | os.PathLike[str], **read: Any
+) -> "Adapters | dict[str, Any]":
+    """Reads one PEFT folder, its heads included, or an orbax checkpoint.
+
+    Args:
+      path: the folder.
+      **read: options of `jaxmerge.io.load_peft`; nothing is merged, so that no policy
+        for saved modules is needed.
+    """
+    from jaxmerge.io.orbax import load_orbax
+    from jaxmerge.io.read import load_peft
 
     if is_orbax(path):
-        return io.load_orbax(path)
-    if read["heads"] == "error":  # nothing is merged, so no policy is needed
+        return load_orbax(path)
+    if read.get("heads", "error") == "error":
         read = {**read, "heads": "keep"}
-    return io.load_peft([path], **read)
+    return load_peft([path], **read)

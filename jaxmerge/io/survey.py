@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from jaxmerge.io.errors import listing
+from jaxmerge.io.errors import either, listing
 from jaxmerge.io.factors import merged_layout
 from jaxmerge.io.keys import common_prefix_change
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.refusals import Message, Option
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Conflict:
     """One reason not to merge: its kind and a message with the remedy."""
 
     kind: str  # "base" | "shape" | "layout" | "heads" | "names"
-    message: str
+    message: Message
 
 
 def conflicts(adapters: Sequence[OpenAdapter], options: ReadOptions) -> list[Conflict]:
@@ -42,11 +43,11 @@ def _base_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
             f"{n!r}" + (f" (revision {c.revision!r})" if c.revision else "")
             for n, c in zip(names, (mine, theirs), strict=True)
         ]
-        yield Conflict(
+        yield _conflict(
             "base",
-            f"{other.folder}: adapter of {at[1]}, but {first.folder} is of {at[0]}"
-            f"{hint}; if the base weights are the same, "
-            "pass allow_different_bases=True",
+            f"{other.folder}: adapter of {at[1]}, but {first.folder} is of {at[0]}",
+            f"{hint}; if the base weights are the same, pass ",
+            Option("allow_different_bases", "True"),
         )
 
 
@@ -57,14 +58,14 @@ def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
             first = owners.setdefault(module, adapter)
             other = first.specs[module]
             if other.shape != spec.shape:
-                yield Conflict(
+                yield _conflict(
                     "shape",
                     f"module {module!r}: {first.folder} adapts a matrix {other.shape}, "
                     f"{adapter.folder} one of {spec.shape}; they belong to different "
                     "base models and cannot be merged",
                 )
             elif merged_layout([other.layout, spec.layout]) is None:
-                yield Conflict(
+                yield _conflict(
                     "layout",
                     f"module {module!r}: {other.layout.kind} {other.layout.kernel} "
                     f"in {first.folder}, {spec.layout.kind} {spec.layout.kernel} in "
@@ -79,12 +80,14 @@ def _name_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
         for short, long in ((first, other), (other, first)):
             prefix = common_prefix_change(short.specs, long.specs)
             if prefix:
-                yield Conflict(
+                yield _conflict(
                     "names",
-                    f"{first.folder} and {other.folder} share no module name, but "
-                    f"those of {long.folder} are those of {short.folder} behind "
-                    f"{prefix!r}; pass strip_prefix={prefix!r} or "
-                    f"add_prefix={prefix!r}",
+                    f"{first.folder} and {other.folder} share no module name, but ",
+                    f"those of {long.folder} are those of {short.folder} behind ",
+                    f"{prefix!r}; pass ",
+                    Option("strip_prefix", prefix, quoted=True),
+                    " or ",
+                    Option("add_prefix", prefix, quoted=True),
                 )
 
 
@@ -92,11 +95,13 @@ def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Co
     carriers = [adapter for adapter in adapters if adapter.heads]
     if policy == "error" and carriers:
         others = f", as do {len(carriers) - 1} others" if carriers[1:] else ""
-        yield Conflict(
+        yield _conflict(
             "heads",
-            f"{carriers[0].folder}: holds saved modules besides LoRA "
-            f"({listing(carriers[0].heads)}){others}; pass heads='keep' (one file per "
-            "task), 'first' or 'mean'",
+            f"{carriers[0].folder}: holds saved modules besides LoRA ",
+            f"({listing(carriers[0].heads)}){others}; pass ",
+            Option("heads", "keep", quoted=True),
+            " (one file per task), ",
+            *either("heads", "first", "mean"),
         )
     if policy != "mean":
         return
@@ -104,12 +109,17 @@ def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Co
         shapes = [_head_shapes(adapter) for adapter in (carriers[0], other)]
         if shapes[0] != shapes[1]:
             different = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-            yield Conflict(
+            yield _conflict(
                 "heads",
-                f"{other.folder}: its saved modules differ from those of "
-                f"{carriers[0].folder} in name or shape ({listing(different)}), so "
-                "they have no mean; pass heads='keep' or 'first'",
+                f"{other.folder}: its saved modules differ from those of ",
+                f"{carriers[0].folder} in name or shape ({listing(different)}), so ",
+                "they have no mean; pass ",
+                *either("heads", "keep", "first"),
             )
+
+
+def _conflict(kind: str, *parts: str | Option) -> Conflict:
+    return Conflict(kind, Message(parts))
 
 
 def _head_shapes(adapter: OpenAdapter) -> dict[str, tuple[int, ...]]:

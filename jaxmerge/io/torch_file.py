@@ -53,7 +53,7 @@ class TorchFile:
                 found, self._load = _open_stream(path)
             self.infos = _tensor_table(found)
         except AdapterError as error:
-            raise AdapterError(f"{path}: {error}") from error
+            raise AdapterError(f"{path}: ", *error.message) from error
         except _FOREIGN_ERRORS as error:
             raise AdapterError(
                 f"{path}: not a complete torch checkpoint ({error}); "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io.errors import AdapterError, show
+from jaxmerge.refusals import Option
 
 _USED = {
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
@@ -73,8 +74,9 @@ def refuse_variants(
             raise AdapterError(f"{path}: {key} is set: {_REFUSED[key]}")
         if key not in _USED | _HARMLESS and key not in ignored:
             raise AdapterError(
-                f"{path}: unknown option {key!r}, which may change what the tensors "
-                f"mean; if it does not, pass ignore_config_keys=[{key!r}]"
+                f"{path}: unknown option {key!r}, which may change what the tensors ",
+                "mean; if it does not, name it in ",
+                Option("ignore_config_keys"),
             )
     bias = raw.get("bias", "none")
     if bias not in ("none", None, False):

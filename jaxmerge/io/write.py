@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
-from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.factors import read_factors
 from jaxmerge.io.files import CONFIG_FILE, sha256
 from jaxmerge.io.heads import Heads, head_files, merged_heads
@@ -32,6 +32,7 @@ from jaxmerge.io.replaceable import CARD_FILE, RECORD_FILE
 from jaxmerge.io.serving import vllm_max_lora_rank
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.io.tensors import SafetensorsFile
+from jaxmerge.refusals import Option
 from jaxmerge.types import LowRank, Update
 
 
@@ -127,8 +128,17 @@ def save_peft(
     if _as_delta(updates, dense, truncated=rank is not None or energy is not None):
         if rank is not None or energy is not None or biases or inside:
             raise AdapterError(
-                "dense='full' writes weight deltas: no rank, energy, LoRA biases or "
-                "saved modules inside; use heads='keep', biases={} or dense='truncate'"
+                Option("dense", "full", quoted=True),
+                " writes weight deltas: no ",
+                Option("rank"),
+                ", ",
+                Option("energy"),
+                ", LoRA biases or saved modules inside; use ",
+                Option("heads", "keep", quoted=True),
+                ", ",
+                Option("biases", "{}"),
+                " or ",
+                Option("dense", "truncate", quoted=True),
             )
         output = delta_output(updates, like, dtype=dtype)
     else:
@@ -186,16 +196,28 @@ def _chosen_heads(
 def _as_delta(updates: Mapping[str, Update], policy: str, *, truncated: bool) -> bool:
     """Whether full-weight deltas are written; dense updates need a policy."""
     if policy not in ("error", "truncate", "full"):
-        raise AdapterError(f"dense={show(policy)}: expected error, truncate or full")
+        raise AdapterError(given("dense", policy), ": expected error, truncate or full")
     full = [m for m, update in updates.items() if not isinstance(update, LowRank)]
     if full and policy == "error":
         raise AdapterError(
-            f"{len(full)} updates are dense ({listing(full)}), not of low rank; pass "
-            "dense='truncate' with rank or energy, dense='full' to write weight "
-            "deltas, or merge in core or KnOTS space"
+            f"{len(full)} updates are dense ({listing(full)}), not of low rank; pass ",
+            Option("dense", "truncate", quoted=True),
+            " with ",
+            Option("rank"),
+            " or ",
+            Option("energy"),
+            ", ",
+            Option("dense", "full", quoted=True),
+            " to write weight deltas, or merge in core or KnOTS space",
         )
     if full and policy == "truncate" and not truncated:
-        raise AdapterError("dense='truncate' needs rank=<number> or energy=<share>")
+        raise AdapterError(
+            Option("dense", "truncate", quoted=True),
+            " needs ",
+            Option("rank", "<number>"),
+            " or ",
+            Option("energy", "<share>"),
+        )
     return bool(full) and policy == "full"
 
 

@@ -1,136 +1,288 @@
-"""From a base, adapters, heads and inputs to a learned merge."""
+"""Adapters, their base and unlabeled inputs in, one learned merge out."""
 
-import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.io import Adapters
-from jaxmerge.jobs.learned_recipe import Recipe
-from jaxmerge.learning import (
-    Progress,
-    entropies,
-    fit,
-    null_space_ratios,
-    single_adapter_losses,
+from jaxmerge import io
+from jaxmerge.io import SaveReport
+from jaxmerge.io.staging import check_target
+from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe
+from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.jobs.merging import size_of
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.jobs.reading import (
+    Folder,
+    ReadOptions,
+    paths_of,
+    read_model_inputs,
+    refusing_bad_input,
 )
-from jaxmerge.learning.fit import History
-from jaxmerge.learning.step import Losses
-from jaxmerge.learning.work import Work
-from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of, token_mask
-from jaxmerge.tasks.heads import head_shape
-from jaxmerge.tasks.unlabeled import Unlabeled
-from jaxmerge.types import Update
+from jaxmerge.learning.fit import Progress as FitProgress
+from jaxmerge.learning.work import Work, work_identity
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.spec import Pipeline, parse
+from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
 
-ANCHOR_BATCHES = 8
+_AVERAGED = 10  # steps at the start and at the end of the history
+_NAMES = {"entropy": "entropy", "null-space": "null_space_ratio"}  # of losses, in JSON
 
 
-class Outcome(NamedTuple):
-    """A finished fit.
+@dataclass(frozen=True)
+class Learnt:
+    """A learned merge that was written.
 
     Attributes:
-      updates: module -> merged update.
-      phis: module -> coefficients.
-      history: objective [steps] and losses [steps, T].
-      anchors: loss of each task in the model with its own adapter alone, [T].
+      recipe: how it was learned.
+      adapters: names of the tasks.
+      outcome: of the fit.
+      saved: what was written.
+      record: of the recipe, as it was written.
+      seconds: of all of it.
+      size: bytes of the files.
+      notes: what a reader should know.
     """
 
-    updates: dict[str, Update]
-    phis: dict[str, np.ndarray]
-    history: History
-    anchors: list[float]
+    recipe: LearnRecipe
+    adapters: tuple[str, ...]
+    outcome: Outcome
+    saved: SaveReport
+    record: dict[str, Any]
+    seconds: float
+    size: int
+    notes: tuple[str, ...]
+
+    @property
+    def objective(self) -> dict[str, float]:
+        """Its means over the first and the last steps."""
+        return _ends(self.outcome.history.objective)
+
+    @property
+    def losses(self) -> dict[str, dict[str, float]]:
+        """task -> loss with its adapter alone, and means over first and last steps."""
+        history = self.outcome.history.losses.T
+        found = zip(self.adapters, self.outcome.anchors, history, strict=True)
+        return {task: {"alone": alone, **_ends(x)} for task, alone, x in found}
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "recipe": self.record,
+            "adapters": list(self.adapters),
+            "objective": self.objective,
+            _NAMES[self.recipe.loss]: self.losses,
+            "seconds": round(self.seconds, 3),
+            "bytes": self.size,
+            "notes": list(self.notes),
+            **self.saved.to_json(),
+        }
 
 
 def learn(
-    recipe: Recipe,
-    base: Base,
-    adapters: Adapters,
-    heads: Mapping[str, Any],
-    unlabeled: Unlabeled,
+    folders: Sequence[Folder],
+    pipeline: str | Pipeline,
     *,
-    work: Work,
-    report: Callable[[Progress], None] | None = None,
-) -> Outcome:
-    """Fits the coefficients of a recipe.
+    base: Folder,
+    data: Folder,
+    out: Folder,
+    names: Sequence[str] | None = None,
+    text_heads: Folder | None = None,
+    shared: bool = False,
+    loss: str = "entropy",
+    objective: str = "",
+    preference: Sequence[float] | None = None,
+    alpha: float = 1.0,
+    rate: float = 1e-3,
+    steps: int = 500,
+    batch: int = 16,
+    seed: int = 0,
+    logit_scale: float | None = None,
+    max_length: int | None = None,
+    accumulate: bool = False,
+    work: Folder | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    **read: Unpack[ReadOptions],
+) -> Learnt:
+    """Learns how to merge adapters, from inputs without labels.
 
-    The anchors are mean losses over the first 8 batches. A fit that was stopped goes
-    on from its last checkpoint in ``work`` and ends with the same bits.
+    Coefficients are fitted through the base model so that the merged model is sure of
+    its predictions on every task, or that every adapter still sees its inputs. A call
+    that was stopped goes on from its last checkpoint when it is made again.
 
     Args:
-      recipe: how.
-      base: the model.
-      adapters: T adapters of it.
-      heads: task -> head, see `task_heads`; not used where the loss needs none.
-      unlabeled: inputs of every task.
-      work: keeps the checkpoints.
-      report: see `jaxmerge.fit`.
+      folders: PEFT adapter folders.
+      pipeline: a learned merger with what surrounds it, such as ``"tara_b|svc"``.
+      base: Hugging Face folder of the base model.
+      data: folder with the inputs of each adapter, see `jaxmerge.tasks.load_unlabeled`.
+      out: folder to create.
+      names: of the tasks; those of the folders unless given.
+      text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
+        of the tasks.
+      shared: one coefficient of a task for all modules (AdaMerging).
+      loss: of each task: "entropy" of its predictions, or "null-space", the share of
+        the inputs that its adapter no longer sees (NSC), which needs no heads.
+      objective: of all tasks together: "tchebycheff", "tchebycheff-absolute" or
+        "linear"; that of the method's source unless given.
+      preference: one number for each adapter, scaled to sum 1; equal ones unless given.
+      alpha: smoothing of the objective: a small one cares for the worst task only.
+      rate: learning rate.
+      steps: of the optimiser.
+      batch: inputs of each task in a step.
+      seed: of the batches.
+      logit_scale: multiplies the logits; what the base stores unless given.
+      max_length: tokens of a text.
+      accumulate: less memory: one task after the other.
+      work: folder of the checkpoints, for one fit at a time and apart from ``out``; it
+        is kept. By default it lies beside ``out``, and is removed at the end.
+      dtype: of the output; that of the inputs unless given.
+      force: replace ``out`` if it is an adapter folder with nothing else in it.
+      progress: shows how far it is.
+      **read: see `jaxmerge.io.load_peft`; saved modules are kept unless given.
+
+    Returns:
+      `Learnt`.
 
     Raises:
-      FloatingPointError: a loss or its gradient is not finite; names task and step.
+      Refusal: what cannot be learned as asked for; says what to do instead.
+      FloatingPointError: the fit diverged.
     """
-    losses = _losses(recipe, base, adapters, heads, unlabeled)
-    stream = {"size": recipe.batch, "seed": recipe.seed}
-    anchors = work.anchors
-    if anchors is None:
-        some = itertools.islice(unlabeled.batches(**stream), ANCHOR_BATCHES)
-        found = single_adapter_losses(
-            adapters.names, adapters.stacks, losses, some, params=base.params
+    clock, out = time.perf_counter(), Path(out)
+    inputs = paths_of(*folders, base, data, text_heads, work)
+    check_target(out, force=force, inputs=inputs)
+    checkpoints = work_folder(work, out)
+    _check_apart(checkpoints, out)
+    if loss == "null-space":
+        _refuse_given(text_heads=text_heads, logit_scale=logit_scale)
+    shares = [1.0] * len(folders) if preference is None else list(preference)
+    if len(shares) != len(folders):
+        raise Refusal(
+            Option("preference"),
+            f" has {len(shares)} numbers for {len(folders)} adapters",
         )
-        anchors = np.asarray(found).tolist()
-    work.start(anchors)
-    preference = recipe.preference
-    fitted = fit(
-        recipe.learned,
-        adapters.names,
-        adapters.stacks,
-        losses,
-        unlabeled.batches(**stream),
-        recipe.optimizer,
-        steps=recipe.steps,
-        params=base.params,
-        scalarise=recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
-        preference=None if preference is None else jnp.asarray(preference, jnp.float32),
-        shared=recipe.shared,
-        accumulate=recipe.accumulate,
-        checkpoint=work.checkpoints,
-        report=report,
+    recipe = LearnRecipe(
+        pipeline=parse(pipeline) if isinstance(pipeline, str) else pipeline,
+        shared=shared,
+        loss=loss,
+        objective=objective,
+        preference=tuple(shares),
+        alpha=alpha,
+        rate=rate,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        accumulate=accumulate,
     )
-    phis = {name: np.asarray(phi) for name, phi in fitted.phis.items()}
-    return Outcome(fitted.updates, phis, fitted.history, anchors)
-
-
-def _losses(
-    recipe: Recipe,
-    base: Base,
-    adapters: Adapters,
-    heads: Mapping[str, Any],
-    unlabeled: Unlabeled,
-) -> Losses:
-    if recipe.loss == "entropy":
-        return entropies(base.apply, base.logits, heads, logit_scale=recipe.logit_scale)
-    some = next(iter(unlabeled.inputs.values()))
-    mask = token_mask(base, some, list(adapters.stacks))
-    return null_space_ratios(base.apply, adapters.names, adapters.stacks, mask=mask)
-
-
-def check_fit(
-    base: Base, adapters: Adapters, heads: Mapping[str, Any], unlabeled: Unlabeled
-) -> None:
-    """Refuses adapters and heads that do not fit the base, before any computation.
-
-    Raises:
-      ValueError: names the module and the nearest names, or the head.
-    """
-    refuse_biases(adapters)
-    inputs = next(iter(unlabeled.inputs.values()))
-    check_layers(base, adapters, inputs)
-    for task, head in heads.items():
-        features = shape_of(base.apply, base.params, unlabeled.inputs[task])
-        _, width = head_shape(head)
-        if width != features.shape[-1]:
-            raise ValueError(
-                f"the head of {task} reads {width} features, {base.folder} gives "
-                f"{features.shape[-1]}"
+    adapters, model, heads, unlabeled, files = read_model_inputs(
+        folders,
+        base=base,
+        data=data,
+        names=names,
+        text_heads=text_heads,
+        max_length=max_length,
+        with_heads=loss == "entropy",
+        with_digests=True,
+        progress=progress,
+        read={"heads": "keep", **read},
+    )
+    with refusing_bad_input():
+        if loss == "entropy":
+            recipe = replace(recipe, logit_scale=model.scale(logit_scale))
+        identity = work_identity(recipe.to_record(), adapters, unlabeled, files)
+        kept = Work(checkpoints, identity)
+    with kept:
+        with progress("measuring each adapter alone", steps) as advance:
+            outcome = fit_recipe(
+                *(recipe, model, adapters, heads, unlabeled),
+                work=kept,
+                report=_reporter(recipe, adapters.names, advance),
             )
+        record = {
+            **recipe.to_record(),
+            "max_length": unlabeled.max_length,
+            "anchors": outcome.anchors,
+            "files": files,
+        }
+        history = outcome.history._asdict()
+        with progress("writing and reading back", 1) as advance:
+            saved = io.save_peft(
+                out,
+                outcome.updates,
+                like=adapters,
+                dtype=dtype,
+                card=record,
+                extra_files={PHI_FILE: outcome.phis, HISTORY_FILE: history},
+                force=force,
+                inputs=inputs,
+            )
+            advance(1)
+        if work is None:
+            kept.remove()
+    return Learnt(
+        recipe=recipe,
+        adapters=adapters.names,
+        outcome=outcome,
+        saved=saved,
+        record=record,
+        seconds=time.perf_counter() - clock,
+        size=size_of(out, saved.files),
+        notes=unlabeled.notes,
+    )
+
+
+def work_folder(work: Folder | None, out: Folder) -> Path:
+    """Where a fit keeps its checkpoints: as asked for, or beside its result."""
+    place = Path(os.path.abspath(out))
+    return Path(work or place.with_name(f"{place.name}.learning"))
+
+
+def _reporter(
+    recipe: LearnRecipe, tasks: Sequence[str], advance: Callable[..., None]
+) -> Callable[[FitProgress], None]:
+    """Shows the last step that was seen."""
+    done = 0
+
+    def report(progress: FitProgress) -> None:
+        nonlocal done
+        objective, losses = (values[-1] for values in progress.history)
+        pairs = zip(tasks, losses, strict=True)
+        each = ", ".join(f"{task} {value:.3f}" for task, value in pairs)
+        title = f"objective {objective:.4f}, {recipe.loss} {each}"
+        advance(progress.step - done, title=title)
+        done = progress.step
+
+    return report
+
+
+def _ends(values: np.ndarray) -> dict[str, float]:
+    """Means over the first and the last steps."""
+    count = max(1, min(_AVERAGED, len(values) // 2))
+    first, last = values[:count].mean(), values[-count:].mean()
+    return {"first": float(first), "last": float(last)}
+
+
+def _refuse_given(**options: Any) -> None:
+    """Options of predictions, where the loss makes none."""
+    for name, value in options.items():
+        if value is not None:
+            raise Refusal(
+                Option("loss", "null-space", quoted=True),
+                " needs no predictions; leave out ",
+                Option(name),
+            )
+
+
+def _check_apart(work: Path, out: Path) -> None:
+    """Refuses checkpoints in the folder that is to appear whole, or around it."""
+    one, other = work.resolve(), out.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise Refusal(
+            *(Option("work", str(work)), " is, holds or lies in "),
+            *(Option("out", str(out)), "; choose a folder apart from it"),
+        )

@@ -1,25 +1,24 @@
 """A merge as it is asked for and recorded: pipeline, weights, seed, statistics."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.jobs.reading import Folder
+from jaxmerge.refusals import Option
 from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
     from jaxmerge.tasks import SampleFiles
-    from jaxmerge.types import AdapterStack, Update
+    from jaxmerge.types import Update
 
 ROLE = "statistics"  # of the files that a merge reads beside the adapters
-_BYTES_AT_A_TIME = 2**30  # of the dense updates or the statistics of some modules
-_BYTES_OF_A_NUMBER = 4  # in the statistics
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """How adapters are merged; with the adapters it determines the result.
 
     Attributes:
@@ -38,11 +37,18 @@ class Recipe:
     sample: "SampleFiles | None" = None
 
     def __post_init__(self):
+        if self.pipeline.learned:
+            raise PipelineError(
+                f"pipeline {self.pipeline.text!r} has coefficients to learn, from a "
+                "base and inputs: use `jaxmerge.learn`"
+            )
         check_statistics(self.pipeline, given=self.statistics is not None)
         if self.pipeline.random and self.seed is None:
             raise PipelineError(
                 f"pipeline {self.pipeline.text!r} draws at random, so it needs a seed; "
-                "give --seed 0, or any other number"
+                "give ",
+                Option("seed", "0"),
+                ", or any other number",
             )
 
     @classmethod
@@ -51,7 +57,7 @@ class Recipe:
         record: Mapping[str, Any],
         adapters: "Adapters",
         read: Mapping[str, Path],
-    ) -> "Recipe":
+    ) -> "MergeRecipe":
         """What `to_record` gave.
 
         Args:
@@ -68,9 +74,13 @@ class Recipe:
             seed=record.get("seed"),
             statistics=open_statistics(read[ROLE]) if ROLE in read else None,
         )
-        places = {role: read.get(role) for role in ("base", "data")}
-        sample = record.get("sample", {})
-        return recipe.bound(adapters, **places, **sample, files=record.get("files"))
+        return recipe.bound(
+            adapters,
+            base=read.get("base"),
+            data=read.get("data"),
+            files=record.get("files"),
+            **record.get("sample", {}),
+        )
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
@@ -90,13 +100,13 @@ class Recipe:
         self,
         adapters: "Adapters",
         *,
-        base: Path | None = None,
-        data: Path | None = None,
+        base: Folder | None = None,
+        data: Folder | None = None,
         batch: int = 16,
         limit: int | None = None,
         max_length: int | None = None,
         files: Mapping[str, Any] | None = None,
-    ) -> "Recipe":
+    ) -> "MergeRecipe":
         """The recipe for these adapters: statistics of their tasks, a sample read.
 
         Args:
@@ -121,20 +131,25 @@ class Recipe:
         sample = read_sample(adapters, base, data, files=files, **options)
         return replace(recipe, sample=sample)
 
-    def check_model(self, base: Path | None, data: Path | None) -> None:
+    def check_model(self, base: Folder | None, data: Folder | None) -> None:
         """Refuses folders of a model that nothing runs, and none where one is run."""
         if self.pipeline.model and (base is None or data is None):
             raise PipelineError(
-                f"pipeline {self.pipeline.text!r} runs the model in every round; give "
-                "--base and --data"
+                f"pipeline {self.pipeline.text!r} runs the model in every round; give ",
+                Option("base"),
+                " and ",
+                Option("data"),
             )
         if not self.pipeline.model and (base, data) != (None, None):
             raise PipelineError(
-                f"pipeline {self.pipeline.text!r} runs no model; leave --base and "
-                "--data out"
+                f"pipeline {self.pipeline.text!r} runs no model; leave ",
+                Option("base"),
+                " and ",
+                Option("data"),
+                " out",
             )
 
-    def for_tasks(self, tasks: Sequence[str]) -> "Recipe":
+    def for_tasks(self, tasks: Sequence[str]) -> "MergeRecipe":
         """The recipe with the statistics of these tasks, in their order."""
         if self.statistics is None:
             return self
@@ -150,14 +165,13 @@ class Recipe:
         adapters: "Adapters",
         *,
         chunk: int | None = None,
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Callable[[int], None] | None = None,
     ) -> "tuple[dict[str, Update], dict[str, Any]]":
-        """Merges, shape after shape.
+        """Merges all modules and their LoRA biases.
 
         Args:
           adapters: what to merge.
-          chunk: modules of one shape worked on at a time; unless given, all, or in
-            full space as many as keep the dense updates below 1 GiB.
+          chunk: see `jaxmerge.Pipeline.run`.
           advance: called with the number of modules that are done.
 
         Returns:
@@ -178,73 +192,17 @@ class Recipe:
         if self.statistics is not None:
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
-        key = jax.random.key(self.seed) if self.pipeline.random else None
-        sample = None if self.sample is None else self.sample.of(adapters)
-        options = {"weights": self.weights, "key": key, "sample": sample}
-        merged = {}
-        for stacks in self._groups(adapters.stacks):
-            at_a_time = chunk or self._chunk(stacks)
-            stats = None if self.statistics is None else self.statistics.load(stacks)
-            updates = self.pipeline.run(stacks, chunk=at_a_time, stats=stats, **options)
-            merged |= jax.block_until_ready(updates)
-            advance(len(stacks))
-        _check_finite(merged)
-        biases = self.pipeline.merge_biases(
+        pipeline, seed = self.pipeline, self.seed
+        updates = pipeline.run(
+            adapters.stacks,
+            weights=self.weights,
+            key=jax.random.key(seed) if pipeline.random and seed is not None else None,
+            stats=self.statistics,
+            sample=None if self.sample is None else self.sample.of(adapters),
+            chunk=chunk,
+            report=advance,
+        )
+        biases = pipeline.merge_biases(
             adapters.biases, adapters.stacks, weights=self.weights
         )
-        return {module: merged[module] for module in adapters.stacks}, biases
-
-    def _groups(
-        self, stacks: "Mapping[str, AdapterStack]"
-    ) -> "Iterator[dict[str, AdapterStack]]":
-        """Modules of one shape together, or all if the pipeline needs them at once.
-
-        Of modules with statistics only as many as keep these below 1 GiB.
-        """
-        whole = any(call.name == "trim_whole_model" for call in self.pipeline.calls)
-        if whole or self.pipeline.model:
-            yield dict(stacks)
-            return
-        groups: dict[Any, dict[str, AdapterStack]] = {}
-        for module, stack in stacks.items():
-            shape = (stack.a.shape, stack.b.shape, stack.ranks)
-            groups.setdefault(shape, {})[module] = stack
-        for group in groups.values():
-            if self.statistics is None:
-                yield group
-                continue
-            names = iter(group)
-            largest = max(map(self.statistics.size, group))
-            count = max(1, _BYTES_AT_A_TIME // (_BYTES_OF_A_NUMBER * largest))
-            while some := tuple(islice(names, count)):
-                yield {module: group[module] for module in some}
-
-    def _chunk(self, stacks: "Mapping[str, AdapterStack]") -> int | None:
-        if all(call.name != "full" for call in self.pipeline.calls):
-            return None
-        largest = max(
-            stack.b.shape[0] * stack.b.shape[1] * stack.a.shape[2] * stack.a.itemsize
-            for stack in stacks.values()
-        )
-        fitting = max(1, _BYTES_AT_A_TIME // largest)
-        return None if fitting >= len(stacks) else fitting
-
-
-def _check_finite(updates: "Mapping[str, Update]") -> None:
-    """Names the modules whose update holds NaN or Inf, which nothing can serve."""
-    import jax
-    import numpy as np
-
-    broken = [
-        module
-        for module, update in updates.items()
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(update))
-    ]
-    if broken:
-        from jaxmerge.io.errors import listing
-
-        raise PipelineError(
-            f"the merge is NaN or infinite in {len(broken)} modules "
-            f"({listing(broken)}); the numbers of the pipeline or the weights are too "
-            "large for float32"
-        )
+        return updates, biases

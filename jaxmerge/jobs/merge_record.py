@@ -1,28 +1,29 @@
 """The record of a merged folder, and where what it names is now."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.cli.errors import CommandError
 from jaxmerge.io import AdapterError
+from jaxmerge.jobs.reading import Folder
+from jaxmerge.refusals import Option, Refusal
 
-_FLAGS = {"statistics": "--stats", "base": "--base", "data": "--data"}
+_OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
 _SAMPLE = {"batch", "limit", "max_length"}
 SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Folder) -> dict[str, Any]:
     """The record of a merge; AdapterError if the folder has none that can be used."""
     from jaxmerge.io.files import adapter_folder, checked_file
     from jaxmerge.io.replaceable import RECORD_FILE
 
-    path = adapter_folder(folder) / RECORD_FILE
+    path = adapter_folder(Path(folder)) / RECORD_FILE
     if not path.exists():
         raise AdapterError(
-            f"{folder}: has no {RECORD_FILE}; only folders written by jaxmerge merge "
-            "can be verified"
+            f"{folder}: has no {RECORD_FILE}; only folders written by `jaxmerge.merge` "
+            "or `jaxmerge.learn` can be verified"
         )
     try:
         record = json.loads(checked_file(path).read_text(encoding="utf-8"))
@@ -40,7 +41,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             and all(name in record["output"] for name in (*SETTINGS, "sha256"))
             and isinstance(record["read_options"], dict)
             and isinstance(record["versions"], dict)
-            and files_of(record).keys() <= _FLAGS.keys()
+            and files_of(record).keys() <= _OPTIONS.keys()
             and record["recipe"].get("sample", {}).keys() <= _SAMPLE
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -52,7 +53,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     if not usable or record["output"]["heads"] == "table":
         raise AdapterError(
-            f"{path}: not made by jaxmerge merge from a pipeline, so it cannot be "
+            f"{path}: not made by `jaxmerge.merge` from a pipeline, so it cannot be "
             "computed again"
         )
     return record
@@ -64,26 +65,26 @@ def kind(record: Mapping[str, Any]) -> str:
 
 
 def input_paths(
-    folder: Path, record: Mapping[str, Any], given: list[Path] | None
+    folder: Folder, record: Mapping[str, Any], given: Sequence[Folder] | None
 ) -> list[Path]:
     """Where the adapters are, in their order."""
     recorded = [Path(entry["path"]) for entry in record["inputs"]]
-    paths = given or recorded
+    paths = [Path(path) for path in given] if given else recorded
     if len(paths) != len(recorded):
-        raise CommandError(
+        raise Refusal(
             f"{folder}: made of {len(recorded)} adapters, {len(paths)} are given"
         )
     for path in paths:
         if not path.is_dir():
             raise AdapterError(
-                f"{path}: the input is not there; say where the inputs are now: "
-                f"jaxmerge verify {folder} {' '.join(entry.name for entry in recorded)}"
+                f"{path}: the input is not there; say where the inputs are now, in "
+                f"this order: {' '.join(entry.name for entry in recorded)}"
             )
     return paths
 
 
 def paths_read(
-    folder: Path, record: Mapping[str, Any], given: Mapping[str, Path | None]
+    folder: Folder, record: Mapping[str, Any], given: Mapping[str, Folder | None]
 ) -> dict[str, Path]:
     """Where the folders are that the merge read beside the adapters, by their role.
 
@@ -97,16 +98,16 @@ def paths_read(
     entries = files_of(record)
     for role, path in given.items():
         if path is not None and role not in entries:
-            raise CommandError(
-                f"{folder}: computed without {role}; leave out {_FLAGS[role]}"
+            raise Refusal(
+                f"{folder}: computed without {role}; leave out ", Option(_OPTIONS[role])
             )
     paths = {}
     for role, entry in entries.items():
-        paths[role] = path = given.get(role) or Path(entry["path"])
+        paths[role] = path = Path(given.get(role) or entry["path"])
         if not path.is_dir():
             raise AdapterError(
-                f"{path}: the folder of {role} is not there; say where it is now: "
-                f"jaxmerge verify {folder} {_FLAGS[role]} {path.name}"
+                f"{path}: the folder of {role} is not there; say where it is now by ",
+                Option(_OPTIONS[role], path.name),
             )
     return paths
 

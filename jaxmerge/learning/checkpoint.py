@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmerge.refusals import Option, Refusal
+
 _KEPT = 2  # a kill while the last one is written leaves the one before
 _LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Refusal):
     """Checkpoints from which the fit that is asked for cannot go on."""
 
 
@@ -58,8 +60,9 @@ class Checkpoints:
         self._refuse_other(saved.identity)
         if step > steps:
             raise CheckpointError(
-                f"{self._folder}: the checkpoint is at step {step}, beyond steps="
-                f"{steps}; ask for {step} or more, or choose another folder"
+                f"{self._folder}: the checkpoint is at step {step}, beyond ",
+                Option("steps", str(steps)),
+                f"; ask for {step} or more, or choose another folder",
             )
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

@@ -6,9 +6,16 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from jaxmerge.refusals import Option, Refusal
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Adapters
+    from jaxmerge.tasks import Unlabeled
 
 try:
     import fcntl
@@ -42,9 +49,10 @@ class Work:
         try:
             self._lock = _locked(self.folder / _LOCK)
         except OSError as error:
-            raise ValueError(
-                f"{self.folder}: cannot be made and locked ({error.strerror}); pass "
-                "another work=<folder>"
+            raise Refusal(
+                f"{self.folder}: cannot be made and locked ({error.strerror}); pass ",
+                "another ",
+                Option("work", "<folder>"),
             ) from None
         try:
             self.anchors = self._read()
@@ -101,8 +109,9 @@ class Work:
         if not self.folder.is_dir() or set(self.folder.iterdir()) - {
             *self._own_files()
         }:
-            raise ValueError(
-                f"{self.folder}: not that of a fit; pass another work=<folder>"
+            raise Refusal(
+                f"{self.folder}: not that of a fit; pass another ",
+                Option("work", "<folder>"),
             )
 
     def _read(self) -> list[float] | None:
@@ -113,7 +122,7 @@ class Work:
             content = json.loads(self._path.read_text(encoding="utf-8"))
             identity, anchors = dict(content["identity"]), list(content["anchors"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise Refusal(
                 f"{self._path}: not the record of a fit ({error!r}); remove the folder"
             ) from None
         self._refuse_other(identity)
@@ -127,9 +136,10 @@ class Work:
                 continue
             is_value = isinstance(before, int | float | str)
             values = f" ({before}, now {after})" if is_value else ""
-            raise ValueError(
-                f"{self.folder}: holds checkpoints of a fit with other {name}{values}; "
-                "remove it, or pass another work=<folder>"
+            raise Refusal(
+                f"{self.folder}: holds checkpoints of a fit with other {name}{values}",
+                "; remove it, or pass another ",
+                Option("work", "<folder>"),
             )
 
 
@@ -156,9 +166,10 @@ def _locked(path: Path) -> int | None:
                 return lock
         except BlockingIOError:
             os.close(lock)
-            raise ValueError(
-                f"{path.parent}: another fit is running in it; let it end, or pass "
-                "another work=<folder>"
+            raise Refusal(
+                f"{path.parent}: another fit is running in it; let it end, or pass ",
+                "another ",
+                Option("work", "<folder>"),
             ) from None
         except BaseException:
             os.close(lock)
@@ -172,3 +183,24 @@ def _is_open_as(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def work_identity(
+    recipe: Mapping[str, Any],
+    adapters: "Adapters",
+    unlabeled: "Unlabeled",
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Everything that determines a fit of a recorded recipe; folders may move."""
+    return {
+        **recipe,
+        "max_length": unlabeled.max_length,
+        "adapters": {
+            name: {"sha256": dict(source.sha256), "scales": dict(source.scales)}
+            for name, source in zip(adapters.names, adapters.sources, strict=True)
+        },
+        "order of tasks": list(adapters.names),  # that of anchors and preference
+        "modules": list(adapters.stacks),
+        "versions": {name: version(name) for name in ("jaxmerge", "jax")},
+        **{role: entry["sha256"] for role, entry in files.items()},
+    }

@@ -17,7 +17,7 @@ from jaxmerge.reports.plots import Plot, layers
 from jaxmerge.reports.tables import span
 
 if TYPE_CHECKING:
-    from jaxmerge.diagnostics.reactions import Reactions
+    from jaxmerge.diagnostics.inspection import Inspection
 
 _VERDICTS = ("Verdict", "Verdict through the base model")
 _POLICY = (
@@ -68,22 +68,19 @@ _MEANINGS = (
 )
 
 
-def page(
-    found: Findings,
-    tasks: Sequence[TaskSummary],
-    verdicts: Sequence[str],
-    plots: Sequence[Plot],
-    reactions: "Reactions | None" = None,
-) -> str:
+def page(inspected: "Inspection", plots: Sequence[Plot]) -> str:
     """The page.
 
     Args:
-      found: diagnostics.
-      tasks: what each adapter is.
-      verdicts: a line about the adapters, and one about the reactions.
+      inspected: of several adapters.
       plots: all of them.
-      reactions: of the losses, where there is a model.
+
+    Raises:
+      ValueError: nothing to compare, for one adapter or merged updates.
     """
+    found, reactions = inspected.findings, inspected.reactions
+    if found is None:
+        raise ValueError("a page compares adapters, so it needs at least two")
     total = [(title, cell(found.total)) for title, cell in CELLS]
     names = escape(", ".join(found.tasks))
     terms, through_model = _MEANINGS, ""
@@ -92,7 +89,7 @@ def page(
         content = reactions_part(reactions)
         through_model = section("reactions", "Through the base model", content)
     sections = [
-        section("adapters", "Adapters", table("adapters", *_adapters(tasks))),
+        section("adapters", "Adapters", table("adapters", *_adapters(inspected.tasks))),
         section("total", "In total", numbers(_named(total))),
         section("pairs", "Pair by pair", table("pairs", *_pairs(found))),
         through_model,
@@ -102,7 +99,7 @@ def page(
     ]
     said = "".join(
         f'<p class="verdict"><strong>{title}</strong> {escape(line)}</p>\n'
-        for title, line in zip(_VERDICTS, verdicts, strict=False)
+        for title, line in zip(_VERDICTS, inspected.verdicts, strict=False)
     )
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from jaxmerge.reports.page_blocks import Cell, Row, numbers, table
-from jaxmerge.reports.reactions import PREFERENCE_COLUMNS, digits, preference_rows
+from jaxmerge.reports.reaction_tables import PREFERENCE_COLUMNS, digits, preference_rows
 
 if TYPE_CHECKING:
     from jaxmerge.diagnostics.reactions import Reactions

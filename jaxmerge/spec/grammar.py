@@ -35,6 +35,13 @@ _NEXT: dict[Kind | None, tuple[Kind, ...]] = {
     "calibration": ("calibration", "post"),
     "post": ("post",),
 }
+_WHY: dict[Kind, str] = {
+    "whole-model transform": (
+        ", which must stand right before the space: it sees the entries of all modules "
+        "before anything else happens to them"
+    ),
+    "model merger": ", which runs the adapters in the model as they are",
+}
 _PLACE = {kind: place for place, kind in enumerate(_NEXT)}
 
 
@@ -193,9 +200,10 @@ def _order_problem(calls: Sequence[Call]) -> str:
     for call in calls:
         kinds = _NEXT[before.step.kind if before else None]
         if call.step.kind not in kinds:
-            place = (
-                f"cannot follow {_described(before)}" if before else "cannot come first"
-            )
+            place = "cannot come first"
+            if before:
+                why = _WHY.get(before.step.kind, "")
+                place = f"cannot follow {before.name!r}{why}"
             return f"{_described(call)} {place}; expected {_choices(kinds)}"
         before = call
     kinds = _NEXT[calls[-1].step.kind]

@@ -23,6 +23,7 @@ from jaxmerge.models import (
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
 
@@ -67,15 +68,17 @@ class Base(NamedTuple):
           ValueError: neither says, or not a finite number above 0.
         """
         if given is None and self.logit_scale is None:
-            raise ValueError(
-                f"{self.folder}: stores no logit_scale; give logit_scale=<number>, 100 "
-                "for CLIP as OpenAI trained it"
+            raise Refusal(
+                f"{self.folder}: stores no logit_scale; give ",
+                Option("logit_scale", "<number>"),
+                ", 100 for CLIP as OpenAI trained it",
             )
         scale = self.logit_scale if given is None else given
         if not 0 < scale < math.inf:
-            where = f"{self.folder}: the stored " if given is None else ""
-            raise ValueError(
-                f"{where}logit_scale {scale}: expected a finite number above 0"
+            stored = f"{self.folder}: the stored logit_scale"
+            raise Refusal(
+                stored if given is None else Option("logit_scale"),
+                f" {scale}: expected a finite number above 0",
             )
         return scale
 
@@ -123,16 +126,18 @@ def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
     try:
         shape_of(with_updates(base.apply, updates), base.params, inputs)
     except ValueError as error:
-        raise ValueError(
-            f"{base.folder}: {error}; the adapters belong to another base, or need "
-            "add_prefix=<text> or strip_prefix=<text>"
+        raise Refusal(
+            f"{base.folder}: {error}; the adapters belong to another base, or need ",
+            Option("add_prefix", "<text>"),
+            " or ",
+            Option("strip_prefix", "<text>"),
         ) from None
 
 
 def refuse_biases(adapters: Adapters) -> None:
     """ValueError for biases of LoRA layers, which `with_updates` does not add."""
     if adapters.biases:
-        raise ValueError(
+        raise Refusal(
             f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
             "added to the base model here; train without lora_bias"
         )
@@ -240,17 +245,17 @@ def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.
             mean, std = found["image_mean"], found["image_std"]
             statistics = [jnp.asarray(x, jnp.float32) for x in (mean, std)]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise Refusal(
                 f"{path}: no usable image_mean and image_std ({error!r})"
             ) from None
         if any(x.shape != (channels,) for x in statistics):
-            raise ValueError(f"{path}: image_mean and image_std of {channels} channels")
+            raise Refusal(f"{path}: image_mean and image_std of {channels} channels")
 
     def normalise(images: jax.Array) -> jax.Array:
         if images.dtype != jnp.uint8:
             return images
         if statistics is None:
-            raise ValueError(
+            raise Refusal(
                 f"{folder}: no {PREPROCESSOR}, so 8-bit pixels cannot be normalised; "
                 "add it, or give the images as normalised floats"
             )
@@ -276,7 +281,7 @@ _KINDS = {
 def _kind_of(folder: Path, raw: Mapping[str, Any]) -> _Kind:
     name = raw.get("model_type")
     if name not in _KINDS:
-        raise ValueError(
+        raise Refusal(
             f"{folder / hub.CONFIG}: model_type {name!r} is not one of "
             f"{', '.join(_KINDS)}"
         )

@@ -1,6 +1,6 @@
 """Every input of a task once through the base model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.texts import cropped
+
+Crop = Callable[[Any], Any]  # texts -> the same without needless columns
 
 
 def row_groups(base: Base, inputs: Any, size: int) -> Iterator[np.ndarray]:
@@ -21,20 +23,66 @@ def row_groups(base: Base, inputs: Any, size: int) -> Iterator[np.ndarray]:
       inputs: of one task, arrays [N, ...].
       size: of a group.
     """
-    count = len(jax.tree.leaves(inputs)[0])
+    count = _count(inputs)
     order = np.arange(count)
     if base.inputs == "texts":
-        order = np.argsort(inputs["attention_mask"].sum(axis=1), kind="stable")
+        order = np.argsort(token_counts(inputs), kind="stable")
     return (order[start : start + size] for start in range(0, count, size))
 
 
-def batch_of(base: Base, inputs: Any, rows: np.ndarray) -> Any:
-    """Some inputs, texts as wide as the longest of them needs."""
+def token_counts(texts: Any) -> np.ndarray:
+    """Tokens of every text without padding, [N]."""
+    return texts["attention_mask"].sum(axis=1)
+
+
+def batch_of(base: Base, inputs: Any, rows: np.ndarray, *, crop: Crop = cropped) -> Any:
+    """Some inputs, texts about as wide as the longest of them needs."""
     some = jax.tree.map(lambda x: x[rows], inputs)
-    return cropped(some) if base.inputs == "texts" else some
+    return crop(some) if base.inputs == "texts" else some
 
 
-def batches_of(base: Base, inputs: Any, size: int) -> Iterator[Any]:
+def batches_of(
+    base: Base, inputs: Any, size: int, *, crop: Crop = cropped
+) -> Iterator[Any]:
     """Every input of a task once, with little padding."""
     for rows in row_groups(base, inputs, size):
-        yield batch_of(base, inputs, rows)
+        yield batch_of(base, inputs, rows, crop=crop)
+
+
+def outputs_of(
+    base: Base,
+    inputs: Any,
+    size: int,
+    run: Callable[[Any], Any],
+    *,
+    crop: Crop = cropped,
+    report: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """What a function gives for every input of a task, [N, ...], in their order.
+
+    The last batch is filled up with inputs that it has already, so that all batches of
+    one width share a program.
+
+    Args:
+      base: the model that reads them.
+      inputs: of one task, arrays [N, ...].
+      size: inputs in a batch.
+      run: batch [B, ...] -> outputs [B, ...].
+      crop: makes texts narrower.
+      report: called after every batch with the number of its inputs.
+    """
+    count = _count(inputs)
+    found = None
+    for rows in row_groups(base, inputs, size):
+        filled_up = np.resize(rows, min(size, count))
+        some = np.asarray(run(batch_of(base, inputs, filled_up, crop=crop)))
+        if found is None:
+            found = np.empty((count, *some.shape[1:]), some.dtype)
+        found[rows] = some[: len(rows)]
+        if report is not None:
+            report(len(rows))
+    return found
+
+
+def _count(inputs: Any) -> int:
+    return len(jax.tree.leaves(inputs)[0])

@@ -1,5 +1,6 @@
 """The head of every task: saved by its adapter, or text vectors of its classes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from jaxmerge.io import Adapters
 from jaxmerge.io.errors import listing
 from jaxmerge.io.tensors import SafetensorsFile, read_finite
 from jaxmerge.models import head_from_hub
-from jaxmerge.tasks.bases import Base, check_layers, refuse_biases
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.tasks.unlabeled import Unlabeled
 
 
 def task_heads(
@@ -28,19 +31,21 @@ def task_heads(
     """
     if base.head_module is not None:
         if vectors is not None:
-            raise ValueError(
-                f"text_heads={str(vectors)!r} are for CLIP; the heads of a model of "
-                "texts are those that the adapters save"
+            raise Refusal(
+                Option("text_heads", str(vectors), quoted=True),
+                " are for CLIP; the heads of a model of texts are those that the ",
+                "adapters save",
             )
         return saved_heads(adapters, base.head_module)
     if vectors is None:
-        raise ValueError(
-            f"{base.folder}: a vision tower without heads; give text_heads=<file> with "
-            f"the text vectors of the classes of {', '.join(adapters.names)}"
+        raise Refusal(
+            f"{base.folder}: a vision tower without heads; give ",
+            Option("text_heads", "<file>"),
+            f" with the text vectors of the classes of {', '.join(adapters.names)}",
         )
     for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         if saved:
-            raise ValueError(
+            raise Refusal(
                 f"{source.path}: saves {listing(sorted(saved))}, which CLIP with text "
                 "heads does not have; train without modules_to_save"
             )
@@ -75,14 +80,14 @@ def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Arra
         adapters.names, adapters.sources, adapters.heads, strict=True
     ):
         if f"{module}.weight" not in saved:
-            raise ValueError(
+            raise Refusal(
                 f"{source.path}: saves no head {module}.weight, so the task has no "
                 f"predictions; train it with modules_to_save=[{module!r}]"
             )
         try:
             heads[name] = head_from_hub(saved, module)
         except ValueError as error:
-            raise ValueError(f"{source.path}: {error}") from None
+            raise Refusal(f"{source.path}: {error}") from None
     check_saved(adapters, module)
     return heads
 
@@ -101,7 +106,7 @@ def check_saved(adapters: Adapters, head: str | None) -> None:
     for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         others = sorted(saved.keys() - own)
         if others:
-            raise ValueError(
+            raise Refusal(
                 f"{source.path}: saves {listing(others)} beside its head, but all "
                 "tasks share the base model; train without modules of its own"
             )
@@ -135,14 +140,33 @@ def text_heads(path: str | Path, tasks: tuple[str, ...]) -> dict[str, jax.Array]
     for task in tasks:
         if task not in file.infos:
             known = listing(sorted(file.infos)) or "none"
-            raise ValueError(
-                f"{path}: no array {task!r} [classes, d]; it holds {known}"
-            )
+            raise Refusal(f"{path}: no array {task!r} [classes, d]; it holds {known}")
         vectors = read_finite(file, task)
         if vectors.ndim != 2 or len(vectors) < 2 or not vectors.any(axis=1).all():
-            raise ValueError(
+            raise Refusal(
                 f"{path}: {task!r} {vectors.shape} is not a matrix [classes, d] of two "
                 "classes or more, none of them zero"
             )
         heads[task] = jnp.asarray(vectors)
     return heads
+
+
+def check_fit(
+    base: Base, adapters: Adapters, heads: Mapping[str, Any], unlabeled: Unlabeled
+) -> None:
+    """Refuses adapters and heads that do not fit the base, before any computation.
+
+    Raises:
+      Refusal: names the module and the nearest names, or the head.
+    """
+    refuse_biases(adapters)
+    inputs = next(iter(unlabeled.inputs.values()))
+    check_layers(base, adapters, inputs)
+    for task, head in heads.items():
+        features = shape_of(base.apply, base.params, unlabeled.inputs[task])
+        _, width = head_shape(head)
+        if width != features.shape[-1]:
+            raise Refusal(
+                f"the head of {task} reads {width} features, {base.folder} gives "
+                f"{features.shape[-1]}"
+            )

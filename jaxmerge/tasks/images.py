@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmerge.refusals import Refusal
+
 KEY = "images"
 
 
@@ -20,11 +22,11 @@ def open_arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an archive as numpy.savez writes it")
+            raise Refusal("a single array, not an archive as numpy.savez writes it")
         with arrays:
             yield arrays
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise Refusal(f"{path}: {error}") from None
 
 
 def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
@@ -41,24 +43,24 @@ def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
     """
     with open_arrays(path) as arrays:
         if KEY not in arrays:
-            raise ValueError(
+            raise Refusal(
                 f"no array {KEY!r} [N, {size}, {size}, {channels}]; it holds "
                 f"{', '.join(arrays) or 'none'}"
             )
         images = arrays[KEY]
     if images.ndim != 4 or images.shape[1:] != (size, size, channels):
-        raise ValueError(
+        raise Refusal(
             f"{path}: {KEY} {images.shape}, the model reads [N, {size}, {size}, "
             f"{channels}]; resize them first"
         )
     if len(images) == 0:
-        raise ValueError(f"{path}: {KEY} holds no image")
+        raise Refusal(f"{path}: {KEY} holds no image")
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
+        raise Refusal(
             f"{path}: {KEY} in {images.dtype}; expected uint8, or float if normalised"
         )
     if not np.isfinite(images).all():
-        raise ValueError(f"{path}: {KEY} holds NaN or infinite values")
+        raise Refusal(f"{path}: {KEY} holds NaN or infinite values")
     return images.astype(np.float32)

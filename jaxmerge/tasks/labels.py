@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.heads import head_shape
 from jaxmerge.tasks.images import open_arrays
 from jaxmerge.tasks.texts import read_rows
@@ -47,7 +48,7 @@ def _of_texts(path: Path, rows: int, classes: int) -> np.ndarray | None:
     if len(missing) == rows:
         return None
     if missing:
-        raise ValueError(
+        raise Refusal(
             f"{path}: line {missing[0]} has no {FIELD}, others have; label all of them "
             "or none"
         )
@@ -62,7 +63,7 @@ def _of_images(path: Path, rows: int, classes: int) -> np.ndarray | None:
     if found is None:
         return None
     if found.shape != (rows,) or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(
+        raise Refusal(
             f"{path}: {KEY} {found.shape} in {found.dtype}; expected whole numbers "
             f"({rows},), one for each image"
         )
@@ -79,7 +80,7 @@ def _check(
     """Refuses what is no class of the head; a bool is none either."""
     for place, value in values:
         if type(value) is not int or not 0 <= value < classes:
-            raise ValueError(
+            raise Refusal(
                 f"{path}: {named(place)} is {value!r}; expected the number of a class "
                 f"of the head, 0 to {classes - 1} (leave labels out that are unknown)"
             )

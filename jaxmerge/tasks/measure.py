@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmerge.io import Adapters
 from jaxmerge.models import linear_layers, with_updates
+from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.collect import collector
 from jaxmerge.stats.moments import Statistics
@@ -72,7 +73,7 @@ def measure(
         statistics = collect((base.params, _updates(adapters, task)), batches)
         for module, value in statistics.items():
             if not all(np.isfinite(part).all() for part in value):
-                raise ValueError(
+                raise Refusal(
                     f"{base.folder}: inputs of module {module!r} are NaN or infinite "
                     f"for task {task!r}"
                 )
@@ -98,7 +99,7 @@ def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> 
     for ending in endings:
         if not any(_ends(layer, ending) for layer in layers):
             known = dict.fromkeys(layer.rpartition(".")[2] for layer in layers)
-            raise ValueError(
+            raise Refusal(
                 f"{base.folder}: no linear layer is named {ending!r}; there are "
                 f"{', '.join(known)}"
             )

@@ -1,15 +1,13 @@
 """What a fit read, as JSON values with digests."""
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.io import Adapters
 from jaxmerge.io.files import sha256
-from jaxmerge.jobs.learned_recipe import Recipe
+from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import base_files
-from jaxmerge.tasks.unlabeled import Unlabeled, data_files
+from jaxmerge.tasks.unlabeled import data_files
 
 PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
 
@@ -53,26 +51,5 @@ def files_read(
 
 def _digest(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise Refusal(f"{path}: no such file")
     return sha256(path)
-
-
-def fit_identity(
-    recipe: Recipe,
-    adapters: Adapters,
-    unlabeled: Unlabeled,
-    files: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Everything that determines a fit; folders may move."""
-    return {
-        **recipe.to_record(),
-        "max_length": unlabeled.max_length,
-        "adapters": {
-            name: {"sha256": dict(source.sha256), "scales": dict(source.scales)}
-            for name, source in zip(adapters.names, adapters.sources, strict=True)
-        },
-        "order of tasks": list(adapters.names),  # that of anchors and preference
-        "modules": list(adapters.stacks),
-        "versions": {name: version(name) for name in ("jaxmerge", "jax")},
-        **{role: entry["sha256"] for role, entry in files.items()},
-    }

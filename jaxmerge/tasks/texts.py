@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmerge.refusals import Refusal
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -38,9 +40,9 @@ def read_rows(path: Path) -> list[tuple[int, Any]]:
                 if line.strip()
             ]
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON lines ({error})") from None
+        raise Refusal(f"{path}: not readable as JSON lines ({error})") from None
     if not rows:
-        raise ValueError(f"{path}: holds no texts")
+        raise Refusal(f"{path}: holds no texts")
     return rows
 
 
@@ -63,7 +65,7 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
     found = [fields for fields in FIELDS if names.issuperset(fields)]
     if len(found) != 1:
         wanted = ", or ".join(" and ".join(fields) for fields in FIELDS)
-        raise ValueError(
+        raise Refusal(
             f"{path}: the fields of a line must be {wanted}, and only one of these; "
             f"found {', '.join(sorted(names)) or 'none'}"
         )
@@ -73,7 +75,7 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
 def _texts(path: Path, number: int, row: Any, fields: tuple[str, ...]) -> tuple:
     texts = tuple(row.get(field) for field in fields) if isinstance(row, dict) else ()
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path}: line {number} has no text in {' and '.join(fields)}")
+        raise Refusal(f"{path}: line {number} has no text in {' and '.join(fields)}")
     return texts
 
 
@@ -86,19 +88,19 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError(
+        raise Refusal(
             "texts need the library tokenizers: pip install 'jaxmerge[learn]'"
         ) from None
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(
+        raise Refusal(
             f"{path}: no such file; save the model's fast tokenizer beside it "
             "(AutoTokenizer.from_pretrained(..).save_pretrained(..))"
         )
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path}: not readable as a tokenizer ({error})") from None
+        raise Refusal(f"{path}: not readable as a tokenizer ({error})") from None
 
 
 def tokenise(

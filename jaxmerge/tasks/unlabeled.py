@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, Inputs
 from jaxmerge.tasks.images import read_images
 from jaxmerge.tasks.texts import Texts, load_tokenizer, read_texts, tokenise
@@ -50,12 +51,8 @@ class Unlabeled(NamedTuple):
 
         The batches of a task depend on the seed and on its name alone.
         """
-        sources = {
-            task: shuffled(inputs, size, (seed, zlib.crc32(task.encode())))
-            for task, inputs in self.inputs.items()
-        }
-        while True:
-            yield {task: next(source) for task, source in sources.items()}
+        seeds = {task: (seed, zlib.crc32(task.encode())) for task in self.inputs}
+        return task_batches(self.inputs, size=size, seeds=seeds)
 
 
 def load_unlabeled(
@@ -95,9 +92,9 @@ def load_unlabeled(
         positions = base.config.max_position_embeddings
         max_length = max_length or min(DEFAULT_LENGTH, positions)
         if max_length > positions:
-            raise ValueError(
-                f"{base.folder}: the model has {positions} positions, fewer than "
-                f"max_length={max_length}"
+            raise Refusal(
+                f"{base.folder}: the model has {positions} positions, fewer than ",
+                Option("max_length", str(max_length)),
             )
         texts = {task: read_texts(path) for task, path in paths.items()}
         rows = {task: len(found) for task, found in texts.items()}
@@ -135,11 +132,11 @@ def _find(folder: Path, task: str, kind: Inputs) -> Path:
     places = [place.format(task=task) for place in PLACES[kind]]
     found = [folder / place for place in places if (folder / place).is_file()]
     if not found:
-        raise ValueError(
+        raise Refusal(
             f"{folder}: no {kind} of task {task!r}; expected {' or '.join(places)}"
         )
     if len(found) > 1:
-        raise ValueError(
+        raise Refusal(
             f"{folder}: task {task!r} has {found[0].name} and {found[1].name}; "
             "keep one of them"
         )
@@ -180,12 +177,27 @@ def _check_tokens(path: Path, inputs: Mapping[str, np.ndarray], base: Base) -> N
     for name, limit in limits.items():
         largest = int(inputs[name].max())
         if largest >= limit:
-            raise ValueError(
+            raise Refusal(
                 f"{path}: tokenizer.json gives {name} up to {largest}, the model in "
                 f"{base.folder} has {limit}; they do not belong together"
             )
     if not inputs["attention_mask"].any(axis=1).all():
-        raise ValueError(f"{path}: holds a text without any token")
+        raise Refusal(f"{path}: holds a text without any token")
+
+
+def task_batches(
+    inputs: Mapping[str, Any], *, size: int, seeds: Mapping[str, tuple[int, int]]
+) -> Iterator[dict[str, Any]]:
+    """For ever a batch of every task, which shuffles its inputs by its own seed.
+
+    Args:
+      inputs: task -> arrays [N, ...].
+      size: inputs of each task in a batch.
+      seeds: task -> what the order of its inputs depends on.
+    """
+    sources = {task: shuffled(inputs[task], size, seeds[task]) for task in inputs}
+    while True:
+        yield {task: next(source) for task, source in sources.items()}
 
 
 def shuffled(inputs: Any, size: int, seed: tuple[int, int]) -> Iterator[Any]:

@@ -333,7 +333,7 @@ def test_labels_that_are_no_class(label, message, place, tmp_path):
 @pytest.mark.parametrize("scale", ["nan", "inf", 0, -1])
 def test_scales_that_make_no_logits(scale, place):
     said = refuse(*ask(place, "cars", logit_scale=scale))
-    assert f"logit_scale {float(scale)}: expected a finite number above 0" in said
+    assert f"--logit-scale {float(scale)}: expected a finite number above 0" in said
 
 
 def test_what_does_not_belong_together_is_refused(place, tmp_path):

@@ -22,7 +22,7 @@ from methods import distance
 from statistics_samples import OUTPUT, QUERY, collect, folders, load, merge
 
 import jaxmerge as jm
-from jaxmerge import io, learning
+from jaxmerge import io, tasks
 from jaxmerge.tasks import load_base, load_unlabeled
 
 pytest_plugins = ["statistics_fixtures"]
@@ -265,7 +265,7 @@ def test_only_statistics_are_replaced_and_only_on_demand(place, monkeypatch):
         return tasks()
 
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "measure", interrupted)
+        patch.setattr(tasks, "measure", interrupted)
         assert jaxmerge(*ask, "--force").exit_code == 130
     assert everything(place) == before
     result = jaxmerge(*ask, "--force", "--quiet")

@@ -36,16 +36,15 @@ def test_the_command_is_the_function(place):
     base = load_base(place / "base")
     texts = load_unlabeled(place / "data", TASKS, base, limit=8).inputs
     batches = [[texts[task]] for task in TASKS]  # one of all, with all their padding
-    merged = jm.iteris(
-        *(base.apply, base.params, adapters.stacks, batches),
-        iterations=2,
-        ridge=0.01,
+    sample = jm.ModelSample(
+        *(base.apply, base.params, batches),
         mask=lambda batch: batch["attention_mask"].astype(bool),
         base=layer_weights(
             base.params, adapters.stacks, apply=base.apply, batch=batches[0][0]
         ),
-        weights=[1, 0.5, 2],
     )
+    options = {"iterations": 2, "ridge": 0.01, "weights": [1, 0.5, 2]}
+    merged = jm.iteris(adapters.stacks, sample=sample, **options)
     expected = {name: 0.5 * jm.dense(update) for name, update in merged.items()}
     close(updates_of(place / "out"), expected, 1e-4)
     check_verification(place)
@@ -56,7 +55,7 @@ def check_verification(place):
     assert "bit by bit" in succeed("verify", out)
     now = place / "elsewhere"
     (place / "base").rename(now)
-    assert f"jaxmerge verify {out} --base base" in refuse("verify", out)
+    assert "where it is now by --base base" in refuse("verify", out)
     assert document("verify", out, "--base", now)["identical"]
     path = place / "data" / "cars.jsonl"
     path.write_text(path.read_text().replace("w1 ", "w2 "))

@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 def arguments(place, *flags):
     folders = [place / "in" / task for task in TASKS]
     where = ["--base", place / "base", "--data", place / "data", "--batch", 4]
-    return ["learn", *folders, *where, "--method", "adamerging", *flags]
+    return ["learn", *folders, *where, "-p", "adamerging", *flags]
 
 
 def test_it_is_the_fit_of_null_space_ratios(place, tmp_path):

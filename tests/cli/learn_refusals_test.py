@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import io_samples as samples
 import learn_samples
@@ -10,6 +9,7 @@ import pytest
 from cli_samples import everything, jaxmerge, refuse
 from learn_samples import QUERY, ask
 
+from reference import ROOT
 from jaxmerge.learning.work import Work
 
 pytest_plugins = ["learn_fixtures"]
@@ -97,7 +97,7 @@ def test_bad_inputs(damage, messages, bert, tmp_path):
         ({"names": "a,b"}, "3 different names"),
         ({"names": "a,b,../c"}, "'../c' cannot be"),
         ({"max_length": 33}, "32 positions"),
-        ({"shared": True}, "only those of adamerging"),
+        ({"shared": True}, "or learn adamerging"),
         ({"text_heads": "x"}, "--text-heads x are for CLIP"),
         ({"heads": "error"}, "pass --heads keep"),
         ({"work": "tests"}, "not that of a fit"),
@@ -105,7 +105,7 @@ def test_bad_inputs(damage, messages, bert, tmp_path):
     ],
 )
 def test_bad_options(options, message, bert, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     assert message in refuse(*ask(bert, tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,7 @@ from cli_samples import (
 from learn_samples import QUERY, TASKS, ask
 
 from jaxmerge import io
-from jaxmerge.jobs import run
+from jaxmerge.jobs import fit_recipe
 from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.models import with_updates
 from jaxmerge.tasks import load_base
@@ -57,7 +57,7 @@ def test_a_fit_lowers_the_entropy_and_writes_all_about_it(bert, tmp_path):
         history["objective"], 0.5 * np.log(weighed.sum(axis=1)), rtol=1e-5
     )
     wanted = {
-        "learned": "tara-a", "initial": 0.4, "objective": "tchebycheff", "alpha": 0.5,
+        "learned": "tara_a", "objective": "tchebycheff", "alpha": 0.5,
         "optimizer": "adamw", "rate": 0.05, "steps": 25, "batch": 4, "seed": 0,
         "logit_scale": 1.0, "max_length": 32,
     }  # fmt: skip
@@ -147,8 +147,8 @@ def check_verification(out, base):
         (out / PHI).write_bytes(good)
     record = record_of(out)
     for changes, code, message in (
-        ({"learned": "guess"}, 1, "method 'guess' is not one of"),
-        ({"pico": True}, 1, "differs"),
+        ({"learned": "guess"}, 1, "unknown step 'guess'"),
+        ({"learned": "tara_a|calibrate"}, 1, "differs"),
         ({"files": {"base": {"path": "x"}}}, 2, "not a record of a merge"),
         ({"files": [1]}, 2, "not a record of a merge"),
     ):
@@ -162,7 +162,7 @@ def check_verification(out, base):
 def test_resumed_after_an_interruption_is_the_same_to_the_byte(
     bert, tmp_path, monkeypatch
 ):
-    fit = {"method": "tara-b", "pico": True, "steps": 24, "rate": 0.02}
+    fit = {"pipeline": "tara_b|calibrate", "steps": 24, "rate": 0.02}
     succeed(*ask(bert, tmp_path / "whole", **fit))
     save, out = Checkpoints.save, tmp_path / "out"
     work = tmp_path / "out.learning"
@@ -198,7 +198,7 @@ def test_what_is_known_by_position_is_not_used_for_other_tasks(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "fit", stop)
+        patched.setattr(fit_recipe, "fit", stop)
         assert jaxmerge(*ask(bert, out, **given)).exit_code == 130
     said = refuse(*ask([*bert[2::-1], *bert[3:]], out, **given))
     assert "out.learning: holds checkpoints of a fit with other order of tasks" in said
@@ -227,8 +227,8 @@ def test_a_kept_work_folder_lengthens_a_fit(bert, tmp_path):
 def test_without_a_rate_to_speak_of_it_is_task_arithmetic(bert, tmp_path):
     """Coefficients that hardly move: what is written is what phi says."""
     for method, options in (
-        ("tara-b", {"initial": 0.25}),
-        ("adamerging", {"initial": 0.25, "shared": True}),
+        ("tara_b(initial=0.25)", {}),
+        ("adamerging(initial=0.25)", {"shared": True}),
     ):
         out = tmp_path / method
         succeed(*ask(bert, out, method, steps=1, rate=1e-9, **options))
@@ -236,7 +236,7 @@ def test_without_a_rate_to_speak_of_it_is_task_arithmetic(bert, tmp_path):
 
 
 def test_a_fit_that_diverges_names_the_step_and_exits_with_1(bert, tmp_path):
-    result = jaxmerge(*ask(bert, tmp_path / "out", steps=2, initial=1e38))
+    result = jaxmerge(*ask(bert, tmp_path / "out", "tara_a(initial=1e38)", steps=2))
     assert result.exit_code == 1
     assert "step 1: the loss of cars, dtd, svhn is not finite" in result.stderr
     assert "out.learning" in result.stderr

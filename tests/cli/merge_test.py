@@ -19,8 +19,7 @@ from cli_samples import (
 )
 
 from jaxmerge import io
-from jaxmerge.jobs.merge_recipe import Recipe
-from jaxmerge.spec import PRESETS, parse
+from jaxmerge.spec import PRESETS, memory, parse
 
 TIES = "elect|trim(density=0.5)|core|scale(0.3)"
 
@@ -184,14 +183,14 @@ def test_chunks_change_nothing(folders, tmp_path):
 def test_full_space_is_chunked_by_itself(folders, monkeypatch):
     stacks = io.load_peft(folders).stacks
     one = dict.fromkeys("abcd", stacks["h.0.q"])
-    recipe = Recipe(parse("elect|full"))
-    assert recipe._chunk(one) is None
+    pipeline = parse("elect|full")
+    assert memory.chunk(pipeline, one) is None
     dense = 3 * 6 * 5 * 4
-    monkeypatch.setattr("jaxmerge.jobs.merge_recipe._BYTES_AT_A_TIME", 2 * dense)
-    assert recipe._chunk(one) == 2
-    monkeypatch.setattr("jaxmerge.jobs.merge_recipe._BYTES_AT_A_TIME", 1)
-    assert recipe._chunk(one) == 1
-    assert Recipe(parse("elect|core"))._chunk(one) is None
+    monkeypatch.setattr(memory, "BYTES_AT_A_TIME", 2 * dense)
+    assert memory.chunk(pipeline, one) == 2
+    monkeypatch.setattr(memory, "BYTES_AT_A_TIME", 1)
+    assert memory.chunk(pipeline, one) == 1
+    assert memory.chunk(parse("elect|core"), one) is None
 
 
 def test_a_dry_run_reads_headers_and_writes_nothing(folders, tmp_path):

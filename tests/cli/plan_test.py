@@ -18,8 +18,8 @@ from cli_samples import (
 )
 
 from jaxmerge import __version__, io
-from jaxmerge.cli.console import Console
 from jaxmerge.cli.errors import as_flags
+from jaxmerge.refusals import Message, Option
 from jaxmerge.spec import PRESETS, STEPS, method_markdown, parse
 
 
@@ -196,23 +196,9 @@ def test_methods_lists_every_name(tmp_path):
     assert {row["name"] for row in found["methods"]} >= PRESETS.keys()
 
 
-def test_the_demo_is_the_experiment_of_the_repository(tmp_path, monkeypatch):
-    from experiments.digits8 import demo as experiment
-
-    given = {}
-    monkeypatch.setattr(experiment, "run", lambda out, **o: given.update(out=out, **o))
-    succeed("demo", "-o", tmp_path, "--quiet", "--force")
-    console = Console(as_json=False, quiet=True)
-    assert given == {"out": tmp_path, "console": console, "force": True}
-    (tmp_path / experiment.RESULTS).touch()
-    assert "exists already" in refuse("demo", "-o", tmp_path)
-    monkeypatch.setattr("jaxmerge.cli.demo.ROOT", tmp_path)
-    assert "clone of the repository" in refuse("demo", "-o", tmp_path)
-
-
 def test_help_version_and_unknown_commands():
     assert succeed("--version") == f"jaxmerge {__version__}\n"
-    for command in ("merge", "plan", "inspect", "convert", "verify", "methods", "demo"):
+    for command in ("merge", "plan", "inspect", "convert", "verify", "methods"):
         assert command in succeed("--help")
         assert "--json" in succeed(command, "--help")
     assert "frobnicate" in refuse("frobnicate")
@@ -222,17 +208,20 @@ def test_help_version_and_unknown_commands():
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("parts", "expected"),
     [
-        ("pass assume_alpha='rank' for 1", "pass --assume-alpha rank for 1"),
-        ("pass heads='keep', 'first'", "pass --heads keep, 'first'"),
-        ("choose with weights='bin'", "choose with --weight-file bin"),
-        ("ignore_config_keys=['x.y']", "--ignore-config-key x.y"),
-        ("vera_inputs=<size>", "--vera-input <size>"),
-        ("rank='auto', energy=<share>", "--rank auto, --energy <share>"),
-        ("base='x' and bias=1 stay", "base='x' and bias=1 stay"),
-        ("strip_prefix='model.' too", "--strip-prefix model. too"),
+        (["pass ", Option("assume_alpha", "rank", quoted=True), " for 1"],
+         "pass --assume-alpha rank for 1"),
+        ([Option("heads", "keep", quoted=True), ", 'first'"], "--heads keep, 'first'"),
+        (["choose with ", Option("weight_file", "bin", quoted=True)],
+         "choose with --weight-file bin"),
+        ([Option("ignore_config_keys", "x.y")], "--ignore-config-key x.y"),
+        ([Option("vera_inputs", "<size>")], "--vera-input <size>"),
+        ([Option("rank", "auto", quoted=True), ", ", Option("energy", "<share>")],
+         "--rank auto, --energy <share>"),
+        (["base='x' and bias=1 stay"], "base='x' and bias=1 stay"),
+        ([Option("allow_zero", "True"), " too"], "--allow-zero too"),
     ],
-)
-def test_options_in_messages_become_flags(message, expected):
-    assert as_flags(message) == expected
+)  # fmt: skip
+def test_options_in_messages_become_flags(parts, expected):
+    assert as_flags(Message(parts)) == expected

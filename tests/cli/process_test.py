@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from cli_samples import close, three, updates_of, weighted_sum
 
-from jaxmerge.cli.runtime import cache_folder, limit_threads, start_jax
+from jaxmerge.runtime import cache_folder, limit_threads, start_jax
 
 # Counts what JAX's persistent compilation cache did, and tells it on stderr.
 COUNTING = """

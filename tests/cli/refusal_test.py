@@ -13,7 +13,7 @@ from cli_samples import (
     weighted_sum,
 )
 
-from jaxmerge.jobs.merge_recipe import Recipe
+from jaxmerge.jobs.merge_recipe import MergeRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_internal_failures_are_told_apart(folders, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the sky fell\nsecond line")
 
-    monkeypatch.setattr(Recipe, "run", fail)
+    monkeypatch.setattr(MergeRecipe, "run", fail)
     monkeypatch.delenv("JAXMERGE_TRACEBACK", raising=False)
     ask = ("merge", *folders, "-p", "concat", "-o", tmp_path / "out")
     result = jaxmerge(*ask)
@@ -130,12 +130,12 @@ def test_internal_failures_are_told_apart(folders, tmp_path, monkeypatch):
     def exhaust(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(Recipe, "run", exhaust)
+    monkeypatch.setattr(MergeRecipe, "run", exhaust)
     result = jaxmerge(*ask)
     assert (result.exit_code, "--chunk 1" in result.stderr) == (70, True)
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recipe, "run", interrupt)
+    monkeypatch.setattr(MergeRecipe, "run", interrupt)
     assert jaxmerge(*ask).exit_code == 130

@@ -194,7 +194,7 @@ def test_inputs_that_moved_are_asked_for(tmp_path):
     for old, new in zip(("cars", "dtd", "svhn"), moved, strict=True):
         shutil.move(tmp_path / "in" / old, new)
     said = refuse("verify", out)
-    assert f"jaxmerge verify {out} cars dtd svhn" in said
+    assert "the inputs are now, in this order: cars dtd svhn" in said
     assert document("verify", out, *moved)["identical"]
     assert "made of 3 adapters, 2 are given" in refuse("verify", out, *moved[:2])
     failed(out, *reversed(moved))

@@ -10,7 +10,7 @@ from jaxmerge.diagnostics import verdict
 from jaxmerge.diagnostics.reactions import Reactions, one_pass
 from jaxmerge.reports.page_reactions import reactions_part
 from jaxmerge.reports.reaction_plots import reaction_plots
-from jaxmerge.reports.reactions import preference_rows, to_json
+from jaxmerge.reports.reaction_tables import preference_rows
 from jaxmerge.tasks.unlabeled import Unlabeled
 
 
@@ -38,9 +38,9 @@ def reactions_of(singular_values, misalignment, repeat=np.nan, rank=None):
 @pytest.mark.parametrize(
     ("values", "misalignment", "says"),
     [
-        ([8.0, 2.0], 0.75, "unevenly .* 4.0.* different directions .*0.75.*tara-a"),
-        ([8.0, 2.0], 0.25, "unevenly .* much the same directions .*tara-a"),
-        ([3.0, 2.0], 0.75, "about evenly .* different directions .*tara-a"),
+        ([8.0, 2.0], 0.75, "unevenly .* 4.0.* different directions .*0.75.*tara_a"),
+        ([8.0, 2.0], 0.25, "unevenly .* much the same directions .*tara_a"),
+        ([3.0, 2.0], 0.75, "about evenly .* different directions .*tara_a"),
         ([3.0, 2.0], 0.25, "about evenly .* much the same directions .*adamerging"),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_jacobian_without_full_rank_is_uneven():
     said = verdict.of_reactions(reactions_of([8.0, 0.0, 0.0], 0.25, rank=1))
     assert "unevenly to steps of the coefficients (J has rank 1 of 3: they do n" in said
     assert "much the same directions" in said
-    assert said.endswith("learn one for each direction (tara-a)")
+    assert said.endswith("learn one for each direction (tara_a)")
     found = reactions_of([8.0, 7.0, 0.0], 0.25, 0.1, rank=2)
     h, xi, repeat = found.sensitivities.copy(), found.misalignment.copy(), found.repeat
     h[1], xi[1], xi[:, 1], repeat[1] = 0, 1, 1, 1  # as misalignment is defined there
@@ -90,7 +90,7 @@ def test_a_jacobian_of_zeros_says_that_nothing_reacts():
 
 def test_no_full_rank_in_json_page_and_plot():
     found = reactions_of([8.0, 0.0], 0.25, rank=1)
-    values = json.loads(json.dumps(to_json(found), allow_nan=False))
+    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (values["rank"], values["condition"]) == (1, None)
     assert set(values["repeat"].values()) == {None}
     assert "<dt>condition number</dt><dd>-</dd>" in reactions_part(found)

@@ -20,7 +20,7 @@ from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, candidates
-from experiments.suite import Split, Suite, batches
+from experiments.suite import Split, Suite, Task, batches
 from experiments.unlabeled import unlabeled_batches
 from jaxmerge.models import (
     LlamaConfig,
@@ -30,6 +30,7 @@ from jaxmerge.models import (
     save_llama,
     save_vision,
 )
+from jaxmerge.tasks import Base
 
 CLIP = VisionConfig(
     hidden_size=8,
@@ -88,6 +89,8 @@ def write_adapter(folder, modules, seed, extra=None):
 def clip(tmp_path, monkeypatch):
     """A tiny CLIP, adapters, text vectors and images for its eight tasks."""
     save_vision(tmp_path / "clip", CLIP, init_vision(CLIP, jax.random.key(0)))
+    pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     rng = np.random.default_rng(0)
     vectors = {}
     for index, task in enumerate(clip_vision8.TASKS):
@@ -199,9 +202,8 @@ def test_merges_with_inputs(clip, tmp_path, method):
         assert np.abs(whole).max() > 1e-3
     if method == "RegMean":
         stats = experiment.stats
-        direct = jm.merge_with_stats(
-            partial(jm.regmean, ridge=0.001), experiment.stacks, stats
-        )
+        merger = jm.each_module(partial(jm.regmean, ridge=0.001))
+        direct = merger(experiment.stacks, stats=stats)
         assert all(value.count.shape == (8,) for value in stats.values())
         for module, update in direct.items():
             np.testing.assert_allclose(
@@ -240,38 +242,30 @@ def test_every_method_has_the_same_budget():
     assert candidates(METHODS[0], settings)[0] == {"pipeline": "concat|scale(0.05)"}
 
 
-def make_suite(count=30):
+def make_suite():
+    """A suite of one task on 30 texts, whose tokens are their numbers."""
     rng = np.random.default_rng(0)
-    sizes = rng.integers(2, 40, count)
+    sizes, rows = rng.integers(2, 40, 30), np.arange(30)
     mask = (np.arange(48)[None] < sizes[:, None]).astype(np.int32)
-    split = Split({"mask": mask, "row": np.arange(count)}, np.zeros(count, int))
-    suite = Suite(
-        "texts",
-        None,
-        None,
-        None,
-        (),
-        lambda inputs: inputs["mask"].sum(1),
-        lambda inputs, n: inputs | {"mask": inputs["mask"][:, :n]},
-    )
-    return suite, split
+    inputs = {"attention_mask": mask, "input_ids": mask * rows[:, None]}
+    split = Split(inputs, np.zeros(30, int))
+    base = Base(**dict.fromkeys(Base._fields) | {"inputs": "texts"})
+    return Suite("texts", base, (Task("only", None, None, lambda _: split),)), split
 
 
 def test_batches_by_length_hold_every_example_once():
     suite, split = make_suite()
     seen = []
-    for inputs, chosen in batches(suite, split, 8):
-        assert inputs["mask"].shape[1] % 16 == 0
-        assert inputs["mask"].sum() == split.inputs["mask"][chosen].sum()
-        seen += inputs["row"].tolist()
+    for inputs in batches(suite, split.inputs, 8):
+        rows, mask = inputs["input_ids"][:, 0], inputs["attention_mask"]
+        assert mask.shape[1] % 16 == 0
+        assert mask.sum() == split.inputs["attention_mask"][rows].sum()
+        seen += rows.tolist()
     assert sorted(seen) == list(range(30))
 
 
 def test_unlabeled_batches_repeat_under_a_seed_and_keep_their_shape():
-    from experiments.suite import Task
-
     suite, split = make_suite()
-    suite = suite._replace(tasks=(Task("only", None, None, lambda _: split),))
 
     def first(seed):
         source = unlabeled_batches(suite, size=7, seed=seed)
@@ -279,11 +273,12 @@ def test_unlabeled_batches_repeat_under_a_seed_and_keep_their_shape():
 
     one, same, other = first(0), first(0), first(1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
-    assert any((x["row"] != y["row"]).any() for x, y in zip(one, other, strict=True))
-    assert len({x["mask"].shape for x in one}) == 1
-    usable = {int(row) for x in one for row in x["row"]}
-    lengths = split.inputs["mask"].sum(1)
-    assert lengths[sorted(usable)].max() <= one[0]["mask"].shape[1]
+    rows, others = ([x["input_ids"][:, 0] for x in found] for found in (one, other))
+    assert any((x != y).any() for x, y in zip(rows, others, strict=True))
+    assert len({x["attention_mask"].shape for x in one}) == 1
+    lengths = split.inputs["attention_mask"].sum(1)
+    usable = np.unique(np.concatenate(rows))
+    assert lengths[usable].max() <= one[0]["attention_mask"].shape[1]
 
 
 def test_records_are_found_by_what_they_are_of(tmp_path):
@@ -302,18 +297,18 @@ def test_a_report_without_references_is_refused(tmp_path):
 
 def test_padding_of_a_batch_is_not_counted():
     from experiments.evaluation import Exam, accuracies, make_exam
-    from experiments.suite import Task
 
     split = Split(
         np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]], np.array([0, 1, 2, 0, 0])
     )
-    suite = Suite(
-        "identity",
-        {},
-        lambda _, inputs: inputs,
-        lambda _, features: jnp.asarray(features),
-        (Task("only", None, None, lambda _: split),),
-    )
+    given = {
+        "inputs": "images",
+        "params": {},
+        "apply": lambda _, inputs: inputs,
+        "logits": lambda _, features: jnp.asarray(features),
+    }
+    base = Base(**dict.fromkeys(Base._fields) | given)
+    suite = Suite("identity", base, (Task("only", None, None, lambda _: split),))
     exam = make_exam(suite, "test", batch=4)
     assert isinstance(exam, Exam)
     assert accuracies(exam, {}) == {"only": 0.8}

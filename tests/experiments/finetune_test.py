@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_suite import image_suite
 
 from experiments.evaluation import accuracies, make_exam
 from experiments.finetune import (
@@ -20,47 +21,16 @@ from experiments.finetune import (
 )
 from experiments.suite import Split, Suite, Task
 from jaxmerge.io import load_peft
-from jaxmerge.models import VisionConfig, init_vision, vision_apply
 from jaxmerge.types import LowRank
 
 LORA = Lora(rank=2, alpha=6)
 RECIPE = Recipe(steps=40, rate=2e-2, batch=16)
-CONFIG = VisionConfig(
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    image_size=4,
-    patch_size=2,
-    projection_dim=None,
-)
-
-
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-
-def logits(head, features):
-    return jnp.matmul(features, head)
-
-
-def bright_images(part):
-    """Is the red of the upper left patch strong? Its amount is the label."""
-    rng = np.random.default_rng({"train": 0, "validation": 1, "test": 2}[part])
-    labels = rng.integers(0, 2, 256).astype(np.int32)
-    images = rng.normal(size=(256, 4, 4, 3)).astype(np.float32)
-    images[:, :2, :2, 0] += (3 * labels)[:, None, None]
-    return Split(images, labels)
 
 
 @pytest.fixture
 def suite(tmp_path):
-    heads = jax.random.normal(jax.random.key(1), (2, 8, 2), jnp.float32)
-    tasks = tuple(
-        Task(name, tmp_path / name, head, bright_images)
-        for name, head in zip(("one", "two"), heads, strict=True)
-    )
-    params = init_vision(CONFIG, jax.random.key(0))
-    return Suite("tiny", params, vision_apply(CONFIG), logits, tasks)
+    return image_suite(tmp_path, ("one", "two"), count=256)
 
 
 def assert_equal(left, right):
@@ -116,7 +86,7 @@ def test_only_named_tasks_are_augmented(suite):
 
 def test_rank_stabilised_scale_survives_saving(suite, tmp_path):
     lora = Lora(rank=4, alpha=6, rslora=True, targets=("q_proj", "fc1"))
-    shapes = lora_shapes(suite.params, lora.targets)
+    shapes = lora_shapes(suite.base.params, lora.targets)
     factors = initial_factors(shapes, lora.rank, jax.random.key(0))
     factors = {k: v._replace(b=jnp.ones_like(v.b)) for k, v in factors.items()}
     save_adapter(tmp_path / "adapter", factors, lora, base="tiny")
@@ -174,7 +144,7 @@ def test_augmentation_is_drawn_anew_in_every_step():
 
 
 def test_a_given_a_is_where_training_starts(suite):
-    task, shapes = suite.tasks[0], lora_shapes(suite.params, LORA.targets)
+    task, shapes = suite.tasks[0], lora_shapes(suite.base.params, LORA.targets)
     given = {
         name: np.full((2, n), 0.01 * i, np.float32)
         for i, (name, (_, n)) in enumerate(shapes.items(), start=1)
@@ -226,10 +196,10 @@ def test_existing_adapters_are_kept_unless_forced(suite):
 
 def test_shapes_of_unknown_or_unusual_layers_are_refused(suite):
     with pytest.raises(ValueError, match=r"named missing_proj$"):
-        lora_shapes(suite.params, ("q_proj", "missing_proj"))
+        lora_shapes(suite.base.params, ("q_proj", "missing_proj"))
     with pytest.raises(ValueError, match=r"patch_embedding: its kernel \(2, 2, 3, 8\)"):
-        lora_shapes(suite.params, ("patch_embedding",))
-    shapes = lora_shapes({"params": suite.params}, ("fc1",))
+        lora_shapes(suite.base.params, ("patch_embedding",))
+    shapes = lora_shapes({"params": suite.base.params}, ("fc1",))
     assert shapes == {"vision_model.encoder.layers.0.mlp.fc1": (16, 8)}
 
 
@@ -238,17 +208,17 @@ class Reader(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
-        tokens = nn.Embed(9, 4, name="embed")(inputs["ids"])
-        mask = inputs["mask"][..., None].astype(tokens.dtype)
+        tokens = nn.Embed(9, 4, name="embed")(inputs["input_ids"])
+        mask = inputs["attention_mask"][..., None].astype(tokens.dtype)
         mean = (tokens * mask).sum(1) / mask.sum(1)
         return nn.Dense(4, name="query")(mean)
 
 
-def test_texts_have_one_length_and_the_longest_are_left_out(tmp_path):
+def test_texts_have_one_length_and_the_longest_are_left_out(suite, tmp_path):
     widths = []
 
     def apply(params, inputs):
-        widths.append(inputs["ids"].shape[1])
+        widths.append(inputs["input_ids"].shape[1])
         return Reader().apply({"params": params}, inputs)
 
     def load(part):
@@ -256,19 +226,14 @@ def test_texts_have_one_length_and_the_longest_are_left_out(tmp_path):
         mask = (np.arange(40)[None] < rng.integers(1, 6, (40, 1))).astype(np.int32)
         mask[0] = 1
         ids = rng.integers(1, 9, mask.shape).astype(np.int32) * mask
-        return Split({"ids": ids, "mask": mask}, (ids[:, 0] > 4).astype(np.int32))
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        return Split(inputs, (ids[:, 0] > 4).astype(np.int32))
 
     params = Reader().init(jax.random.key(0), load("train").inputs)["params"]
-    task = Task("first", tmp_path / "first", jnp.eye(4, 2, dtype=jnp.float32), load)
-    suite = Suite(
-        "texts",
-        params,
-        apply,
-        logits,
-        (task,),
-        lengths=lambda inputs: inputs["mask"].sum(1),
-        crop=lambda inputs, size: {k: v[:, :size] for k, v in inputs.items()},
-    )
+    head = {"kernel": jnp.eye(4, 2, dtype=jnp.float32)}
+    task = Task("first", tmp_path / "first", head, load)
+    base = suite.base._replace(inputs="texts", apply=apply, params=params)
+    suite = Suite("texts", base, (task,))
     losses = []
     lora = Lora(rank=2, alpha=4, targets=("query",))
     recipe = Recipe(steps=100, rate=5e-2, batch=16)

@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from experiments.evaluation import accuracies, make_exam, own_updates
-from experiments.nli6.data import LENGTH, load_split, minilm_folder
+from experiments.evaluation import accuracies, make_exam
+from experiments.nli6.data import minilm_folder
 from experiments.nli6.own import RESULTS, TOLERANCE
-from experiments.nli6.suite import TASKS, load_suite
-from experiments.suite import Split, batches
+from experiments.nli6.suite import LENGTH, TASKS, load_suite
+from experiments.suite import batches
+from experiments.text_pairs import read_pairs
 from jaxmerge.io import load_peft
 from jaxmerge.models import with_updates
+from jaxmerge.stacks import task_updates
+from jaxmerge.tasks.batching import row_groups
 
 CLASSES = {"mnli": 3, "qnli": 2, "snli": 3, "rte": 2, "sick": 3, "scitail": 2}
 
@@ -38,15 +41,8 @@ def suite(minilm, shared, suites):
     return suites[shared]
 
 
-def first(split, count):
-    return Split(
-        {name: tokens[:count] for name, tokens in split.inputs.items()},
-        split.labels[:count],
-    )
-
-
 def updates_of(task):
-    return own_updates(load_peft([task.adapter], heads="keep").stacks, 0)
+    return task_updates(load_peft([task.adapter], heads="keep").stacks, 0)
 
 
 def write_rows(folder, rows, part="test"):
@@ -69,8 +65,9 @@ def test_tasks_and_heads(suite):
 def test_examples(suite):
     for task in suite.tasks:
         split = task.load("validation")
-        shapes = {value.shape for value in split.inputs.values()}
-        assert shapes == {(len(split.labels), LENGTH)}
+        ((count, width),) = {value.shape for value in split.inputs.values()}
+        assert (count, width % 16) == (len(split.labels), 0)
+        assert width <= LENGTH
         assert {value.dtype for value in split.inputs.values()} == {np.dtype(np.int32)}
         assert set(split.labels) == set(range(CLASSES[task.name]))
         padded = split.inputs["attention_mask"] == 0
@@ -82,7 +79,8 @@ def test_examples(suite):
 def test_batches_cover_every_example_once_and_crop_only_padding(suite):
     split = suite.tasks[3].load("validation")
     seen = []
-    for inputs, chosen in batches(suite, split, 32):
+    groups = row_groups(suite.base, split.inputs, 32)
+    for inputs, chosen in zip(batches(suite, split.inputs, 32), groups, strict=True):
         seen.extend(chosen)
         length = inputs["input_ids"].shape[1]
         assert length % 16 == 0
@@ -92,7 +90,7 @@ def test_batches_cover_every_example_once_and_crop_only_padding(suite):
     assert sorted(seen) == list(range(len(split.labels)))
 
 
-def test_tokens_equal_those_of_transformers(minilm, tmp_path):
+def test_tokens_equal_those_of_transformers(suite, minilm, tmp_path):
     transformers = pytest.importorskip("transformers")
     texts = [
         ("A man is playing.", "Nobody plays."),
@@ -102,7 +100,7 @@ def test_tokens_equal_those_of_transformers(minilm, tmp_path):
         ("even " * 70, "uneven " * 60),
     ]
     write_rows(tmp_path, [{"text_a": a, "text_b": b, "label": 0} for a, b in texts])
-    split = load_split(tmp_path, "test")
+    split = read_pairs(suite.base, tmp_path, "test", length=LENGTH)
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
     expected = tokenizer(
         [a for a, _ in texts],
@@ -115,7 +113,7 @@ def test_tokens_equal_those_of_transformers(minilm, tmp_path):
     for name, tokens in split.inputs.items():
         np.testing.assert_array_equal(tokens, np.asarray(expected[name]))
     with pytest.raises(ValueError, match="no such file; parts are"):
-        load_split(tmp_path, "dev")
+        read_pairs(suite.base, tmp_path, "dev", length=LENGTH)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -125,7 +123,7 @@ def test_logits_equal_those_of_peft_in_torch(name, suite, minilm, capfd):
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
     task = next(task for task in suite.tasks if task.name == name)
-    split = first(task.load("test"), 6)
+    split = task.load("test").first(6)
     base = transformers.BertForSequenceClassification.from_pretrained(
         minilm, num_labels=CLASSES[name]
     )
@@ -138,11 +136,12 @@ def test_logits_equal_those_of_peft_in_torch(name, suite, minilm, capfd):
         with reference.disable_adapter():
             pooled = plain(**tokens).pooler_output.numpy()
     np.testing.assert_allclose(
-        suite.apply(suite.params, split.inputs), pooled, rtol=0, atol=1e-4
+        suite.base.apply(suite.base.params, split.inputs), pooled, rtol=0, atol=1e-4
     )
     updates = updates_of(task)
-    features = with_updates(suite.apply, updates)(suite.params, split.inputs)
-    logits = suite.logits(task.head, features)
+    base = suite.base
+    features = with_updates(base.apply, updates)(base.params, split.inputs)
+    logits = base.logits(task.head, features)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
     alone = suite._replace(tasks=(task._replace(load=lambda _: split),))
     correct = (expected.argmax(axis=-1) == split.labels).mean()

@@ -6,27 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_suite import image_suite
 
 from experiments.finetune import Lora, Recipe
 from experiments.osrm import CURVE, Start, Study, leakage
 from experiments.records import Records
 from experiments.report_osrm import draw, leaked, markdown
 from experiments.settings import Settings, Training
-from experiments.suite import Split, Suite, Task
 from jaxmerge.io import load_peft
-from jaxmerge.models import VisionConfig, init_vision, vision_apply
 from jaxmerge.stacks import stack_adapters
 from jaxmerge.stats.moments import moments_of
 
-CONFIG = VisionConfig(
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    image_size=4,
-    patch_size=2,
-    projection_dim=None,
-)
 STARTS = (
     Start("Kaiming", None, seeds=(0, 1), merges=(CURVE, "TSV-M")),
     Start("OSRM", 20, seeds=(0, 1), merges=(CURVE, "TSV-M")),
@@ -37,30 +27,11 @@ STARTS = (
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def bright_images(channel, part):
-    rng = np.random.default_rng({"train": 0, "validation": 1, "test": 2}[part])
-    labels = rng.integers(0, 2, 48).astype(np.int32)
-    images = rng.normal(size=(48, 4, 4, 3)).astype(np.float32)
-    images[:, :2, :2, channel] += (3 * labels)[:, None, None]
-    return Split(images, labels)
-
-
-def load_suite(folder):
-    heads = jax.random.normal(jax.random.key(1), (3, 8, 2), jnp.float32)
-    tasks = (
-        Task(name, folder / name, head, lambda part, c=channel: bright_images(c, part))
-        for channel, (name, head) in enumerate(zip("abc", heads, strict=True))
-    )
-    params = init_vision(CONFIG, jax.random.key(0))
-    apply = vision_apply(CONFIG)
-    return Suite("tiny", params, apply, lambda w, x: jnp.matmul(x, w), tuple(tasks))
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("suite")
+    suite = image_suite(tmp_path_factory.mktemp("suite"), ("a", "b", "c"), count=48)
     return Settings(
-        load=lambda: load_suite(folder),
+        load=lambda: suite,
         validation=48,
         test=48,
         batch=24,

@@ -7,6 +7,7 @@ import pytest
 
 from jaxmerge import io
 from jaxmerge.io import tensors as tensors_module
+from jaxmerge.refusals import Option
 
 
 def test_names_with_and_without_prefix(tmp_path):
@@ -92,9 +93,15 @@ def test_plan_reads_headers_only(tmp_path, monkeypatch):
     assert plan.memory.factors == 4 * 2 * 4 * (11 + 70)
     assert plan.memory.largest_dense == 4 * 2 * 40 * 30
     assert plan.memory.output == 4 * 6 * (11 + 70)
-    assert any("1 of 2 modules" in note for note in plan.notes)
-    assert any("above what 1 modules can hold" in note for note in plan.notes)
-    json.dumps(plan.to_json())
+    assert any("1 of 2 modules" in str(note) for note in plan.notes)
+    assert any("above what 1 modules can hold" in str(note) for note in plan.notes)
+    document = json.loads(json.dumps(plan.to_json()))
+    assert document["notes"] == [str(note) for note in plan.notes]
+    assert document["conflicts"] == [
+        {"kind": "heads", "message": str(plan.conflicts[0].message)}
+    ]
+    assert Option("energy", "<share>") in plan.notes[-1]
+    assert Option("heads", "keep", quoted=True) in plan.conflicts[0].message
     assert io.plan_peft([one, two], heads="keep").conflicts == ()
 
 
@@ -105,8 +112,9 @@ def test_plan_finds_every_conflict_at_once(tmp_path):
     )
     kinds = [conflict.kind for conflict in io.plan_peft([one, two]).conflicts]
     assert sorted(kinds) == ["base", "heads", "shape"]
-    with pytest.raises(io.AdapterError, match="2 more conflicts"):
+    with pytest.raises(io.AdapterError, match="2 more conflicts") as refused:
         io.load_peft([one, two])
+    assert Option("allow_different_bases", "True") in refused.value.message
 
 
 def test_plan_warns_above_what_vllm_takes(tmp_path):
@@ -115,4 +123,4 @@ def test_plan_warns_above_what_vllm_takes(tmp_path):
     two = samples.write(tmp_path / "two", tensors, r=300)
     plan = io.plan_peft([one, two])
     assert (plan.rank, plan.max_lora_rank) == (600, None)
-    assert any("vLLM" in note for note in plan.notes)
+    assert any("vLLM" in str(note) for note in plan.notes)

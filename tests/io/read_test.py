@@ -136,7 +136,7 @@ def test_a_key_that_is_not_understood_is_an_error(tmp_path):
     "options",
     [
         {"heads": "average"}, {"assume_alpha": "16"}, {"assume_alpha": 0},
-        {"assume_alpha": float("nan")}, {"weights": "pt"}, {"layout": "kohya"},
+        {"assume_alpha": float("nan")}, {"weight_file": "pt"}, {"layout": "kohya"},
         {"vera_inputs": "5"}, {"vera_inputs": {"fc": 0}},
     ],
 )  # fmt: skip

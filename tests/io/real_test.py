@@ -107,7 +107,7 @@ BAD = {
     "other/sam_lora": r"no adapter_config\.json.*several weight files",
     "sd15/cloneofsimo_analog_svd_r4": "modules are numbered",
     "sd15/cloneofsimo_disney": "modules are numbered",
-    "sd15/weapons_catundchat": r"no adapter_config\.json.*weights=",
+    "sd15/weapons_catundchat": r"no adapter_config\.json.*weight_file=",
 }
 
 
@@ -130,9 +130,9 @@ def test_adapters_of_different_models_are_told_apart(real):
 def test_old_diffusers_layout(real, tmp_path, weights):
     folder = real / "sd15" / "weapons_catundchat"
     with pytest.raises(io.AdapterError, match=r"layout='diffusers'.*assume_alpha"):
-        io.load_peft([folder], weights=weights)
+        io.load_peft([folder], weight_file=weights)
     adapters = io.load_peft(
-        [folder], weights=weights, layout="diffusers", assume_alpha="rank"
+        [folder], weight_file=weights, layout="diffusers", assume_alpha="rank"
     )
     assert len(adapters.stacks) == 128
     assert {stack.ranks for stack in adapters.stacks.values()} == {(4,)}

@@ -37,8 +37,8 @@ def test_two_weight_files(tmp_path):
     torch.save(other, folder / "adapter_model.bin")
     with pytest.raises(io.AdapterError, match=r"both.*safetensors.*\.bin"):
         samples.load_one(folder)
-    first = samples.load_one(folder, weights="safetensors").stacks["h.0.fc"]
-    second = samples.load_one(folder, weights="bin").stacks["h.0.fc"]
+    first = samples.load_one(folder, weight_file="safetensors").stacks["h.0.fc"]
+    second = samples.load_one(folder, weight_file="bin").stacks["h.0.fc"]
     samples.close(samples.update(second), 4 * samples.update(first))
 
 

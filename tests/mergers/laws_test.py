@@ -1,4 +1,4 @@
-"""Laws that every merger obeys, from one table (tests/methods.py)."""
+"""Laws that every merger obeys, from one table (tests/support/methods.py)."""
 
 from functools import partial
 
@@ -243,7 +243,7 @@ def test_what_is_not_finite_stays_visible_in_updates_and_whole_models(kind):
     assert not np.all(np.isfinite(jm.balance(bad).b))
     for space in (jm.full, jm.core, jm.knots):
         stacks = {"q": stack, "k": bad}
-        merged = jm.trim_whole_model(space, jm.elect, stacks, density=0.01)
+        merged = jm.trim_whole_model(jm.elect, space, density=0.01)(stacks)
         assert not np.all(np.isfinite(jm.dense(merged["k"]))), space
 
 
@@ -305,7 +305,7 @@ def test_zero_adapter_does_not_change_what_a_density_keeps(space, density):
             stack
         )
     )
-    whole = partial(jm.trim_whole_model, space, jm.elect, density=density)
+    whole = jm.trim_whole_model(jm.elect, space, density=density)
     without = jm.dense(merge(stack))
     assert distance(jm.dense(merge(more)), without) < 1e-9
     assert distance(jm.dense(traced(more, density)), without) < 1e-9

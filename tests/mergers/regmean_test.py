@@ -233,15 +233,16 @@ def test_whole_models():
     stacks = {name: random_stack(RANKS, M, N, seed=i) for i, name in enumerate("qv")}
     stats = {name: statistics(inputs_of(3, seed=i)) for i, name in enumerate("qv")}
     merger = jm.then(jm.regmean, partial(jm.scale, by=0.5))
-    merged = jm.merge_with_stats(merger, stacks, stats)
+    merge = jm.each_module(merger)
+    merged = merge(stacks, stats=stats)
     for name in "qv":
         one = jm.regmean(stacks[name], stats=stats[name])
         assert distance(jm.dense(merged[name]), 0.5 * jm.dense(one)) < 1e-9
     with pytest.raises(ValueError, match="no statistics of module 'v'"):
-        jm.merge_with_stats(merger, stacks, {"q": stats["q"]})
+        merge(stacks, stats={"q": stats["q"]})
     two = jax.tree.map(lambda x: x[:2], stats)
     with pytest.raises(ValueError, match="q: expected statistics of 3 tasks and 11"):
-        jm.merge_with_stats(merger, stacks, two)
+        merge(stacks, stats=two)
     with pytest.raises(TypeError, match="stats"):
         jm.regmean(stacks["q"])
 
@@ -258,6 +259,7 @@ SHAPES = {"first": (7, N), "second": (M, 7)}
 
 @pytest.fixture(scope="module")
 def model():
+    """Adapters of two layers, and the model with inputs of every task."""
     batches = [
         [{"x": jnp.asarray(x[i::2])} for i in range(2)]
         for x in inputs_of(3, (12, 20, 16))
@@ -267,7 +269,11 @@ def model():
         name: random_stack(RANKS, m, n, seed=m, scale=0.1)
         for name, (m, n) in SHAPES.items()
     }
-    return params, stacks, batches
+    return stacks, jm.ModelSample(Model().apply, params, batches)
+
+
+def weights_of(sample):
+    return {n: sample.params["params"][n]["kernel"].T for n in SHAPES}
 
 
 def alone(stacks, task):
@@ -275,17 +281,20 @@ def alone(stacks, task):
 
 
 def test_first_round_of_iteris_is_regmean(model):
-    params, stacks, batches = model
-    merged = jm.iteris(
-        Model().apply, params, stacks, batches, iterations=1, balance=False, ridge=0.0
+    stacks, sample = model
+    merged = jm.iteris(stacks, sample=sample, iterations=1, balance=False, ridge=0.0)
+    stats = jm.stack_moments(
+        [
+            jm.collect_inputs(
+                jm.models.with_updates(sample.apply, alone(stacks, task)),
+                sample.params,
+                sample.batches[task],
+                modules=SHAPES,
+            )
+            for task in range(3)
+        ]
     )
-    stats = jm.stack_moments([
-        jm.collect_inputs(jm.models.with_updates(Model().apply, alone(stacks, task)),
-                   params,
-                   batches[task], modules=SHAPES)
-        for task in range(3)
-    ])  # fmt: skip
-    exact = jm.merge_with_stats(jm.regmean, stacks, stats)
+    exact = jm.each_module(jm.regmean)(stacks, stats=stats)
     for name in SHAPES:
         assert distance(jm.dense(merged[name]), jm.dense(exact[name])) < 1e-8
 
@@ -293,15 +302,15 @@ def test_first_round_of_iteris_is_regmean(model):
 @pytest.mark.parametrize("with_base", [False, True])
 def test_second_round_of_iteris_is_least_squares(model, with_base):
     """On inputs of the merged model, towards outputs on inputs of each adapter."""
-    params, stacks, batches = model
-    base = {n: params["params"][n]["kernel"].T for n in SHAPES} if with_base else None
-    options = {"ridge": 0.0, "mix": 0.1, "base": base}
-    run = partial(jm.iteris, Model().apply, params, stacks, batches, **options)
+    stacks, sample = model
+    layers, base = sample.params["params"], weights_of(sample)
+    given = sample._replace(base=base if with_base else None)
+    run = partial(jm.iteris, stacks, sample=given, ridge=0.0, mix=0.1)
     before, merged = run(iterations=1), run(iterations=2)
 
     def second_inputs(update, task):
-        x = np.concatenate([batch["x"] for batch in batches[task]])
-        layer = params["params"]["first"]
+        x = np.concatenate([batch["x"] for batch in sample.batches[task]])
+        layer = layers["first"]
         kernel = np.asarray(layer["kernel"]) + np.asarray(jm.dense(update)).T
         return np.tanh(x @ kernel + np.asarray(layer["bias"]))
 
@@ -320,11 +329,12 @@ def test_second_round_of_iteris_is_least_squares(model, with_base):
 
 
 def test_iteris_of_one_adapter_and_of_absent_ones(model):
-    params, stacks, batches = model
+    stacks, sample = model
     one = {
         n: s.replace(a=s.a[:1], b=s.b[:1], ranks=s.ranks[:1]) for n, s in stacks.items()
     }
-    merged = jm.iteris(Model().apply, params, one, batches[:1], iterations=3)
+    first = sample._replace(batches=sample.batches[:1])
+    merged = jm.iteris(one, sample=first, iterations=3)
     for name in SHAPES:
         assert distance(jm.dense(merged[name]), task_updates(one[name])[0]) < 1e-9
     lacking = {
@@ -335,47 +345,49 @@ def test_iteris_of_one_adapter_and_of_absent_ones(model):
             ranks=(2, 0, 3),
         ),
     }
-    merged = jm.iteris(Model().apply, params, lacking, batches, iterations=2)
+    merged = jm.iteris(lacking, sample=sample, iterations=2)
     assert merged["second"].a.shape == (5, 7)
     assert all(np.all(np.isfinite(jm.dense(update))) for update in merged.values())
 
 
 @pytest.mark.parametrize("options", ["base", "balance", "neither"])
 def test_tasks_without_a_module_take_no_part_in_it(model, options):
-    params, stacks, batches = model
+    stacks, sample = model
     second = stacks["second"]
     keep = jnp.array([True, False, False])[:, None, None]
     alone_in_it = second.replace(
         a=jnp.where(keep, second.a, 0), b=jnp.where(keep, second.b, 0), ranks=(2, 0, 0)
     )
-    given = {
-        "base": {"base": {n: params["params"][n]["kernel"].T for n in SHAPES}},
-        "balance": {"balance": False},
-        "neither": {},
-    }[options]
-    lacking = stacks | {"second": alone_in_it}
-    run = partial(jm.iteris, Model().apply, params, lacking, batches, ridge=0.0)
-    merged = run(iterations=1, **given)["second"]
-    assert distance(jm.dense(merged), task_updates(alone_in_it)[0]) < 1e-9
+    if options == "base":
+        sample = sample._replace(base=weights_of(sample))
+    merged = jm.iteris(
+        stacks | {"second": alone_in_it},
+        sample=sample,
+        iterations=1,
+        ridge=0.0,
+        balance=options != "balance",
+    )
+    assert distance(jm.dense(merged["second"]), task_updates(alone_in_it)[0]) < 1e-9
 
 
 def test_iteris_leaves_padding_out(model):
-    params, stacks, batches = model
+    stacks, sample = model
     padded = [
         [{"x": jnp.pad(b["x"], ((0, 3), (0, 0)), constant_values=5.0),
           "mask": jnp.arange(len(b["x"]) + 3) < len(b["x"])} for b in task]
-        for task in batches
+        for task in sample.batches
     ]  # fmt: skip
-    run = partial(jm.iteris, Model().apply, params, stacks, iterations=2)
-    merged = run(padded, mask=lambda batch: batch["mask"])
-    for name, update in run(batches).items():
+    masked = sample._replace(batches=padded, mask=lambda batch: batch["mask"])
+    merged = jm.iteris(stacks, sample=masked, iterations=2)
+    for name, update in jm.iteris(stacks, sample=sample, iterations=2).items():
         assert distance(jm.dense(merged[name]), jm.dense(update)) < 1e-7
 
 
 def test_iteris_refusals(model):
-    params, stacks, batches = model
+    stacks, sample = model
+    two = sample._replace(batches=sample.batches[:2])
     with pytest.raises(ValueError, match=r"batches of 2 tasks for adapters of \[3\]"):
-        jm.iteris(Model().apply, params, stacks, batches[:2])
-    spent = [iter(batches[0]), *batches[1:]]
+        jm.iteris(stacks, sample=two)
+    spent = sample._replace(batches=[iter(sample.batches[0]), *sample.batches[1:]])
     with pytest.raises(ValueError, match=r"task 0 has no batch; give lists"):
-        jm.iteris(Model().apply, params, stacks, spent)
+        jm.iteris(stacks, sample=spent)

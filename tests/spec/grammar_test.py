@@ -16,7 +16,7 @@ from jaxmerge.spec.step import REQUIRED
 from jaxmerge.spec.steps import names_of, resolve
 
 # by the pipeline or the space, not by the text
-SUPPLIED = {"key", "weights", "stack", "stats", "ranks", "size", "mask", "base"}
+SUPPLIED = {"key", "weights", "stack", "stats", "ranks", "size", "sample", "chunk", "mesh"}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_normal_text(text, normal):
     assert parse(normal) == parse(text)
 
 
+MERGERS = names_of("merger", "model merger", "learned merger")
+
 REFUSED = [
     # names
     ("elect|core|scal(0.3)", "unknown step 'scal'; did you mean 'scale'?"),
@@ -78,7 +80,7 @@ REFUSED = [
     ("concat|scale(0.3)|pico", "did you mean 'concat|pico|scale(0.3)'?"),
     ("scale(0.3)", "'scale' (a post) cannot come first; expected a rule (total"),
     ("core|scale(0.3)", "'core' (a space) cannot come first"),
-    ("concat|core", "'core' (a space) cannot follow 'concat'; expected a merger"),
+    ("concat|core", "'core' (a space) cannot follow 'concat'; expected a calibration"),
     ("elect|core|core", "'core' (a space) cannot follow 'core'"),
     ("elect|mean|core", "'mean' (a rule) cannot follow 'elect'"),
     (
@@ -161,7 +163,7 @@ def argument_values(accepts):
 
 @st.composite
 def calls(draw, kind):
-    name = draw(st.sampled_from([n for n in names_of(kind) if n != "trim_whole_model"]))
+    name = draw(st.sampled_from(names_of(kind)))
     step, written = STEPS[name], []
     for keyword, argument in step.arguments.items():
         if argument.default is REQUIRED or draw(st.booleans()):
@@ -180,15 +182,16 @@ def pipelines(draw):
     def some(kind, most=2):
         return draw(st.lists(calls(kind), max_size=most))
 
-    if draw(st.booleans()):
-        steps = [draw(calls("merger"))]
+    first = draw(st.sampled_from(["merger", "model merger", "learned merger", "rule"]))
+    if first != "rule":
+        steps = [draw(calls(first))]
     else:
         steps = [draw(calls("rule")), *some("rule transform")]
         if draw(st.booleans()):
-            steps.append("trim_whole_model(density=0.5)")
+            steps.append(draw(calls("whole-model transform")))
         steps.append(draw(calls("space")))
-    if not steps[0].startswith("iteris"):
-        steps += some("merger transform")
+    if first != "model merger":
+        steps += some("calibration")
     steps += some("post", 3)
     bar = draw(st.sampled_from(["|", " | ", "\n| "]))
     return bar.join(steps)
@@ -225,6 +228,10 @@ def test_any_other_text_is_refused_politely(text):
 def test_the_table_agrees_with_the_functions(name):
     step = STEPS[name]
     target = resolve(step.target)
+    if step.kind == "calibration":
+        assert isinstance(target, jm.Calibration)
+        assert callable(getattr(jm, name))
+        return
     assert getattr(jm, name) is target
     if step.kind == "space" and not step.arguments:
         assert isinstance(target, jm.Space)
@@ -244,10 +251,11 @@ def test_the_table_agrees_with_the_functions(name):
         else:
             assert parameters[keyword] == default
     draws = inspect.signature(target).parameters
-    if step.kind == "merger":
+    if step.kind in ("merger", "model merger"):
         assert step.random == ("key" in draws)
         assert step.statistics == ("stats" in draws)
-        assert step.model == ("apply" in draws)
+        assert (step.kind == "model merger") == ("sample" in draws)
+    assert (step.kind == "learned merger") == (step.published is not None)
 
 
 # --- names ------------------------------------------------------------------------
@@ -261,14 +269,14 @@ def test_presets_are_written_in_normal_form_with_their_source(name):
     assert re.fullmatch(r"\d{4}\.\d{5}", preset.arxiv)
     assert preset.source
     # alone, the name of a merger is a merge already
-    assert name not in names_of("merger")
+    assert name not in MERGERS
 
 
 def test_the_table_of_methods_is_markdown():
     lines = method_markdown().splitlines()
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in lines)
     listed = [line.split("`")[1] for line in lines[2:]]
-    assert listed == [*PRESETS, *names_of("merger")]
+    assert listed == [*PRESETS, *MERGERS]
     assert "elect\\|trim_whole_model(density=0.2)\\|knots\\|scale(0.6)" in lines[7]
 
 
@@ -288,4 +296,6 @@ def test_public_names_are_functions_whatever_was_imported_before():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     modules = {module.name for module in pkgutil.iter_modules(jm.__path__)}
-    assert modules & set(jm.__all__) == {"diagnostics", "io", "linalg", "models"}
+    assert modules & set(jm.__all__) == {
+        *("diagnostics", "io", "linalg", "models", "reports", "tasks")
+    }

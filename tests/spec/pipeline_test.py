@@ -101,10 +101,8 @@ def test_a_pipeline_is_the_composition_it_says(text, pair):
     weights, key = np.array([1.0, -0.5, 2.0]), jax.random.key(3)
     extra = {"key": key} if parse(text).random else {}
     if parse(text).statistics:
-        mapped = partial(jm.merge_with_stats, stats=inputs_of(pair))
-    else:
-        mapped = jm.map_modules
-    expected = mapped(HAND[text], pair, weights=weights, **extra)
+        extra["stats"] = inputs_of(pair)
+    expected = jm.each_module(HAND[text])(pair, weights=weights, **extra)
     same(run(text, pair, weights=weights), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -115,7 +113,7 @@ def test_no_weights_are_weights_of_one(pair):
 
 def test_whole_model_trimming_is_the_function_of_that_name(model):
     found = run("elect|trim_whole_model(density=0.2)|knots|scale(0.6)", model)
-    merged = jm.trim_whole_model(jm.knots, jm.elect, model, density=0.2)
+    merged = jm.trim_whole_model(jm.elect, jm.knots, density=0.2)(model)
     same(found, jm.map_modules(partial(jm.scale, by=0.6), merged), rtol=1e-6)
 
 

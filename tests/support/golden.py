@@ -2,7 +2,7 @@
 
 `oracle` turns a test into one that runs over entries of the set. Each entry is one
 test id, and a test fails if it leaves an array of its entry unread, so that nothing is
-skipped silently. `oracle_coverage_test` asserts that every entry has a test.
+skipped silently. `oracles/coverage_test` asserts that every entry has a test.
 """
 
 import functools

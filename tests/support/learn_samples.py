@@ -140,10 +140,10 @@ def text_vectors(path: Path, tasks=TASKS) -> Path:
     return path
 
 
-def ask(inputs, out, method="tara-a", **options):
+def ask(inputs, out, pipeline="tara_a", **options):
     """Arguments of a fit."""
     flags = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, value]
-    return ["learn", *inputs, "--method", method, "-o", out, *flags]
+    return ["learn", *inputs, "-p", pipeline, "-o", out, *flags]

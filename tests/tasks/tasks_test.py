@@ -12,7 +12,6 @@ import safetensors.numpy
 from learn_samples import TASKS
 
 from jaxmerge import io
-from jaxmerge.jobs.learned_recipe import Recipe
 from jaxmerge.models import load_vision, vision_apply
 from jaxmerge.tasks import load_base, load_unlabeled, task_heads
 from jaxmerge.tasks.texts import load_tokenizer, read_texts, tokenise
@@ -161,15 +160,3 @@ def test_saved_modules_that_the_base_lacks_are_refused(tmp_path):
     samples.write(folder, tensors, **config)
     with pytest.raises(ValueError, match=r"pooler.dense.weight.*beside its head"):
         task_heads(base, io.load_peft([folder], heads="keep"))
-
-
-@pytest.mark.parametrize("method", ["tara-a", "tara-b", "adamerging"])
-def test_a_recipe_is_recorded_whole(method):
-    recipe = Recipe(method=method, pico=True, preference=(3, 1), seed=4, rate=0.1)
-    assert recipe.preference == (0.75, 0.25)
-    record = json.loads(json.dumps(recipe.to_record()))
-    assert Recipe.from_record(record | {"anchors": [0.1], "files": {}}) == recipe
-    assert recipe.initial == (0.3 if method == "adamerging" else 0.4)
-    assert recipe.objective == ("linear" if method == "adamerging" else "tchebycheff")
-    optimizer = "adam" if method == "adamerging" else "adamw"
-    assert record["optimizer"] == optimizer

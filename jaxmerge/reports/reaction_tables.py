@@ -1,4 +1,4 @@
-"""How the losses react to the directions of adapters: as JSON and in the terminal."""
+"""Tables of how the losses react to the directions of adapters."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,41 +14,6 @@ PREFERENCE_COLUMNS = (
     *("preference", "entropy", "alone", "slope", "sensitivity", "largest tenth"),
     "misaligned with itself",
 )
-
-
-def to_json(found: "Reactions") -> dict[str, Any]:
-    """As JSON values, null for what is infinite or was not measured.
-
-    Of the sensitivities the norm in each module.
-    """
-    preferences = found.preferences
-    return {
-        "method": "tara-a",
-        "initial": found.initial,
-        "inputs": found.inputs,
-        "notes": list(found.notes),
-        "rank": found.rank,
-        "condition": found.condition if found.rank == len(found.tasks) else None,
-        "singular_values": found.singular_values.tolist(),
-        "tasks": {
-            task: {"entropy": float(f), "alone": float(z), "slope": float(slope)}
-            for task, f, z, slope in zip(
-                *(found.tasks, found.losses, found.anchors, found.slopes), strict=True
-            )
-        },
-        "preferences": list(preferences),
-        "sensitivity": dict(zip(preferences, found.sizes.tolist(), strict=True)),
-        "largest_tenth": dict(zip(preferences, found.top_tenth.tolist(), strict=True)),
-        "misalignment": found.misalignment.tolist(),
-        "repeat": {
-            name: None if np.isnan(xi) else float(xi)
-            for name, xi in zip(preferences, found.repeat, strict=True)
-        },
-        "modules": {
-            module: np.linalg.norm(found.sensitivities[:, place], axis=1).tolist()
-            for module, place in found.modules.items()
-        },
-    }
 
 
 def heading(found: "Reactions") -> str:

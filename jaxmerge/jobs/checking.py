@@ -1,0 +1,182 @@
+"""Is each adapter, alone, better than no adapter at all?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from jaxmerge.diagnostics.alone import Standing, alone
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.jobs.reading import (
+    Folder,
+    ReadOptions,
+    read_model_inputs,
+    refusing_bad_input,
+)
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.tasks import load_labels
+
+_REMEDY = (
+    "give the number of its class as field label of every line, or in the array labels"
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How every adapter stands against its base.
+
+    Attributes:
+      base: folder of the model.
+      data: folder of the inputs.
+      logit_scale: what multiplied the logits.
+      max_length: tokens to which texts were truncated; None for images.
+      standings: task -> what was found.
+      files: task -> folder of its adapter, and file of its inputs.
+      notes: what a reader should know.
+    """
+
+    base: str
+    data: str
+    logit_scale: float
+    max_length: int | None
+    standings: dict[str, Standing]
+    files: dict[str, dict[str, str]]
+    notes: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Tasks whose adapter clearly loses against its base."""
+        return tuple(task for task, found in self.standings.items() if found.is_worse)
+
+    @property
+    def verdict(self) -> str:
+        """Who got which verdict."""
+        return _verdict(self.standings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "base": self.base,
+            "data": self.data,
+            "logit_scale": self.logit_scale,
+            "max_length": self.max_length,
+            "adapters": {
+                task: {**self.files[task], **found.to_json()}
+                for task, found in self.standings.items()
+            },
+            "verdict": self.verdict,
+            "notes": list(self.notes),
+        }
+
+
+def check(
+    folders: Sequence[Folder],
+    *,
+    base: Folder,
+    data: Folder,
+    names: Sequence[str] | None = None,
+    text_heads: Folder | None = None,
+    limit: int | None = None,
+    batch: int = 64,
+    logit_scale: float | None = None,
+    max_length: int | None = None,
+    strict: bool = False,
+    progress: Progress = silent,
+    **read: Unpack[ReadOptions],
+) -> Checked:
+    """Tests each adapter alone against its base, on its own labeled data.
+
+    The base gets the adapter's head. A difference in accuracy is clear where McNemar's
+    exact test gives p below 0.05. Without labels only predictions are compared.
+
+    Args:
+      folders: PEFT adapter folders.
+      base: Hugging Face folder of the base model.
+      data: folder with the inputs of each adapter and their classes, see
+        `jaxmerge.tasks.load_labels`.
+      names: of the tasks; those of the folders unless given.
+      text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
+      limit: inputs of each task, at even distances; all unless given.
+      batch: inputs in the model at a time.
+      logit_scale: multiplies the logits; what the base stores unless given.
+      max_length: tokens of a text.
+      strict: refuse data without labels.
+      progress: shows how far it is.
+      **read: see `jaxmerge.io.load_peft`.
+
+    Returns:
+      `Checked`.
+
+    Raises:
+      Refusal: files that do not belong together; data without labels, if ``strict``.
+    """
+    adapters, model, heads, unlabeled, _ = read_model_inputs(
+        folders,
+        base=base,
+        data=data,
+        names=names,
+        text_heads=text_heads,
+        max_length=max_length,
+        limit=limit,
+        progress=progress,
+        read={"heads": "keep", "allow_zero": True, **read},
+    )
+    passes = 2 * sum(map(unlabeled.count, adapters.names))
+    with refusing_bad_input(), progress("checking", passes) as advance:
+        scale = model.scale(logit_scale)
+        labels = load_labels(data, unlabeled, heads)
+        if strict:
+            _refuse_unlabeled(labels)
+        found = alone(
+            *(model, adapters, heads, unlabeled, labels),
+            batch=batch,
+            logit_scale=scale,
+            report=lambda task, count: advance(count, title=f"checking {task}"),
+        )
+    pairs = zip(adapters.names, adapters.sources, unlabeled.files, strict=True)
+    return Checked(
+        base=str(base),
+        data=str(data),
+        logit_scale=scale,
+        max_length=unlabeled.max_length,
+        standings=found,
+        files={task: {"path": x.path, "file": file} for task, x, file in pairs},
+        notes=(*unlabeled.notes, *_notes(found)),
+    )
+
+
+def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
+    bare = [task for task, found in labels.items() if found is None]
+    if bare:
+        raise Refusal(
+            *(Option("strict", "True"), f": the data of {', '.join(bare)} have no "),
+            "labels, so nothing says whether an adapter is worse than its base; "
+            f"{_REMEDY}, or leave out ",
+            Option("strict"),
+        )
+
+
+def _notes(found: Mapping[str, Standing]) -> Iterator[str]:
+    for task, standing in found.items():
+        score = standing.score
+        if score is None:
+            yield (
+                f"the data of {task} have no labels, which accuracy needs: {_REMEDY}"
+            )
+        elif score.accuracy <= score.most_frequent:
+            yield (
+                f"{task} is right no more often than one answer for all would be, the "
+                f"most frequent class ({score.most_frequent:.1%})"
+            )
+
+
+def _verdict(found: Mapping[str, Standing]) -> str:
+    """Who got which verdict.
+
+    >>> zero = Standing(8, False, 0.1, 0.1, 1.0, None)
+    >>> _verdict({"cars": zero, "dtd": zero._replace(changes=True)})
+    'does nothing: cars; no labels: dtd'
+    """
+    groups: dict[str, list[str]] = {}
+    for task, standing in found.items():
+        groups.setdefault(standing.verdict, []).append(task)
+    return "; ".join(f"{says}: {', '.join(tasks)}" for says, tasks in groups.items())

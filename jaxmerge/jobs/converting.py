@@ -1,0 +1,130 @@
+"""PEFT folders to orbax checkpoints, and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from jaxmerge.jobs.reading import Folder, ReadOptions
+from jaxmerge.refusals import Option, Refusal
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Adapters
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Adapters that were written in the other format.
+
+    Attributes:
+      path: what was written.
+      format: "peft" or "orbax".
+      adapters: their names.
+      modules: how many modules they adapt.
+      zero_modules: how many modules were left out, as their update is zero.
+      dtype: of the tensors.
+    """
+
+    path: str
+    format: str
+    adapters: tuple[str, ...]
+    modules: int
+    zero_modules: int
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**self.__dict__, "adapters": list(self.adapters)}
+
+
+def convert(
+    folders: Sequence[Folder],
+    *,
+    out: Folder,
+    task: str | None = None,
+    ragged: bool = False,
+    force: bool = False,
+    **read: Unpack[ReadOptions],
+) -> Converted:
+    """Converts PEFT folders to one orbax checkpoint, or an adapter of one to PEFT.
+
+    The direction follows from the input. Nothing is lost either way, but a PEFT folder
+    comes back with its scale folded into B (alpha = r).
+
+    Args:
+      folders: PEFT folders, or one checkpoint.
+      out: what to create.
+      task: which adapter, of a checkpoint with several.
+      ragged: a rank for each module (PEFT only).
+      force: replace a folder that holds an adapter and nothing else.
+      **read: see `jaxmerge.io.load_peft`.
+
+    Raises:
+      Refusal: what cannot be converted exactly.
+    """
+    from jaxmerge import io
+    from jaxmerge.io.staging import check_target
+    from jaxmerge.io.stored import is_orbax, load_stored
+
+    check_target(out, force=force, inputs=folders)
+    if any(is_orbax(Path(folder)) for folder in folders):
+        if len(folders) > 1:
+            raise Refusal("give one checkpoint at a time")
+        adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
+        target = {"force": force, "inputs": folders}
+        kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
+    else:
+        policy = read.get("heads", "error")
+        adapters = io.load_peft(
+            folders, **{**read, "heads": "keep" if policy == "error" else policy}
+        )
+        io.save_orbax(out, adapters, force=force)
+        kind, dtype = "orbax", "float32"
+    return Converted(
+        path=str(out),
+        format=kind,
+        adapters=adapters.names,
+        modules=len(adapters.stacks),
+        zero_modules=sum(len(source.zero_modules) for source in adapters.sources),
+        dtype=dtype,
+    )
+
+
+def _one_adapter(
+    value: "Adapters | dict[str, Any]", path: Folder, task: str | None
+) -> "Adapters":
+    from jaxmerge.io import Adapters
+
+    if not isinstance(value, Adapters):
+        raise Refusal(
+            f"{path}: holds merged updates without the layouts of an adapter; write "
+            "them with jaxmerge.io.save_peft(..., like=adapters)"
+        )
+    if task is None and len(value.names) > 1:
+        raise Refusal(
+            f"{path}: holds {', '.join(value.names)}; choose one with ", Option("task")
+        )
+    if task is not None and task not in value.names:
+        raise Refusal(
+            f"{path}: no adapter {task!r}; there are {', '.join(value.names)}"
+        )
+    return value.task(task or value.names[0])
+
+
+def _write_peft(
+    out: Folder, adapter: "Adapters", *, ragged: bool, **target: Any
+) -> str:
+    from jaxmerge import io
+    from jaxmerge.stacks import concatenate
+
+    report = io.save_peft(
+        out,
+        {module: concatenate(stack) for module, stack in adapter.stacks.items()},
+        like=adapter,
+        biases={module: bias[0] for module, bias in adapter.biases.items()},
+        heads="first",
+        ragged=ragged,
+        card={"pipeline": "concat"},
+        **target,
+    )
+    return report.dtype

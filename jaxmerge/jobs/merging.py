@@ -1,0 +1,255 @@
+"""Adapter folders in, one adapter folder out."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from jaxmerge.jobs.merge_recipe import MergeRecipe
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.jobs.reading import (
+    Folder,
+    ReadOptions,
+    paths_of,
+    read_adapters,
+    refusing_bad_input,
+)
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.spec import Pipeline, check_weights, parse
+
+if TYPE_CHECKING:
+    from jaxmerge.io import SaveReport
+
+Dense = Literal["error", "truncate", "full"]
+Rank = int | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge that was written.
+
+    Attributes:
+      recipe: how the adapters were merged.
+      adapters: their names.
+      saved: what was written, and what writing lost.
+      seconds: of all of it.
+      size: bytes of the files.
+      notes: what a reader should know.
+    """
+
+    recipe: MergeRecipe
+    adapters: tuple[str, ...]
+    saved: "SaveReport"
+    seconds: float
+    size: int
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "recipe": self.recipe.to_record(),
+            "adapters": list(self.adapters),
+            "seconds": round(self.seconds, 3),
+            "bytes": self.size,
+            "notes": list(self.notes),
+            **self.saved.to_json(),
+        }
+
+
+def merge(
+    folders: Sequence[Folder],
+    pipeline: str | Pipeline,
+    *,
+    out: Folder,
+    weights: Sequence[float] | None = None,
+    seed: int | None = None,
+    stats: Folder | None = None,
+    names: Sequence[str] | None = None,
+    base: Folder | None = None,
+    data: Folder | None = None,
+    limit: int | None = None,
+    batch: int | None = None,
+    max_length: int | None = None,
+    rank: Rank = None,
+    energy: float | None = None,
+    ragged: bool = False,
+    dense: Dense = "error",
+    dtype: str | None = None,
+    chunk: int | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    **read: Unpack[ReadOptions],
+) -> Merged:
+    """Merges PEFT adapters into one PEFT adapter.
+
+    Neither torch nor the base model is needed; methods that use inputs take them from
+    statistics, only iteris runs the base. The folder appears complete or not at all.
+
+    Args:
+      folders: PEFT adapter folders.
+      pipeline: steps such as ``"elect|trim(density=0.2)|core|scale(0.3)"``, or the name
+        of a method (`jaxmerge.spec.PRESETS`).
+      out: folder to create.
+      weights: one for each adapter.
+      seed: for steps that draw at random.
+      stats: folder of `jaxmerge.collect`, for steps that need it.
+      names: of the tasks; those of the folders unless given.
+      base: for iteris: Hugging Face folder of the base.
+      data: for iteris: folder with inputs of every task, as for `jaxmerge.learn`.
+      limit: for iteris: inputs of each task.
+      batch: for iteris: inputs in the model at a time; 16 unless given.
+      max_length: for iteris: tokens of a text.
+      rank: see `jaxmerge.io.save_peft`, and so ``energy``, ``ragged``, ``dense``,
+        ``dtype`` and ``force``.
+      chunk: modules of one shape at a time.
+      progress: shows how far it is.
+      **read: see `jaxmerge.io.load_peft`.
+
+    Returns:
+      `Merged`.
+
+    Raises:
+      Refusal: what cannot be merged exactly as asked for; says what to do instead.
+    """
+    from jaxmerge import io
+
+    clock, out = time.perf_counter(), Path(out)
+    recipe = merge_recipe(folders, pipeline, weights=weights, seed=seed, stats=stats)
+    inputs = paths_of(*folders, stats, base, data)
+    check_before(
+        *(recipe, out),
+        force=force,
+        inputs=inputs,
+        base=base,
+        data=data,
+        rank=rank,
+        energy=energy,
+        dense=dense,
+    )
+    sampling = {"limit": limit, "batch": batch, "max_length": max_length}
+    if not recipe.pipeline.model and set(sampling.values()) != {None}:
+        raise Refusal(
+            *(Option("limit"), ", ", Option("batch"), " and ", Option("max_length")),
+            " are for pipelines that run the model",
+        )
+    with progress("reading", 1) as advance:
+        adapters = read_adapters(folders, names, read)
+        with refusing_bad_input():
+            sampling["batch"] = batch or 16
+            recipe = recipe.bound(adapters, base=base, data=data, **sampling)
+        advance(1)
+    with progress("merging modules", len(adapters.stacks)) as advance:
+        updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)
+    with progress("writing and reading back", 1) as advance:
+        saved = io.save_peft(
+            out,
+            updates,
+            like=adapters,
+            biases=biases,
+            card=recipe.to_record(),
+            rank=rank,
+            energy=energy,
+            ragged=ragged,
+            dense=dense,
+            dtype=dtype,
+            force=force,
+            inputs=inputs,
+        )
+        advance(1)
+    return Merged(
+        recipe=recipe,
+        adapters=adapters.names,
+        saved=saved,
+        seconds=time.perf_counter() - clock,
+        size=size_of(out, saved.files),
+        notes=tuple(_notes(recipe, saved)),
+    )
+
+
+def merge_recipe(
+    folders: Sequence[Folder],
+    pipeline: str | Pipeline,
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int | None = None,
+    stats: Folder | None = None,
+) -> MergeRecipe:
+    """The recipe of a merge, checked as far as nothing has been read."""
+    from jaxmerge.io import open_statistics
+
+    recipe = MergeRecipe(
+        parse(pipeline) if isinstance(pipeline, str) else pipeline,
+        None if weights is None else tuple(map(float, weights)),
+        seed,
+        None if stats is None else open_statistics(stats),
+    )
+    if recipe.weights is not None:
+        check_weights(recipe.weights, len(folders))
+    return recipe
+
+
+def check_before(
+    recipe: MergeRecipe,
+    out: Folder,
+    *,
+    force: bool,
+    inputs: Sequence[Folder],
+    base: Folder | None,
+    data: Folder | None,
+    rank: Rank,
+    energy: float | None,
+    dense: Dense,
+) -> None:
+    """Refuses, before any work, what would only be refused when the result is written.
+
+    Raises:
+      Refusal: a folder that may not be replaced, a model that nothing runs, ranks and
+        energies that do not go together, or a dense result without a word on what
+        becomes of it.
+    """
+    from jaxmerge.io.staging import check_target
+
+    recipe.check_model(base, data)
+    check_target(out, force=force, inputs=inputs)
+    if rank is not None and energy is not None:
+        raise Refusal(
+            *(Option("rank"), " and ", Option("energy")),
+            " both decide the rank; give one of them",
+        )
+    if energy is not None and not 0 < energy <= 1:
+        raise Refusal(Option("energy", str(energy)), ": expected a share in (0, 1]")
+    truncated = rank is not None or energy is not None
+    if recipe.pipeline.dense and dense == "error":
+        raise Refusal(
+            "in full space the result is dense; give ",
+            *(Option("dense", "truncate", quoted=True), " with ", Option("rank")),
+            *(" or ", Option("energy"), ", ", Option("dense", "full", quoted=True)),
+            " for weight deltas, or choose core or knots space",
+        )
+    if recipe.pipeline.dense and dense == "truncate" and not truncated:
+        raise Refusal(
+            *(Option("dense", "truncate", quoted=True), " needs "),
+            *(Option("rank", "<number>"), ", ", Option("rank", "auto", quoted=True)),
+            *(" or ", Option("energy", "<share>")),
+        )
+
+
+def size_of(folder: Path, files: Iterable[str]) -> int:
+    """Bytes of some files of a folder."""
+    return sum((folder / name).stat().st_size for name in files)
+
+
+def _notes(recipe: MergeRecipe, saved: "SaveReport") -> Iterator[str]:
+    statistics = recipe.statistics
+    if statistics is not None and statistics.measured.get("inputs_of") == "pretrained":
+        yield (
+            "the inputs were measured in the pretrained base; RegMean and SSR take "
+            "them with each task's own adapter"
+        )
+    lossy = any(share < 1 for share in saved.energy.values())
+    if lossy and recipe.pipeline.flat:
+        yield (
+            "the merge has a flat spectrum, so which of its directions are kept is "
+            "arbitrary and may differ between machines; better leave the rank as it is"
+        )

@@ -1,0 +1,78 @@
+"""What a merge would meet, from headers alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Unpack
+
+from jaxmerge.jobs.merge_recipe import MergeRecipe
+from jaxmerge.jobs.reading import Folder, ReadOptions, task_names
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was found, and for a dry run what would be made of it.
+
+    Attributes:
+      plan: the adapters, what they cost and what keeps them apart.
+      recipe: of the merge, None where there is none yet.
+      out: where the merge would be written.
+    """
+
+    plan: "Plan"
+    recipe: MergeRecipe | None = None
+    out: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        document = self.plan.to_json()
+        if self.recipe is not None:
+            recipe = self.recipe.to_record()
+            document |= {"recipe": recipe, "out": self.out, "dry_run": True}
+        return document
+
+
+def plan(
+    folders: Sequence[Folder],
+    *,
+    recipe: MergeRecipe | None = None,
+    out: Folder | None = None,
+    names: Sequence[str] | None = None,
+    read_tensors: bool = False,
+    **read: Unpack[ReadOptions],
+) -> Planned:
+    """Shows what a merge would meet; reads headers alone, without JAX.
+
+    Args:
+      folders: PEFT adapter folders.
+      recipe: checked against the adapters where it is given, for a dry run.
+      out: where that would be written.
+      names: of the tasks; those of the folders unless given.
+      read_tensors: also find zero and non-finite tensors.
+      **read: see `jaxmerge.io.load_peft`.
+
+    Returns:
+      `Planned`. What keeps the adapters apart is in ``plan.conflicts``.
+
+    Raises:
+      Refusal: an adapter that cannot be read at all, or a recipe that does not fit.
+    """
+    from jaxmerge.io import plan_peft
+    from jaxmerge.spec.checks import check_ranks
+
+    found = plan_peft(folders, read_tensors=read_tensors, **read)
+    named = task_names(names, tuple(adapter.name for adapter in found.adapters))
+    pairs = zip(found.adapters, named, strict=True)
+    found = replace(found, adapters=tuple(replace(a, name=name) for a, name in pairs))
+    if recipe is not None:
+        ranks = {name: module.ranks for name, module in found.modules.items()}
+        check_ranks(recipe.pipeline, ranks)
+        recipe = recipe.for_tasks(named)
+        recipe.check_statistics(
+            {name: module.shape[1] for name, module in found.modules.items()},
+            [adapter.base_model for adapter in found.adapters],
+            allow_different_bases=read.get("allow_different_bases", False),
+        )
+    return Planned(found, recipe, None if out is None else str(out))

@@ -1,0 +1,145 @@
+"""What jobs read: adapters under names of their own, a base, heads and inputs."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.refusals import Option, Refusal
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Adapters
+    from jaxmerge.tasks import Base, Unlabeled
+
+Folder = str | os.PathLike[str]
+
+
+class ReadOptions(TypedDict, total=False):
+    """Options of `jaxmerge.io.load_peft`, which documents them."""
+
+    heads: Literal["error", "first", "mean", "keep"]
+    assume_alpha: float | Literal["rank"] | None
+    strip_prefix: str
+    add_prefix: str
+    allow_different_bases: bool
+    allow_zero: bool
+    weights: Literal["safetensors", "bin"] | None
+    ignore_config_keys: Sequence[str]
+    vera_inputs: int | Mapping[str, int] | None
+    layout: Literal["diffusers"] | None
+
+
+class ModelInputs(NamedTuple):
+    """Adapters, their base, their heads and the inputs of their tasks.
+
+    Attributes:
+      files: digests of what was read beside the adapters; empty unless asked for.
+    """
+
+    adapters: "Adapters"
+    base: "Base"
+    heads: dict[str, Any]
+    unlabeled: "Unlabeled"
+    files: dict[str, Any]
+
+
+def read_adapters(
+    folders: Sequence[Folder], names: Sequence[str] | None, read: ReadOptions
+) -> "Adapters":
+    """PEFT adapters, under the given names of their tasks."""
+    from jaxmerge import io
+
+    adapters = io.load_peft(folders, **read)
+    return replace(adapters, names=task_names(names, adapters.names))
+
+
+def read_model_inputs(
+    folders: Sequence[Folder],
+    *,
+    base: Folder,
+    data: Folder,
+    names: Sequence[str] | None = None,
+    text_heads: Folder | None = None,
+    max_length: int | None = None,
+    limit: int | None = None,
+    with_heads: bool = True,
+    with_digests: bool = False,
+    progress: Progress = silent,
+    read: ReadOptions,
+) -> ModelInputs:
+    """Reads everything, and refuses what does not belong together.
+
+    Without heads their mapping is empty, and the loss is that of null spaces: every
+    adapter must have one.
+    """
+    from jaxmerge.learning.null_space import check_seen
+    from jaxmerge.tasks import load_base, load_unlabeled, task_heads
+    from jaxmerge.tasks.heads import check_fit, check_saved
+    from jaxmerge.tasks.record import files_read
+
+    with progress("reading", 3) as advance, refusing_bad_input():
+        adapters = read_adapters(folders, names, read)
+        files: dict[str, Any] = {}
+        if with_digests:
+            vectors = None if text_heads is None else Path(text_heads)
+            files = files_read(base, data, adapters.names, vectors)
+        advance(1)
+        model = load_base(base)
+        advance(1)
+        unlabeled = load_unlabeled(
+            data, adapters.names, model, max_length=max_length, limit=limit
+        )
+        heads: dict[str, Any] = {}
+        if with_heads:
+            heads = task_heads(model, adapters, text_heads)
+        else:
+            check_saved(adapters, model.head_module)
+            check_seen(adapters.names, adapters.stacks)
+        check_fit(model, adapters, heads, unlabeled)
+        advance(1)
+    return ModelInputs(adapters, model, heads, unlabeled, files)
+
+
+def task_names(
+    given: Sequence[str] | None, folders: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The given names of the tasks, or those of the folders."""
+    if given is None:
+        return folders
+    names = different_names(given)
+    if len(names) != len(folders):
+        raise Refusal(
+            Option("names", ",".join(names)),
+            f": expected {len(folders)} different names, one for each adapter",
+        )
+    return names
+
+
+def different_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of tasks, each of which may name a file."""
+    names, shown = tuple(given), Option("names", ",".join(given))
+    if len(set(names)) < len(names):
+        raise Refusal(shown, ": expected different names")
+    for name in names:
+        if not name or name.startswith(".") or "/" in name or os.sep in name:
+            raise Refusal(shown, f": {name!r} cannot be the name of a file")
+    return names
+
+
+def paths_of(*folders: Folder | None) -> list[Path]:
+    """Those that are given, as paths."""
+    return [Path(folder) for folder in folders if folder is not None]
+
+
+@contextmanager
+def refusing_bad_input() -> Iterator[None]:
+    """What loaders and checks refuse by a ValueError is for the caller to change."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except ValueError as error:
+        raise Refusal(str(error)) from error

@@ -1,0 +1,234 @@
+"""Computes a merged folder again from its own record."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxmerge.io.files import checked_file, sha256
+from jaxmerge.io.options import recorded_options
+from jaxmerge.jobs.compare import Difference, differences
+from jaxmerge.jobs.merge_record import (
+    SETTINGS,
+    files_of,
+    input_paths,
+    kind,
+    paths_read,
+    read_record,
+)
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.jobs.reading import Folder, refusing_bad_input
+from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
+
+if TYPE_CHECKING:
+    from jaxmerge.io import Adapters
+    from jaxmerge.types import Update
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What differs between a folder and its own record.
+
+    Attributes:
+      path: the folder.
+      record: of the merge.
+      differences: all of them.
+      recomputed: whether the merge was computed again; not if its inputs changed.
+      tolerance: relative difference of a module that counts as rounding.
+      read_by_fit: role -> "unchanged", "changed" or "missing", of what a fit read.
+    """
+
+    path: str
+    record: Mapping[str, Any]
+    differences: tuple[Difference, ...]
+    recomputed: bool
+    tolerance: float
+    read_by_fit: dict[str, str]
+
+    @property
+    def serious(self) -> tuple[Difference, ...]:
+        """Differences that are more than rounding."""
+        return tuple(
+            difference
+            for difference in self.differences
+            if difference.size is None or not difference.size <= self.tolerance
+        )
+
+    @property
+    def largest(self) -> float:
+        """The largest relative difference that was measured."""
+        sizes = (d.size for d in self.differences if d.size is not None)
+        return max(sizes, default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        then = self.record["versions"]
+        return {
+            "path": self.path,
+            "ok": not self.serious,
+            "identical": not self.differences,
+            "recomputed": self.recomputed,
+            "largest_difference": self.largest,
+            "tolerance": self.tolerance,
+            "differences": [found._asdict() for found in self.differences],
+            "recipe": self.record["recipe"],
+            "read_by_fit": self.read_by_fit,
+            "versions": {"then": then, "now": {name: version(name) for name in then}},
+        }
+
+
+def verify(
+    folder: Folder,
+    inputs: Sequence[Folder] | None = None,
+    *,
+    stats: Folder | None = None,
+    base: Folder | None = None,
+    data: Folder | None = None,
+    tolerance: float | None = None,
+    progress: Progress = silent,
+) -> Verified:
+    """Computes a merged folder again and compares.
+
+    Inputs, statistics and outputs are also checked against the SHA-256 in its record.
+    Of a learned merge the coefficients are taken as they were stored, the fit is not
+    repeated.
+
+    Args:
+      folder: written by `jaxmerge.merge` or `jaxmerge.learn`.
+      inputs: where the adapters are now, in their order, if they moved.
+      stats: where the statistics are now.
+      base: where the base is now, if the merge ran it.
+      data: where its inputs are now.
+      tolerance: relative difference of a module that counts as rounding; by default
+        1e-4, and more for half precision.
+      progress: shows how far it is.
+
+    Returns:
+      `Verified`.
+
+    Raises:
+      Refusal: a folder without a record that can be used, or something that the merge
+        read is not there.
+    """
+    folder, record = Path(folder), read_record(folder)
+    paths = input_paths(folder, record, inputs)
+    given = {"statistics": stats, "base": base, "data": data}
+    read = paths_read(folder, record, given)
+    if tolerance is None:
+        tolerance = _rounding(record["output"]["dtype"])
+    found = [*_changed_inputs(record, paths), *_changed_reading(record, read)]
+    changed = bool(found)
+    found += _changed_outputs(record, folder)
+    if not changed:
+        with progress("computing again", 1) as advance:
+            found += _differences_from_record(record, folder, paths, read)
+            advance(1)
+    return Verified(
+        path=str(folder),
+        record=record,
+        differences=tuple(found),
+        recomputed=not changed,
+        tolerance=tolerance,
+        read_by_fit=_read_by_fit(record),
+    )
+
+
+def _changed_reading(
+    record: Mapping[str, Any], read: Mapping[str, Path]
+) -> Iterator[Difference]:
+    entries = files_of(record)
+    for role, path in read.items():
+        says = f"of the {role} has changed"
+        yield from _changed_files(path, entries[role]["sha256"], says)
+
+
+def _changed_inputs(
+    record: Mapping[str, Any], paths: Sequence[Path]
+) -> Iterator[Difference]:
+    for entry, path in zip(record["inputs"], paths, strict=True):
+        yield from _changed_files(path, entry["sha256"], "the input has changed")
+
+
+def _changed_outputs(record: Mapping[str, Any], folder: Path) -> Iterator[Difference]:
+    says = "is not the file that was written"
+    return _changed_files(folder, record["output"]["sha256"], says)
+
+
+def _changed_files(
+    folder: Path, digests: Mapping[str, str], says: str
+) -> Iterator[Difference]:
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            yield Difference(str(path), "is missing")
+        elif sha256(path) != digest:
+            yield Difference(str(path), f"{says} (SHA-256 differs from the record)")
+
+
+def _differences_from_record(
+    record: Mapping[str, Any],
+    folder: Path,
+    paths: Sequence[Path],
+    read: Mapping[str, Path],
+) -> list[Difference]:
+    """Merges again as the record says and compares the two folders."""
+    from jaxmerge import io
+    from jaxmerge.jobs.merge_recipe import MergeRecipe
+
+    adapters = io.load_peft(paths, **recorded_options(record["read_options"]))
+    names = tuple(entry["name"] for entry in record["inputs"])
+    adapters = dataclasses.replace(adapters, names=names)
+    written = dict(record["output"]["sha256"])
+    if kind(record) == "pipeline":
+        with refusing_bad_input():
+            recipe = MergeRecipe.from_record(record["recipe"], adapters, read)
+        updates, biases = recipe.run(adapters)
+    else:
+        try:
+            updates, biases = _apply_phi(record, adapters, folder / PHI_FILE), None
+        except (ValueError, TypeError) as error:  # AdapterError is a ValueError
+            return [Difference(PHI_FILE, f"cannot be used: {error}")]
+        for given in (PHI_FILE, HISTORY_FILE):
+            written.pop(given, None)
+    settings = {name: record["output"][name] for name in SETTINGS}
+    with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
+        again = Path(scratch) / "again"
+        io.save_peft(again, updates, like=adapters, biases=biases, **settings)
+        return differences(folder, again, written)
+
+
+def _apply_phi(
+    record: Mapping[str, Any], adapters: "Adapters", path: Path
+) -> "dict[str, Update]":
+    """Merges with learned coefficients as they were stored."""
+    from jaxmerge.io.tensors import SafetensorsFile, read_finite
+    from jaxmerge.jobs.learn_recipe import LearnRecipe
+
+    file = SafetensorsFile(checked_file(path))
+    phis = {name: read_finite(file, name) for name in file.infos}
+    return LearnRecipe.from_record(record["recipe"]).apply(adapters, phis)
+
+
+def _read_by_fit(record: Mapping[str, Any]) -> dict[str, str]:
+    """Whether what a fit read is still there; it does not decide the verification."""
+    if kind(record) != "learned":
+        return {}
+    found = {}
+    for role, entry in record["recipe"].get("files", {}).items():
+        differing = list(
+            _changed_files(Path(entry["path"]), entry["sha256"], "changed")
+        )
+        missing = any(difference.says == "is missing" for difference in differing)
+        found[role] = "missing" if missing else "changed" if differing else "unchanged"
+    return found
+
+
+def _rounding(dtype: str) -> float:
+    import ml_dtypes
+
+    from jaxmerge.io.prepare import checked_dtype
+
+    return max(1e-4, 4 * float(ml_dtypes.finfo(checked_dtype(dtype)).eps))

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,30 @@ def fit(
     Returns:
       ``initial`` trained.
     """
+    optimizer, run = _program(loss, steps, rate, decay, batch, augment)
+    examples = jax.tree.map(jnp.asarray, tuple(examples))
+    carry = (initial, optimizer.init(initial))
+    keys = jax.random.split(key, steps)
+    for start in range(0, steps, chunk or steps):
+        drawn = keys[start : start + (chunk or steps)]
+        carry, losses = run(carry, drawn, examples, frozen)
+        if report is not None:
+            report(start + len(drawn), float(losses.mean()))
+    return carry[0]
+
+
+@lru_cache(maxsize=8)
+def _program(
+    loss: Callable[..., jax.Array],
+    steps: int,
+    rate: float,
+    decay: float,
+    batch: int,
+    augment: Augment | None,
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimiser and some steps of it, compiled once for all tasks of one loss."""
     schedule = optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps)
     optimizer = optax.adamw(schedule, weight_decay=decay)
-    examples = jax.tree.map(jnp.asarray, tuple(examples))
 
     def step(carry, key, examples, frozen):
         trained, state = carry
@@ -105,14 +127,7 @@ def fit(
     def run(carry, keys, examples, frozen):
         return jax.lax.scan(lambda c, k: step(c, k, examples, frozen), carry, keys)
 
-    carry = (initial, optimizer.init(initial))
-    keys = jax.random.split(key, steps)
-    for start in range(0, steps, chunk or steps):
-        drawn = keys[start : start + (chunk or steps)]
-        carry, losses = run(carry, drawn, examples, frozen)
-        if report is not None:
-            report(start + len(drawn), float(losses.mean()))
-    return carry[0]
+    return optimizer, run
 
 
 def lora_shapes(params: Any, targets: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -236,14 +251,8 @@ def train_adapter(
     key = jax.random.fold_in(jax.random.key(seed), names.index(task.name))
     draw_key, fit_key = jax.random.split(key)
     shapes = lora_shapes(base.params, lora.targets)
-
-    def loss(factors, params, head, inputs, labels):
-        features = with_updates(base.apply, scaled(factors, lora))(params, inputs)
-        scores = base.logits(head, features).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
-
     return fit(
-        loss,
+        _adapter_loss(base.apply, base.logits, lora),
         initial_factors(shapes, lora.rank, draw_key, a=initial_a),
         of_one_length(suite, task.load("train")),
         key=fit_key,
@@ -256,6 +265,18 @@ def train_adapter(
         chunk=50,
         report=report,
     )
+
+
+@lru_cache(maxsize=8)
+def _adapter_loss(apply: Callable, logits: Callable, lora: Lora) -> Callable:
+    """Cross-entropy of the base with LoRA factors and the head of a task."""
+
+    def loss(factors, params, head, inputs, labels):
+        features = with_updates(apply, scaled(factors, lora))(params, inputs)
+        scores = logits(head, features).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+    return loss
 
 
 def finetune(

@@ -30,7 +30,6 @@ from experiments.methods import METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import candidates, merged
 from experiments.settings import Settings
-from experiments.suite import Suite
 from experiments.unlabeled import input_statistics
 from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
@@ -104,7 +103,7 @@ class Study:
     def run(self, start: Start, seed: int) -> None:
         """Trains and measures one set of adapters, unless that is done."""
         folder = self.work / start.name.replace(", ", "-").replace(" ", "_") / str(seed)
-        suite = _with_adapters_in(self.suite, folder)
+        suite = self.suite.with_adapters_in(folder)
         first = None
         if start.samples is not None:
             first = self.first_a(start)
@@ -236,11 +235,6 @@ def _rows_alone(stacks: Stacks) -> dict[str, jm.AdapterStack]:
 
 
 _METHODS = {method.name: method for method in METHODS}
-
-
-def _with_adapters_in(suite: Suite, folder: Path) -> Suite:
-    tasks = (task._replace(adapter=folder / task.name) for task in suite.tasks)
-    return suite._replace(tasks=tuple(tasks))
 
 
 def _mean(accuracy: Mapping[str, float]) -> float:

@@ -45,6 +45,11 @@ class Suite(NamedTuple):
     base: Base
     tasks: tuple[Task, ...]
 
+    def with_adapters_in(self, folder: Path) -> "Suite":
+        """The same tasks with other adapters."""
+        tasks = (task._replace(adapter=folder / task.name) for task in self.tasks)
+        return self._replace(tasks=tuple(tasks))
+
 
 def batches(suite: Suite, inputs: Any, size: int) -> Iterator[Any]:
     """Every input once, as the library's `batches_of`, cropped by `narrow`."""

@@ -17,6 +17,7 @@ class Option(NamedTuple):
       value: what to give, as plain text without quotes; "" where the option is only
         named, "True" for what is switched on.
       quoted: the value stands in quotes in Python.
+      listed: it is one entry of a list in Python.
 
     >>> print(Option("assume_alpha", "<number>"), Option("heads", "keep", quoted=True))
     assume_alpha=<number> heads='keep'
@@ -25,9 +26,12 @@ class Option(NamedTuple):
     name: str
     value: str = ""
     quoted: bool = False
+    listed: bool = False
 
     def __str__(self) -> str:
-        value = repr(self.value) if self.quoted else self.value
+        value = repr(self.value) if self.quoted and self.value else self.value
+        if self.listed:
+            value = f"[{value}]"
         return f"{self.name}={value}" if value else self.name
 
 

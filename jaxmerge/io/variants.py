@@ -75,8 +75,8 @@ def refuse_variants(
         if key not in _USED | _HARMLESS and key not in ignored:
             raise AdapterError(
                 f"{path}: unknown option {key!r}, which may change what the tensors ",
-                "mean; if it does not, name it in ",
-                Option("ignore_config_keys"),
+                "mean; if it does not, pass ",
+                Option("ignore_config_keys", key, quoted=True, listed=True),
             )
     bias = raw.get("bias", "none")
     if bias not in ("none", None, False):

@@ -8,8 +8,8 @@ import learn_samples
 import pytest
 from cli_samples import everything, jaxmerge, refuse
 from learn_samples import QUERY, ask
-
 from reference import ROOT
+
 from jaxmerge.learning.work import Work
 
 pytest_plugins = ["learn_fixtures"]
@@ -92,7 +92,7 @@ def test_bad_inputs(damage, messages, bert, tmp_path):
     [
         ({"preference": "1,2"}, "2 numbers for 3 adapters"),
         ({"preference": "1,-2,3"}, "from 0 on"),
-        ({"alpha": 0}, "alpha 0.0: expected above 0"),
+        ({"alpha": 0}, "--alpha 0.0: expected a number above 0"),
         ({"rate": "nan"}, "rate nan"),
         ({"names": "a,b"}, "3 different names"),
         ({"names": "a,b,../c"}, "'../c' cannot be"),

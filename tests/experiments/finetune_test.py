@@ -28,9 +28,15 @@ RECIPE = Recipe(steps=40, rate=2e-2, batch=16)
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """One base for all tests, so that they share programs."""
+    return image_suite(tmp_path_factory.mktemp("tiny"), ("one", "two"), count=256)
+
+
 @pytest.fixture
-def suite(tmp_path):
-    return image_suite(tmp_path, ("one", "two"), count=256)
+def suite(tiny, tmp_path):
+    return tiny.with_adapters_in(tmp_path)
 
 
 def assert_equal(left, right):

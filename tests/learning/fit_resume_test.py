@@ -1,7 +1,6 @@
 """Fits that are stopped, killed, spoilt by nan, or given too little."""
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from fit_problem import (
     make_stacks,
     run,
 )
+from reference import ROOT
 
 import jaxmerge as jm
 
@@ -69,7 +69,7 @@ KILLED = """
 
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
     """Killed twice without warning, at a random moment, then finished."""
-    here = os.path.dirname(__file__)
+    here = str(ROOT / "tests" / "support")
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "f"), here]
     rng = np.random.default_rng()
     reached = []

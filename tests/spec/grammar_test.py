@@ -16,7 +16,19 @@ from jaxmerge.spec.step import REQUIRED
 from jaxmerge.spec.steps import names_of, resolve
 
 # by the pipeline or the space, not by the text
-SUPPLIED = {"key", "weights", "stack", "stats", "ranks", "size", "sample", "chunk", "mesh"}
+SUPPLIED = {
+    *("key", "weights", "stack", "stats", "ranks", "size", "sample", "chunk", "mesh")
+}
+    "key",
+    "weights",
+    "stack",
+    "stats",
+    "ranks",
+    "size",
+    "sample",
+    "chunk",
+    "mesh",
+}
 
 
 @pytest.mark.parametrize(

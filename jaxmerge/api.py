@@ -63,7 +63,7 @@ from jaxmerge.mergers.whole_model import (
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec import Pipeline, PipelineError, parse
 from jaxmerge.stacks import stack_adapters, task_norms, task_updates
-from jaxmerge.stats.collect import collect_inputs, collector
+from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
     Moments,
     Sketch,

@@ -16,7 +16,7 @@ from jaxmerge.cli import (
     plan,
     verify,
 )
-from jaxmerge.cli.errors import Commands
+from jaxmerge.cli.exits import Commands
 from jaxmerge.runtime import limit_threads
 
 app = typer.Typer(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import WorseThanBase
-from jaxmerge.cli.options import (
+from jaxmerge.cli.exits import WorseThanBase
+from jaxmerge.cli.flags import (
     DATA_FILES,
     BaseFolder,
     Folders,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.options import (
+from jaxmerge.cli.flags import (
     BaseFolder,
     BatchSize,
     DataFolder,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.options import Folders, Force, Json, Out, Quiet, with_read_options
+from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
 from jaxmerge.runtime import start_jax
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.options import (
+from jaxmerge.cli.flags import (
     DATA_FILES,
     Json,
     LogitScale,

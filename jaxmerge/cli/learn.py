@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import FitDiverged
-from jaxmerge.cli.merge import Dtype, written_lines
-from jaxmerge.cli.options import (
+from jaxmerge.cli.exits import FitDiverged
+from jaxmerge.cli.flags import (
     BaseFolder,
     DataFolder,
     Folders,
@@ -29,6 +28,7 @@ from jaxmerge.cli.options import (
     split,
     with_read_options,
 )
+from jaxmerge.cli.merge import Dtype, written_lines
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:

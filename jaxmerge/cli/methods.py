@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.options import Json
+from jaxmerge.cli.flags import Json
 
 _NEEDS = {
     "model merger": "; needs --base and --data",
@@ -48,7 +48,7 @@ def methods(
 
 def usage(name: str) -> str:
     """A step with its arguments, those that must be given as ``..``."""
-    from jaxmerge.spec.step import REQUIRED
+    from jaxmerge.spec.kinds import REQUIRED
     from jaxmerge.spec.steps import STEPS
 
     arguments = STEPS[name].arguments
@@ -62,7 +62,7 @@ def usage(name: str) -> str:
 
 def _lines() -> Iterator[str]:
     from jaxmerge.spec import PRESETS
-    from jaxmerge.spec.step import Kind
+    from jaxmerge.spec.kinds import Kind
     from jaxmerge.spec.steps import STEPS, names_of
 
     yield "Methods: give a name as --pipeline, or write its steps and change them.\n"

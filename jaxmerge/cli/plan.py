@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import as_flags
-from jaxmerge.cli.options import Folders, Json, Quiet, with_read_options
+from jaxmerge.cli.exits import as_flags
+from jaxmerge.cli.flags import Folders, Json, Quiet, with_read_options
 from jaxmerge.refusals import Refusal
 from jaxmerge.reports.tables import size, span, table
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.errors import VerificationFailed
-from jaxmerge.cli.options import Json, Quiet
+from jaxmerge.cli.exits import VerificationFailed
+from jaxmerge.cli.flags import Json, Quiet
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:

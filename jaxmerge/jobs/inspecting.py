@@ -16,7 +16,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.reports.inspection import check_outputs
+from jaxmerge.reports.overview import check_outputs
 
 if TYPE_CHECKING:
     from jaxmerge.diagnostics.inspection import Inspection

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.models.rope import Llama3Scaling, frequencies, rotate
-from jaxmerge.models.texts import Inputs, read_inputs
+from jaxmerge.models.text_inputs import Inputs, read_inputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """From results to what people look at: tables, plots and pages."""
 
-from jaxmerge.reports.inspection import inspection, write_page, write_plots
+from jaxmerge.reports.overview import inspection, write_page, write_plots
 from jaxmerge.reports.tables import table
 
 __all__ = ["inspection", "table", "write_page", "write_plots"]

@@ -18,8 +18,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.spec.kinds import REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.presets import PRESETS
-from jaxmerge.spec.step import REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
 _LONGEST = 2000  # characters

@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
     from jax.sharding import Mesh
 
     from jaxmerge.mergers.iteris import ModelSample
+    from jaxmerge.spec.kinds import Published
     from jaxmerge.spec.memory import LoadsStatistics
-    from jaxmerge.spec.step import Published
     from jaxmerge.stats.moments import Statistics
     from jaxmerge.types import AdapterStack, Learned, ModelMerger, Update
 

@@ -9,36 +9,20 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmerge.spec.step import Accepts, Argument, Kind, Published, Step
-
-
-def _one_of(module: str, *names: str) -> Accepts:
-    return Accepts(
-        " or ".join(names), choices={name: f"{module}:{name}" for name in names}
-    )
-
-
-SHARE = Accepts("a number in (0, 1]", float, lambda x: 0 < x <= 1)
-NUMBER = Accepts("a finite number", float)
-FRACTION = Accepts("a number in [0, 1]", float, lambda x: 0 <= x <= 1)
-NOT_NEGATIVE = Accepts("a number of at least 0", float, lambda x: x >= 0)
-POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
-WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
-COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
-FLAG = Accepts("True or False", bool)
-SIGN = _one_of("jaxmerge.mergers.ties", "sign_of_sum", "sign_of_count")
-COMBINE = _one_of(
-    "jaxmerge.mergers.ties",
-    "mean_of_agreeing",
-    "sum_of_agreeing",
-    "largest_of_agreeing",
+from jaxmerge.spec.arguments import (
+    COUNT,
+    DENSITY,
+    ELECTION,
+    FLAG,
+    FRACTION,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    RIDGE,
+    SHARE,
+    WINDOW,
 )
-_ELECTION = {
-    "sign": Argument(SIGN, "sign_of_sum"),
-    "combine": Argument(COMBINE, "mean_of_agreeing"),
-}
-_DENSITY = {"density": Argument(SHARE)}
-_RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}
+from jaxmerge.spec.kinds import Argument, Kind, Published, Step
 
 
 def _della_problem(arguments: Mapping[str, Any]) -> str:
@@ -71,14 +55,14 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.ties:elect",
         "elects a sign for each entry, combines the values that have it",
         "2306.01708",
-        _ELECTION,
+        ELECTION,
     ),
     "ties": Step(
         "rule",
         "jaxmerge.mergers.ties:ties",
         "elect|trim(density=..) in one step, module by module",
         "2306.01708",
-        _DENSITY | _ELECTION,
+        DENSITY | ELECTION,
     ),
     "emr": Step(
         "rule",
@@ -119,21 +103,21 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.trim:trim",
         "keeps the largest entries of each task, module by module",
         "2306.01708",
-        _DENSITY,
+        DENSITY,
     ),
     "trim_whole_model": Step(
         "whole-model transform",
         "jaxmerge.mergers.whole_model:trim_whole_model",
         "keeps the largest entries of each task over all modules together",
         "2306.01708",
-        _DENSITY,
+        DENSITY,
     ),
     "dare": Step(
         "rule transform",
         "jaxmerge.mergers.dare:dare",
         "keeps entries at random, divides them by the density",
         "2311.03099",
-        _DENSITY,
+        DENSITY,
         random=True,
         linear=True,
     ),
@@ -142,7 +126,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.dare:della",
         "keeps entries at random, large ones with a higher probability",
         "2406.11617",
-        _DENSITY | {"epsilon": Argument(WINDOW, 0.05)},
+        DENSITY | {"epsilon": Argument(WINDOW, 0.05)},
         random=True,
         linear=True,
         problem=_della_problem,
@@ -231,7 +215,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.regmean:regmean",
         "least squares: does to each task's inputs what its own update does",
         "2212.09849",
-        {"off_diagonal": Argument(FRACTION, 1.0)} | _RIDGE,
+        {"off_diagonal": Argument(FRACTION, 1.0)} | RIDGE,
         statistics=True,
     ),
     "ssr": Step(
@@ -239,7 +223,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.regmean:ssr",
         "the same by a small router between all A and all B (SSR-Merge)",
         "2606.10617",
-        _RIDGE,
+        RIDGE,
         statistics=True,
     ),
     "iteris": Step(

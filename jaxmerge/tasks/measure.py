@@ -10,7 +10,7 @@ from jaxmerge.io import Adapters
 from jaxmerge.models import linear_layers, with_updates
 from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
-from jaxmerge.stats.collect import collector
+from jaxmerge.stats.collection import collector
 from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.bases import Base, token_mask
 from jaxmerge.tasks.batching import batches_of

@@ -18,7 +18,7 @@ from cli_samples import (
 )
 
 from jaxmerge import __version__, io
-from jaxmerge.cli.errors import as_flags
+from jaxmerge.cli.exits import as_flags
 from jaxmerge.refusals import Message, Option
 from jaxmerge.spec import PRESETS, STEPS, method_markdown, parse
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxmerge as jm
 from jaxmerge.spec import PRESETS, STEPS, PipelineError, method_markdown, parse
-from jaxmerge.spec.step import REQUIRED
+from jaxmerge.spec.kinds import REQUIRED
 from jaxmerge.spec.steps import names_of, resolve
 
 # by the pipeline or the space, not by the text

@@ -1,0 +1,32 @@
+"""What the arguments of steps may be: their types, bounds and choices."""
+
+from jaxmerge.spec.kinds import Accepts, Argument
+
+
+def _one_of(module: str, *names: str) -> Accepts:
+    return Accepts(
+        " or ".join(names), choices={name: f"{module}:{name}" for name in names}
+    )
+
+
+SHARE = Accepts("a number in (0, 1]", float, lambda x: 0 < x <= 1)
+NUMBER = Accepts("a finite number", float)
+FRACTION = Accepts("a number in [0, 1]", float, lambda x: 0 <= x <= 1)
+NOT_NEGATIVE = Accepts("a number of at least 0", float, lambda x: x >= 0)
+POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
+WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
+COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
+FLAG = Accepts("True or False", bool)
+SIGN = _one_of("jaxmerge.mergers.ties", "sign_of_sum", "sign_of_count")
+COMBINE = _one_of(
+    "jaxmerge.mergers.ties",
+    "mean_of_agreeing",
+    "sum_of_agreeing",
+    "largest_of_agreeing",
+)
+ELECTION = {
+    "sign": Argument(SIGN, "sign_of_sum"),
+    "combine": Argument(COMBINE, "mean_of_agreeing"),
+}
+DENSITY = {"density": Argument(SHARE)}
+RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}

@@ -1,5 +1,8 @@
 """What the arguments of steps may be: their types, bounds and choices."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxmerge.spec.kinds import Accepts, Argument
 
 
@@ -30,3 +33,14 @@ ELECTION = {
 }
 DENSITY = {"density": Argument(SHARE)}
 RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}
+
+
+def della_problem(arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments of della together, "" if nothing."""
+    density, epsilon = arguments["density"], arguments["epsilon"]
+    if 0 < density - epsilon <= density + epsilon <= 1:
+        return ""
+    return (
+        f"density {density} and epsilon {epsilon} give probabilities outside (0, 1]; "
+        "choose epsilon below density and at most 1 - density"
+    )

@@ -10,8 +10,7 @@ from jaxmerge.learning.coefficients import compose
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
 from jaxmerge.spec.grammar import Call
-from jaxmerge.spec.kinds import Kind
-from jaxmerge.spec.steps import resolve
+from jaxmerge.spec.kinds import Kind, resolve
 from jaxmerge.types import Calibration, Learned, ModelMerger, Rule, Space, Update
 from jaxmerge.updates import calibrated, scale
 

@@ -1,5 +1,6 @@
 """What a step of a pipeline is: its kind, its function, and what it may be given."""
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -105,3 +106,9 @@ class Step(NamedTuple):
     statistics: bool = False
     published: Published | None = None
     problem: Callable[[Mapping[str, Any]], str] = lambda _: ""
+
+
+def resolve(target: str) -> Any:
+    """Imports what ``module:function`` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)

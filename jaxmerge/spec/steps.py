@@ -5,10 +5,6 @@ Nothing here imports JAX: functions are named as ``module:function`` and importe
 pipeline runs, so that a text is checked before anything heavy is loaded.
 """
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
-
 from jaxmerge.spec.arguments import (
     COUNT,
     DENSITY,
@@ -21,19 +17,9 @@ from jaxmerge.spec.arguments import (
     RIDGE,
     SHARE,
     WINDOW,
+    della_problem,
 )
 from jaxmerge.spec.kinds import Argument, Kind, Published, Step
-
-
-def _della_problem(arguments: Mapping[str, Any]) -> str:
-    density, epsilon = arguments["density"], arguments["epsilon"]
-    if 0 < density - epsilon <= density + epsilon <= 1:
-        return ""
-    return (
-        f"density {density} and epsilon {epsilon} give probabilities outside (0, 1]; "
-        "choose epsilon below density and at most 1 - density"
-    )
-
 
 STEPS: dict[str, Step] = {
     "total": Step(
@@ -129,7 +115,7 @@ STEPS: dict[str, Step] = {
         DENSITY | {"epsilon": Argument(WINDOW, 0.05)},
         random=True,
         linear=True,
-        problem=_della_problem,
+        problem=della_problem,
     ),
     "full": Step(
         "space",
@@ -317,9 +303,3 @@ ALIASES = {"task_arithmetic": "concat"}
 def names_of(*kinds: Kind) -> list[str]:
     """The names of all steps of some kinds, in the order of the table."""
     return [name for name, step in STEPS.items() if step.kind in kinds]
-
-
-def resolve(target: str) -> Any:
-    """Imports what ``module:function`` names."""
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)

@@ -26,7 +26,9 @@ from experiments.digits8.model import (
 from experiments.digits8.results import Result
 from experiments.digits8.score import accuracies
 from experiments.digits8.tasks import TASKS
-from experiments.digits8.train import ADAPTATION, cross_entropy, fit, initial_factors
+from experiments.digits8.train import ADAPTATION, cross_entropy, layer_shapes
+from experiments.finetune import fit
+from experiments.lora import initial_factors
 from jaxmerge.cli.console import Console
 from jaxmerge.io import load_peft
 from jaxmerge.models import with_updates
@@ -137,7 +139,8 @@ def test_an_adapter_can_be_trained_from_zero():
         embeddings = with_updates(apply, factors)(base.params, images)
         return cross_entropy(embeddings, base.heads[task.head], labels)
 
-    start = initial_factors(task.lora, jax.random.key(0))
+    shapes = layer_shapes(task.lora)
+    start = initial_factors(shapes, task.lora.rank, jax.random.key(0))
     assert all(not factors.b.any() for factors in start.values())
     settings = ADAPTATION | {"steps": 20}
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts in

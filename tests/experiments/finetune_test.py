@@ -8,23 +8,15 @@ import pytest
 from tiny_suite import image_suite
 
 from experiments.evaluation import accuracies, make_exam
-from experiments.finetune import (
-    Lora,
-    Recipe,
-    finetune,
-    fit,
-    initial_factors,
-    lora_shapes,
-    save_adapter,
-    scaled,
-    train_adapter,
-)
+from experiments.finetune import Recipe, finetune, fit, train_adapter
+from experiments.lora import Lora, initial_factors, lora_shapes, save_adapter, scaled
 from experiments.suite import Split, Suite, Task
 from jaxmerge.io import load_peft
 from jaxmerge.types import LowRank
 
 LORA = Lora(rank=2, alpha=6)
 RECIPE = Recipe(steps=40, rate=2e-2, batch=16)
+
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_suite import image_suite
 
-from experiments.finetune import Lora, Recipe
+from experiments.finetune import Recipe
+from experiments.lora import Lora
 from experiments.osrm import CURVE, Start, Study, leakage
 from experiments.records import Records
 from experiments.report_osrm import draw, leaked, markdown

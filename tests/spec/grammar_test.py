@@ -12,22 +12,12 @@ from hypothesis import strategies as st
 
 import jaxmerge as jm
 from jaxmerge.spec import PRESETS, STEPS, PipelineError, method_markdown, parse
-from jaxmerge.spec.kinds import REQUIRED
-from jaxmerge.spec.steps import names_of, resolve
+from jaxmerge.spec.kinds import REQUIRED, resolve
+from jaxmerge.spec.steps import names_of
 
 # by the pipeline or the space, not by the text
 SUPPLIED = {
     *("key", "weights", "stack", "stats", "ranks", "size", "sample", "chunk", "mesh")
-}
-    "key",
-    "weights",
-    "stack",
-    "stats",
-    "ranks",
-    "size",
-    "sample",
-    "chunk",
-    "mesh",
 }
 
 

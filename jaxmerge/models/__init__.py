@@ -12,10 +12,9 @@ from jaxmerge.models.vit import (
     VisionConfig,
     VisionTower,
     init_vision,
-    load_vision,
-    save_vision,
     vision_apply,
 )
+from jaxmerge.models.vit_hub import load_vision, save_vision
 
 __all__ = [
     "Bert",

@@ -6,18 +6,14 @@ name (`jaxmerge.models.adapt`). Letters: B images, H x W x C pixels, S tokens (o
 class token and one per patch), d hidden size.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from jaxmerge.models import hub
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -215,60 +211,3 @@ def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
     """
     tower = VisionTower(config)
     return lambda params, images: tower.apply({"params": params}, images)
-
-
-def load_vision(
-    folder: str | Path, *, dtype: Any = jnp.float32
-) -> tuple[VisionConfig, dict[str, Any]]:
-    """Reads the vision tower of a Hugging Face CLIP folder.
-
-    Reads CLIPModel, CLIPVisionModel and CLIPVisionModelWithProjection checkpoints; the
-    text tower of a CLIPModel is left unread.
-
-    Args:
-      folder: folder with ``config.json`` and safetensors weights.
-      dtype: floating type of the parameters.
-
-    Returns:
-      The config and the parameters for `vision_apply`.
-
-    Raises:
-      ValueError: another kind of model, an unknown activation, or weights that do not
-        fit the config; the message names the folder.
-    """
-    raw = hub.read_config(folder)
-    tensors = hub.read_tensors(folder, keep=_of_vision_tower)
-    try:
-        if "visual_projection.weight" not in tensors:
-            raw = raw | {"projection_dim": None}
-        if not any(key.startswith("vision_model.") for key in tensors):
-            tensors = {f"vision_model.{key}": value for key, value in tensors.items()}
-        config = _config_from_hub(raw)
-        template = jax.eval_shape(partial(init_vision, config), jax.random.key(0))
-        return config, hub.to_flax(tensors, template, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-
-
-def save_vision(folder: str | Path, config: VisionConfig, params: Any) -> None:
-    """Writes a vision tower as a folder that transformers and `load_vision` read."""
-    projected = config.projection_dim is not None
-    name = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"
-    sizes = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-    raw = {"architectures": [name], "model_type": "clip_vision_model"} | sizes
-    hub.write_folder(folder, raw, hub.from_flax(params))
-
-
-def _of_vision_tower(key: str) -> bool:
-    text = key.startswith(("text_model.", "text_projection.")) or key == "logit_scale"
-    return not text and not key.endswith(".position_ids")
-
-
-def _config_from_hub(raw: dict[str, Any]) -> VisionConfig:
-    kind = raw.get("model_type")
-    if kind == "clip":
-        raw = raw.get("vision_config", {}) | {"projection_dim": raw["projection_dim"]}
-    elif kind != "clip_vision_model":
-        raise ValueError(f"model_type {kind!r} is not clip or clip_vision_model")
-    fields = {field.name for field in dataclasses.fields(VisionConfig)}
-    return VisionConfig(**{k: v for k, v in raw.items() if k in fields})

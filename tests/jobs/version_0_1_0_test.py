@@ -30,7 +30,6 @@ def test_merges_verify(folder, place):
     found = jm.verify(folder)
     assert found.recomputed
     assert not found.serious
-    assert found.largest < 1e-5
     assert set(found.read_by_fit.values()) <= {"unchanged"}
     spoilt = place / folder / "adapter_model.safetensors"
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"\x01")

@@ -1,17 +1,15 @@
 """The losses of classification tasks that share one model and have a head each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxmerge.learning.objectives import entropy
+from jaxmerge.learning.objectives import entropy, mean_prediction_entropy
+from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates
-from jaxmerge.models.adapt import Apply, with_updates
-
-Logits = Callable[[Any, Any], jax.Array]  # (head, features [B, ..]) -> [B, classes]
+from jaxmerge.models.adapt import Apply
 
 
 def entropies(
@@ -24,9 +22,6 @@ def entropies(
     merged: bool | None = None,
 ) -> Losses:
     """Mean entropy of the predictions of each task, for `fit`.
-
-    Tasks whose inputs have the same shapes, batch size aside, go through the model
-    together.
 
     Args:
       apply: pure function ``(params, inputs [B, ...]) -> features`` that runs a Flax
@@ -50,28 +45,53 @@ def entropies(
     def losses(
         params: Any, updates: Updates, batch: Mapping[str, Any]
     ) -> dict[str, jax.Array]:
-        adapted = with_updates(apply, updates, merged=merged)
-        found = {}
-        for tasks in _of_one_shape(batch):
-            inputs = jax.tree.map(
-                lambda *x: jnp.concatenate(x), *(batch[task] for task in tasks)
+        options = {"logit_scale": logit_scale, "epsilon": epsilon}
+        return {
+            task: entropy(logits(heads[task], features), **options)
+            for task, features in task_features(
+                apply, params, updates, batch, merged=merged
             )
-            features, start = adapted(params, inputs), 0
-            for task in tasks:
-                end = start + jax.tree.leaves(batch[task])[0].shape[0]
-                own = jax.tree.map(lambda x, s=start, e=end: x[s:e], features)
-                scores = logits(heads[task], own)
-                found[task] = entropy(scores, logit_scale=logit_scale, epsilon=epsilon)
-                start = end
-        return found
+        }
 
     return losses
 
 
-def _of_one_shape(batch: Mapping[str, Any]) -> list[list[str]]:
-    groups: dict[Any, list[str]] = {}
-    for task, inputs in batch.items():
-        leaves, structure = jax.tree.flatten(inputs)
-        shapes = tuple((x.shape[1:], str(x.dtype)) for x in leaves)
-        groups.setdefault((structure, shapes), []).append(task)
-    return list(groups.values())
+def information(
+    apply: Apply,
+    logits: Logits,
+    heads: Mapping[str, Any],
+    *,
+    logit_scale: ArrayLike = 1.0,
+    merged: bool | None = None,
+) -> Losses:
+    """Information maximisation: entropy of each prediction less that of their mean.
+
+    ``mean H(p) - H(mean p)`` over the batch: sure of every input, but not of one class
+    for all of them. Never positive; as low as ``-log(classes)``.
+
+    Args:
+      apply: see `entropies`, and so ``logits``, ``heads`` and ``merged``.
+      logit_scale: see `entropy`.
+
+    >>> losses = information(lambda params, x: x, lambda head, x: x @ head, {
+    ...     "one class": jnp.array([[99.0, 0.0], [99.0, 0.0]]), "two": 99 * jnp.eye(2)})
+    >>> found = losses(None, {}, {"one class": jnp.eye(2), "two": jnp.eye(2)})
+    >>> {task: f"{value + 0:.3f}" for task, value in found.items()}
+    {'one class': '0.000', 'two': '-0.693'}
+    """
+
+    def losses(
+        params: Any, updates: Updates, batch: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        found = {}
+        for task, features in task_features(
+            apply, params, updates, batch, merged=merged
+        ):
+            scores = logits(heads[task], features)
+            sure = entropy(scores, logit_scale=logit_scale)
+            found[task] = sure - mean_prediction_entropy(
+                scores, logit_scale=logit_scale
+            )
+        return found
+
+    return losses

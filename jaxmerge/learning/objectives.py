@@ -30,6 +30,96 @@ def entropy(
     return jnp.mean(-jnp.sum(p * jnp.log(p + epsilon), axis=-1))
 
 
+def mean_prediction_entropy(
+    logits: jax.Array, *, logit_scale: ArrayLike = 1.0
+) -> jax.Array:
+    """Entropy of the mean of the predictions of a batch, in nats.
+
+    Near ``log(classes)`` where all classes are named, 0 where one class is named for
+    every input: its fall tells of a collapse, without labels.
+
+    Args:
+      logits: [..., classes].
+      logit_scale: see `entropy`.
+
+    >>> print(mean_prediction_entropy(jnp.array([[99.0, 0.0], [0.0, 99.0]])).round(4))
+    0.6931
+    """
+    p = jax.nn.softmax(_wide(logits) * jnp.asarray(logit_scale, _wide(logits).dtype))
+    mean = jnp.mean(p.reshape(-1, p.shape[-1]), axis=0)
+    positive = mean > 0
+    return -jnp.sum(
+        jnp.where(positive, mean * jnp.log(jnp.where(positive, mean, 1)), 0)
+    )
+
+
+def divergence(
+    teacher: jax.Array,
+    student: jax.Array,
+    *,
+    temperature: ArrayLike = 1.0,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Mean Kullback-Leibler divergence from the predictions of a teacher, in nats.
+
+    ``tau^2 mean(sum_c p_c (log p_c - log q_c))``, ``p = softmax(teacher / tau)`` and
+    ``q = softmax(student / tau)``. The factor keeps gradients of one size for all
+    temperatures. 0 where both predict the same, and so is its gradient.
+
+    Args:
+      teacher: logits [..., classes]; bf16 and fp16 are computed in float32.
+      student: logits of the same shape.
+      temperature: tau.
+      mask: bool of the leading shape, True for predictions that count; all unless
+        given.
+
+    >>> same, other = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 0.0]])
+    >>> print(divergence(same, same), divergence(same, other).round(4))
+    0.0 0.3278
+    """
+    tau = jnp.asarray(temperature, _wide(student).dtype)
+    log_p = jax.nn.log_softmax(_wide(teacher) / tau)
+    log_q = jax.nn.log_softmax(_wide(student) / tau)
+    each = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return tau * tau * _masked_mean(each, mask)
+
+
+def cosine_distance(
+    teacher: jax.Array, student: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Mean of ``1 - cos(teacher, student)`` over features [..., d], in [0, 2].
+
+    >>> print(cosine_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
+    1.0
+    """
+    x, y = _wide(teacher), _wide(student)
+    sizes = linalg.root(jnp.sum(x * x, -1)) * linalg.root(jnp.sum(y * y, -1))
+    return _masked_mean(1 - linalg.divide(jnp.sum(x * y, axis=-1), sizes), mask)
+
+
+def squared_distance(
+    teacher: jax.Array, student: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Mean of ``||teacher - student||^2 / d`` over features [..., d].
+
+    >>> print(squared_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
+    5.0
+    """
+    apart = _wide(teacher) - _wide(student)
+    return _masked_mean(jnp.mean(apart * apart, axis=-1), mask)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return jnp.mean(values)
+    count = jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1)
+    return jnp.sum(jnp.where(mask, values, 0)) / count
+
+
 def row_basis(a: jax.Array) -> jax.Array:
     """Orthonormal basis of the row space of A: [..., r, n] -> [..., n, min(r, n)].
 

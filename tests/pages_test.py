@@ -1,12 +1,14 @@
 """The README and the pages of docs/: names, paths, links, tables and commands."""
 
+import doctest
 import re
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 from cli_samples import document, refuse, succeed
-from documented import DOCS
+from documented import DOCS, code_of
 from reference import ROOT
 
 import jaxmerge as jm
@@ -16,6 +18,7 @@ from jaxmerge.spec.steps import names_of
 pytest_plugins = ["statistics_fixtures"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")])
 CHANGES = "CHANGELOG.md"  # names what is gone
+ADDED = re.compile(r"/(mag_max|module_scale)(_test)?\.py")  # by contributing.md
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -57,7 +60,7 @@ def test_links_lead_somewhere(page):
 def test_paths_exist(page):
     path = r"`((?:jaxmerge|tests|experiments|benchmarks|docs)/[\w/.*]+)`"
     for named in re.findall(path, page.read_text()):
-        assert list(ROOT.glob(named.rstrip("/"))), named
+        assert ADDED.search(named) or list(ROOT.glob(named.rstrip("/"))), named
 
 
 def test_the_readme_names_every_step_and_no_other():
@@ -77,6 +80,15 @@ def test_the_page_of_methods_has_the_table_of_methods():
     for name in names_of("rule", "rule transform", "merger", "learned merger"):
         if name not in ("elect", "trim"):  # steps of TIES, which has its own page
             assert re.search(rf"\b{name}\b", by_paper), name
+
+
+def test_the_functions_that_contributing_adds():
+    page = code_of("contributing.md")
+    for function in (page.mag_max, page.module_scale):
+        (test,) = doctest.DocTestFinder().find(function, globs=dict(vars(page)))
+        with jax.enable_x64(False):
+            assert doctest.DocTestRunner().run(test).failed == 0
+        assert test.examples
 
 
 @pytest.mark.usefixtures("as_a_user")

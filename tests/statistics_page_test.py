@@ -24,6 +24,7 @@ page = code_of(PAGE)
 @pytest.mark.usefixtures("as_a_user")
 def test_the_commands_of_the_page(place, monkeypatch):
     shutil.rmtree(place / "stats")
+    (place / "in").rename(place / "runs")
     monkeypatch.chdir(place)
     lines = re.findall(r"^\$ jaxmerge (.*)$", (DOCS / PAGE).read_text(), re.M)
     assert len(lines) == 7
@@ -54,6 +55,8 @@ def test_any_model_can_be_measured_from_python(tmp_path):
     }
     merged = page.merged(tmp_path / "stats", stacks, ["b", "a"], statistics)
     stacked = jm.stack_moments([statistics["b"], statistics["a"]])
+    in_pieces = page.merged_in_pieces(stacks, stacked)
     for name in modules:
         expected = jm.regmean(stacks[name], stats=stacked[name], ridge=0.01)
         assert distance(jm.dense(merged[name]), jm.dense(expected)) < 1e-5
+        assert distance(jm.dense(in_pieces[name]), jm.dense(expected)) < 1e-5

@@ -1,7 +1,8 @@
-# make demo   set everything up and run the demonstration
+# make demo   set everything up and run the demonstration; OUT=<folder> for its results
 # make test   set everything up and run all tests
 
 PYTHON ?= python3
+OUT ?= demo_out
 VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS := 1
@@ -21,11 +22,12 @@ $(VENV)/test.stamp: pyproject.toml
 	touch $@
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/jaxmerge demo
+	$(BIN)/python -m experiments.digits8.demo --out $(OUT)
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: $(VENV)/test.stamp

@@ -25,7 +25,8 @@ import typer
 
 import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exam, own_accuracies
-from experiments.finetune import finetune, lora_shapes
+from experiments.finetune import finetune
+from experiments.lora import lora_shapes
 from experiments.methods import METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import candidates, merged

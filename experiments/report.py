@@ -16,6 +16,7 @@ import typer
 from matplotlib.figure import Figure
 
 from experiments.records import Records
+from experiments.tables import markdown_table
 
 HERE = Path(__file__).parent
 
@@ -93,9 +94,10 @@ def markdown(
 
     ``brief`` leaves out what was chosen and the seconds.
     """
-    head = ["method", *tasks, "mean", "mean accuracy", "chosen on validation", "s"]
-    rule = ["---", *["---:"] * (len(tasks) + 2), "---", "---:"]
-    rows = [head, rule]
+    measured = [*tasks, "mean", "mean accuracy"]
+    head = ["method", *(f"{column}>" for column in measured)]
+    head += [] if brief else ["chosen on validation", "s>"]
+    rows = []
     for line in (base, *lines):
         spread = "" if line.spread is None else f" ± {line.spread:.1f}"
         rows.append(
@@ -104,12 +106,11 @@ def markdown(
                 *(f"{value:.1f}" for value in line.normalised),
                 f"**{line.mean:.1f}**{spread}",
                 f"{line.accuracy:.1f}",
-                f"`{line.chosen}`".replace("|", "\\|") if line.chosen else "",
+                f"`{line.chosen}`" if line.chosen else "",
                 f"{line.seconds:.0f}",
             ]
         )
-    kept = [row[:-2] if brief else row for row in rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in kept)
+    return markdown_table(head, [row[: len(head)] for row in rows])
 
 
 def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> None:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.records import Records
+from experiments.tables import markdown_table
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -48,8 +49,7 @@ class Results:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table([head[0], *(f"{column}>" for column in head[1:])], rows)
 
 
 def unseen(results: Results) -> str:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.osrm import CURVE, MERGES
 from experiments.records import Records
+from experiments.tables import markdown_table
 from jaxmerge.spec import parse
 
 HERE = Path(__file__).parent
@@ -56,9 +57,8 @@ def starts(records: Records) -> list[str]:
 def markdown(records: Records) -> str:
     """Rows: what was measured on test. Columns: starts. Spread over seeds."""
     names = starts(records)
-    table = [["mean accuracy on test, %", *names], ["---", *["---:"] * len(names)]]
     own = [records.all(kind="own", start=name, part="test") for name in names]
-    table.append(["own adapters", *(_spread(means(rows)) for rows in own)])
+    table = [["own adapters", *(_spread(means(rows)) for rows in own)]]
     for method in MERGES:
         cells = []
         for name in names:
@@ -70,7 +70,8 @@ def markdown(records: Records) -> str:
         rows = [records.all(kind=kind, start=name) for name in names]
         cells = [_spread(np.array([leaked(row) for row in found])) for found in rows]
         table.append([f"{shown} on other tasks' inputs, % of own", *cells])
-    return "".join(f"| {' | '.join(row)} |\n" for row in table)
+    head = ["mean accuracy on test, %", *(f"{name}>" for name in names)]
+    return markdown_table(head, table)
 
 
 def draw(path: Path, records: Records) -> None:

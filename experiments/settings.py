@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.finetune import Augment, Lora, Recipe
+from experiments.finetune import Augment, Recipe
+from experiments.lora import Lora
 from experiments.suite import Suite
 
 

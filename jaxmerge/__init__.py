@@ -4,6 +4,7 @@ The main jobs, each from folders to a folder or a report, as the command line do
 
 * `merge`: adapters into one adapter, by a pipeline such as ``"tsv|core|scale(0.2)"``;
 * `learn`: the same with coefficients learned from inputs without labels;
+* `evaluate`: a merge on every task, beside the base and the own adapters;
 * `check`: is each adapter, alone, better than its base;
 * `collect`: statistics of inputs, for the merges that need them;
 * `inspect`: norms, spectra, and what adapters have in common;
@@ -23,25 +24,31 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from jaxmerge.api import *  # noqa: F403
-
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:  # what follows would let any name pass
+    from jaxmerge import jobs as jobs
+    from jaxmerge import learning as learning
+    from jaxmerge import mergers as mergers
+    from jaxmerge import spec as spec
+    from jaxmerge import stats as stats
+    from jaxmerge import types as types
+    from jaxmerge.api import *  # noqa: F403
+else:
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name != "__all__":
-        raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
-    if find_spec(f"jaxmerge.{name}"):  # one module asks for another while it loads
-        return import_module(f"jaxmerge.{name}")
-    api = import_module("jaxmerge.api")
-    if not hasattr(api, name):
-        near = get_close_matches(name, api.__all__, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}{meant}")
-    globals()[name] = value = getattr(api, name)
-    return value
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
+        if find_spec(f"jaxmerge.{name}"):  # one module asks for another while it loads
+            return import_module(f"jaxmerge.{name}")
+        api = import_module("jaxmerge.api")
+        if not hasattr(api, name):
+            near = get_close_matches(name, api.__all__, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}{meant}")
+        globals()[name] = value = getattr(api, name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__getattr__("__all__")])
+    return sorted([*globals(), *import_module("jaxmerge.api").__all__])

@@ -4,6 +4,7 @@ from jaxmerge import diagnostics, io, linalg, models, reports, tasks
 from jaxmerge.jobs.checking import check
 from jaxmerge.jobs.collecting import collect
 from jaxmerge.jobs.converting import convert
+from jaxmerge.jobs.evaluating import evaluate
 from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
@@ -11,17 +12,28 @@ from jaxmerge.jobs.planning import plan
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
 from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
-from jaxmerge.learning.entropies import entropies
+from jaxmerge.learning.distillation import (
+    Taught,
+    distillation,
+    feature_distillation,
+    teacher_answers,
+)
+from jaxmerge.learning.entropies import entropies, information
 from jaxmerge.learning.fit import Fitted, History, Progress, fit
 from jaxmerge.learning.null_space import null_space_ratios
 from jaxmerge.learning.objectives import (
+    cosine_distance,
+    divergence,
     effective_rank,
     entropy,
     linear_scalarisation,
+    mean_prediction_entropy,
     null_space_ratio,
     row_basis,
     smooth_tchebycheff,
+    squared_distance,
 )
+from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
 from jaxmerge.mapping import map_modules, module_mesh
 from jaxmerge.mergers.balance import balance, balanced
@@ -108,7 +120,8 @@ from jaxmerge.updates import (
 
 __all__ = [
     # the main jobs, from folders to a folder
-    "merge", "learn", "check", "collect", "inspect", "plan", "convert", "verify",
+    "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
+    "verify",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",
@@ -139,10 +152,13 @@ __all__ = [
     # what can be asked of a stack
     "task_norms", "task_updates",
     # learned coefficients, and objectives without labels
-    "Fitted", "History", "Progress", "adamerging", "compose", "entropies", "fit",
-    "null_space_ratios", "single_adapter_losses", "tara_a", "tara_b",
-    "effective_rank", "entropy", "linear_scalarisation", "null_space_ratio",
-    "row_basis", "smooth_tchebycheff",
+    "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
+    "distillation",
+    "entropies", "feature_distillation", "fit", "information", "null_space_ratios",
+    "search_start", "single_adapter_losses", "tara_a", "tara_b", "teacher_answers",
+    "cosine_distance", "divergence", "effective_rank", "entropy",
+    "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio", "row_basis",
+    "smooth_tchebycheff", "squared_distance",
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 _HIGHEST = lax.Precision.HIGHEST
+Arrays = tuple[jax.Array, ...]
+Triple = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def einsum(spec: str, *operands: jax.Array) -> jax.Array:
@@ -54,7 +56,7 @@ def root(x: jax.Array) -> jax.Array:
     return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
 
 
-def rank_tolerance(dtype) -> float:
+def rank_tolerance(dtype: DTypeLike) -> float:
     """Singular values up to this share of the largest one count as zero."""
     return 16.0 * float(jnp.finfo(dtype).eps)
 
@@ -65,8 +67,8 @@ def nonzero_directions(values: jax.Array) -> jax.Array:
 
 
 def _of_each_matrix(
-    decompose: Callable[[jax.Array], tuple[jax.Array, ...]], factors: str
-) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+    decompose: Callable[[jax.Array], Arrays], factors: str
+) -> Callable[[jax.Array], Arrays]:
     """Decomposes [..., m, n]; on a CPU one matrix after the other.
 
     Routines differ in what they make of values that are not finite, and may not end:
@@ -80,7 +82,7 @@ def _of_each_matrix(
     )
 
     @jax.jit
-    def decompose_all(x):
+    def decompose_all(x: jax.Array) -> Arrays:
         finite = jnp.all(jnp.isfinite(x), axis=(-2, -1))
         found = lax.platform_dependent(
             jnp.where(finite[..., None, None], x, 0), cpu=one_by_one, default=decompose
@@ -108,7 +110,8 @@ def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     >>> print(eigh(jnp.diag(jnp.array([2.0, 1.0])))[0])
     [1. 2.]
     """
-    return _symmetric_eigen(jax.lax.stop_gradient(x))
+    values, vectors = _symmetric_eigen(jax.lax.stop_gradient(x))
+    return values, vectors
 
 
 @jax.custom_jvp
@@ -144,7 +147,7 @@ def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 @svd.defjvp
-def _svd_jvp(primals, tangents):
+def _svd_jvp(primals: Arrays, tangents: Arrays) -> tuple[Triple, Triple]:
     (x,), (dx,) = primals, tangents
     u, s, vt = svd(x)
     tangent = _svd_tangents(
@@ -182,7 +185,7 @@ def svd_of_product(
 
 
 @svd_of_product.defjvp
-def _svd_of_product_jvp(primals, tangents):
+def _svd_of_product_jvp(primals: Arrays, tangents: Arrays) -> tuple[Triple, Triple]:
     (b, a), (db, da) = primals, tangents
     u, s, vt = svd_of_product(b, a)
     v, at, dat = transpose(vt), transpose(a), transpose(da)
@@ -214,7 +217,7 @@ def polar(x: jax.Array) -> jax.Array:
 
 
 @polar.defjvp
-def _polar_jvp(primals, tangents):
+def _polar_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     u, s, vt = svd(x)
     v, inverse = transpose(vt), divide(1, s)
@@ -239,7 +242,9 @@ def keep_directions(
     )
 
 
-def _svd_tangents(u, s, vt, dx_v, dxt_u):
+def _svd_tangents(
+    u: jax.Array, s: jax.Array, vt: jax.Array, dx_v: jax.Array, dxt_u: jax.Array
+) -> Triple:
     """Tangents of u, s, vt from ``dx @ v`` and ``dx.T @ u``."""
     v = transpose(vt)
     small = matmul(transpose(u), dx_v)

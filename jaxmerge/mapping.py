@@ -5,7 +5,7 @@ equal shape and ranks go through one compiled, vectorised program.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -15,12 +15,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 # A program is found again by the function that it was compiled from, so these are kept.
 _kept_functions = lru_cache(maxsize=64)
 
 
-def module_mesh(devices: list | None = None) -> Mesh:
+def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with one axis, ``modules``, over the given devices (all unless given)."""
     devices = devices or jax.devices()
     return jax.make_mesh(
@@ -29,14 +30,14 @@ def module_mesh(devices: list | None = None) -> Mesh:
 
 
 def map_modules(
-    fn: Callable[..., Any],
+    fn: Callable[..., Result],
     modules: Mapping[str, Tree],
     *rest: Mapping[str, Any],
     key: jax.Array | None = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
     **extra: Any,
-) -> dict[str, Any]:
+) -> dict[str, Result]:
     """Applies a function, usually a `Merger`, to every module of a model.
 
     Args:
@@ -83,7 +84,7 @@ def map_modules(
 
     if chunk is None and jax.default_backend() == "cpu":
         chunk = 1
-    results = {}
+    results: dict[str, Result] = {}
     for names in groups.values():
         keys = None if key is None else module_keys(key, names)
         stacked = jax.tree.map(
@@ -105,8 +106,14 @@ def module_keys(key: jax.Array, names: list[str]) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _run(fn, chunk, stacked, keys, extra):
-    def one(args):
+def _run(
+    fn: Callable[..., Any],
+    chunk: int | None,
+    stacked: Any,
+    keys: jax.Array | None,
+    extra: dict[str, Any],
+) -> Any:
+    def one(args: tuple[Any, jax.Array | None]) -> Any:
         tree, key = args
         return fn(*tree, **extra) if key is None else fn(*tree, key=key, **extra)
 
@@ -115,7 +122,14 @@ def _run(fn, chunk, stacked, keys, extra):
     return jax.lax.map(one, (stacked, keys), batch_size=None if chunk == 1 else chunk)
 
 
-def _run_on_mesh(fn, chunk, mesh, stacked, keys, extra):
+def _run_on_mesh(
+    fn: Callable[..., Any],
+    chunk: int | None,
+    mesh: Mesh,
+    stacked: Any,
+    keys: jax.Array | None,
+    extra: dict[str, Any],
+) -> Any:
     count, devices = jax.tree.leaves(stacked)[0].shape[0], mesh.shape["modules"]
     order = np.arange(-(-count // devices) * devices) % count
     sharding = NamedSharding(mesh, PartitionSpec("modules"))
@@ -126,7 +140,14 @@ def _run_on_mesh(fn, chunk, mesh, stacked, keys, extra):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _run_sharded(fn, chunk, mesh, stacked, keys, extra):
+def _run_sharded(
+    fn: Callable[..., Any],
+    chunk: int | None,
+    mesh: Mesh,
+    stacked: Any,
+    keys: jax.Array | None,
+    extra: dict[str, Any],
+) -> Any:
     local = jax.shard_map(
         partial(_run, fn, chunk),
         mesh=mesh,

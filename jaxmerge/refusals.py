@@ -60,9 +60,11 @@ class Refusal(ValueError):
       *parts: words and options, in their order.
     """
 
+    message: Message
+
     def __init__(self, *parts: str | Option):
         self.message = Message(parts)
         super().__init__(str(self.message))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Refusal"], tuple[str | Option, ...]]:
         return type(self), tuple(self.message)

@@ -159,9 +159,9 @@ def task_norms(stack: AdapterStack) -> jax.Array:
     return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
 
 
-def _precision(dtype, name):
+def _precision(dtype: Any, name: str) -> np.dtype:
     dtype = np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(
             f"{name}: no decompositions in {dtype.name}; leave dtype out, then factors "
             "of any dtype are computed in float32, or give float64"

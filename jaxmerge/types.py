@@ -34,10 +34,11 @@ hyper-parameters with ``functools.partial``, each to its own function:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -63,6 +64,18 @@ class AdapterStack:
         """Indices of the tasks that adapt this module."""
         return tuple(t for t, rank in enumerate(self.ranks) if rank > 0)
 
+    if TYPE_CHECKING:  # flax makes it
+
+        def replace(
+            self,
+            *,
+            a: jax.Array = ...,
+            b: jax.Array = ...,
+            ranks: tuple[int, ...] = ...,
+        ) -> "AdapterStack":
+            """The same stack with other values in the given fields."""
+            ...
+
 
 class LowRank(NamedTuple):
     """A matrix ``b @ a`` kept as its factors."""
@@ -72,24 +85,25 @@ class LowRank(NamedTuple):
 
 
 Update = jax.Array | LowRank  # a dense update is just an array [m, n]
+RealLike = float | np.integer[Any] | np.floating[Any] | np.ndarray | jax.Array
 
 
 class Rule(Protocol):
     """Merges T matrices: [T, p, q] -> [p, q]."""
 
-    def __call__(self, matrices: jax.Array, **extra: Any) -> jax.Array: ...
+    def __call__(self, matrices: jax.Array, /, **extra: Any) -> jax.Array: ...
 
 
 class Merger(Protocol):
     """Merges the T adapters of one module into one update."""
 
-    def __call__(self, stack: AdapterStack, **extra: Any) -> Update: ...
+    def __call__(self, stack: AdapterStack, /, **extra: Any) -> Update: ...
 
 
 class Post(Protocol):
     """Changes a merged update; ``stack`` holds the adapters it came from."""
 
-    def __call__(self, update: Update, **extra: Any) -> Update: ...
+    def __call__(self, update: Update, /, **extra: Any) -> Update: ...
 
 
 class ModelMerger(Protocol):
@@ -100,7 +114,7 @@ class ModelMerger(Protocol):
     """
 
     def __call__(
-        self, stacks: Mapping[str, AdapterStack], **extra: Any
+        self, stacks: Mapping[str, AdapterStack], /, **extra: Any
     ) -> dict[str, Update]: ...
 
 

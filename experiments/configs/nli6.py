@@ -9,7 +9,8 @@ Candidates are measured on the first 200 validation pairs of every task, the cho
 on the first 1,000 test pairs. Learned merges see validation pairs without labels.
 """
 
-from experiments.finetune import Lora, Recipe
+from experiments.finetune import Recipe
+from experiments.lora import Lora
 from experiments.nli6.suite import load_suite
 from experiments.settings import Settings, Training
 

@@ -76,6 +76,16 @@ class Exam(NamedTuple):
     choices: jax.Array  # [tasks, classes], False for classes that a head lacks
     labels: jax.Array  # [tasks, N]
 
+    def of_task(self, task: int) -> "Exam":
+        """The exam of one task, by its number."""
+        count, only = self.labels.shape[1], slice(task, task + 1)
+        return Exam(
+            images=self.images[task * count : (task + 1) * count],
+            heads=self.heads[only],
+            choices=self.choices[only],
+            labels=self.labels[only],
+        )
+
 
 def make_exam(
     tasks: dict[str, Task], split: Split, heads: dict[str, jax.Array]

@@ -1,12 +1,14 @@
 """The table and the plot of the demonstration."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from experiments.digits8.results import Result
 from jaxmerge.reports.tables import table
@@ -55,6 +57,13 @@ def lines(
     )
     yield f"The best of low rank on validation is saved: {saved.pipeline}"
     yield f"Results, plot and that adapter are in {out} ({seconds:.0f} s)"
+
+
+def show(parts: Iterable[Any]) -> None:
+    """Prints lines and tables, which a file gets at their full width."""
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from experiments.digits8.data import Split
-from experiments.finetune import Lora
+from experiments.lora import Lora
 
 Variation = Callable[[np.ndarray], np.ndarray]  # [N, 8, 8] -> [N, 8, 8]
 

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import optax
 import typer
 
-from experiments import finetune
 from experiments.digits8.data import SIZES, augment, load_splits
 from experiments.digits8.model import (
     CONFIG,
@@ -34,7 +33,8 @@ from experiments.digits8.model import (
     save_base,
 )
 from experiments.digits8.tasks import TASKS, Task, unchanged
-from experiments.finetune import Factors, Lora, fit, save_adapter, scaled
+from experiments.finetune import fit
+from experiments.lora import Lora, initial_factors, save_adapter, scaled
 from jaxmerge.models import init_vision, with_updates
 
 COPIES = 16
@@ -49,8 +49,8 @@ def cross_entropy(embeddings: jax.Array, head: Any, labels: jax.Array) -> jax.Ar
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
-def initial_factors(lora: Lora, key: jax.Array) -> Factors:
-    """The first factors of the layers that an adapter has."""
+def layer_shapes(lora: Lora) -> dict[str, tuple[int, int]]:
+    """Sizes (m, n) of the layers that an adapter has, in the order of the draws."""
     width, inner = CONFIG.hidden_size, CONFIG.intermediate_size
     sizes = {"fc1": (inner, width), "fc2": (width, inner)}
     shapes = {}
@@ -59,7 +59,7 @@ def initial_factors(lora: Lora, key: jax.Array) -> Factors:
             part = "mlp" if target in sizes else "self_attn"
             name = f"vision_model.encoder.layers.{layer}.{part}.{target}"
             shapes[name] = sizes.get(target, (width, width))
-    return finetune.initial_factors(shapes, lora.rank, key)
+    return shapes
 
 
 def counts(tasks: dict[str, Task], split: str, base: Any, updates: Any) -> list[int]:
@@ -98,7 +98,8 @@ def main(
             embeddings = model(base.params, images)
             return cross_entropy(embeddings, base.heads[task.head], labels)
 
-        initial = initial_factors(task.lora, keys[2 + 2 * index])
+        shapes, rank = layer_shapes(task.lora), task.lora.rank
+        initial = initial_factors(shapes, rank, keys[2 + 2 * index])
         key, examples = keys[3 + 2 * index], task.examples(train)
         factors = fit(loss, initial, examples, key=key, **ADAPTATION)
         save_adapter(out / "adapters" / name, factors, task.lora, base=BASE_NAME)

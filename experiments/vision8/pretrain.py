@@ -24,6 +24,7 @@ from jaxmerge.models import VisionConfig, init_vision
 from jaxmerge.models.vit import Embeddings, Encoder
 
 BATCH, CHUNK, SHIFT = 64, 250, 3
+SAMPLE = 4096  # images that descriptors are standardised by
 CELLS, DIRECTIONS = 8, 8
 RATE, DECAY, WARMUP, CLIP = 1e-3, 0.05, 0.03, 1.0
 
@@ -131,7 +132,7 @@ def pretrain(
         optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=DECAY)
     )
     sample = pool.pixels[
-        np.random.default_rng(seed).integers(len(pool.pixels), size=4096)
+        np.random.default_rng(seed).integers(len(pool.pixels), size=SAMPLE)
     ]
     descriptors = describe(normalise(jnp.asarray(sample)))
     mean = descriptors.mean(0, keepdims=True)

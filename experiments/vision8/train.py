@@ -17,7 +17,8 @@ import jax
 import typer
 
 from experiments.evaluation import accuracies, make_exam, own_accuracies
-from experiments.finetune import Lora, Recipe, finetune
+from experiments.finetune import Recipe, finetune
+from experiments.lora import Lora
 from experiments.suite import Suite
 from experiments.vision8.heads import fit_heads
 from experiments.vision8.pretrain import pretrain, vary

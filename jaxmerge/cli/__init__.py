@@ -9,6 +9,7 @@ from jaxmerge.cli import (
     check,
     collect,
     convert,
+    evaluate,
     inspect,
     learn,
     merge,
@@ -19,7 +20,7 @@ from jaxmerge.cli import (
 from jaxmerge.cli.exits import Commands
 from jaxmerge.runtime import limit_threads
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=Commands,
     add_completion=False,
     rich_markup_mode=None,
@@ -45,11 +46,11 @@ def options(
     """Merge LoRA adapters exactly: PEFT folders in, one PEFT folder out."""
 
 
-for command in (
+for _command in (
     *(merge.merge, collect.collect, learn.learn, plan.plan, inspect.inspect),
-    *(check.check, convert.convert, verify.verify, methods.methods),
+    *(check.check, evaluate.evaluate, convert.convert, verify.verify, methods.methods),
 ):
-    app.command()(command)
+    app.command()(_command)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,9 @@ class Console:
                 console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+    def progress(
+        self, title: str, total: int
+    ) -> Generator[Callable[..., None], None, None]:
         """A progress bar on stderr; gives what advances it: ``(steps, title=None)``.
 
         Silent with --quiet, with --json, or where stderr is not a terminal.

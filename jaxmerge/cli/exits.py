@@ -60,8 +60,9 @@ def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of what ended a command."""
     if isinstance(error, typer.Abort):
         return INTERRUPTED, "interrupted"
-    if hasattr(error, "format_message"):  # what typer says about the command line
-        return BAD_INPUT, f"{error.format_message()} (see --help)"
+    format_message = getattr(error, "format_message", None)
+    if callable(format_message):  # what typer says about the command line
+        return BAD_INPUT, f"{format_message()} (see --help)"
     if isinstance(error, CommandError):
         return error.code, str(error)
     if isinstance(error, Refusal):

@@ -183,8 +183,9 @@ def with_read_options(
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=keyword) for p in (*own, *flags.values())]
-    run.__signature__ = signature.replace(parameters=parameters)
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    signed: Any = run  # typer reads these two
+    signed.__signature__ = signature.replace(parameters=parameters)
+    signed.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,16 @@ if TYPE_CHECKING:
 
 
 class Loss(StrEnum):
+    distillation = "distillation"
+    features = "features"
     entropy = "entropy"
+    information = "information"
     null_space = "null-space"
+
+
+class Start(StrEnum):
+    auto = "auto"
+    method = "method"
 
 
 class Objective(StrEnum):
@@ -74,10 +83,22 @@ def learn(
     loss: Annotated[
         Loss,
         typer.Option(
-            help="Loss of each task: the entropy of its predictions, or the share of "
-            "the inputs that its adapter no longer sees (NSC), which needs no heads."
+            help="Loss of each task: divergence from the predictions of its own "
+            "adapter, distance from the features of its own adapter, entropy of the "
+            "predictions (as in the papers), the same less the entropy of their mean, "
+            "or the share of the inputs that its adapter no longer sees (NSC)."
         ),
-    ] = Loss.entropy,
+    ] = Loss.distillation,
+    start: Annotated[
+        Start,
+        typer.Option(
+            help="Begin at the scale that serves the objective best, or with the "
+            "number that the pipeline gives as initial."
+        ),
+    ] = Start.auto,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the predictions that are compared.")
+    ] = 1.0,
     objective: Annotated[
         Objective | None,
         typer.Option(
@@ -99,7 +120,13 @@ def learn(
             "only."
         ),
     ] = 1.0,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate; 0.005 for losses with a teacher, otherwise 0.001, "
+            "unless given."
+        ),
+    ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Number of steps of the optimiser.")
     ] = 500,
@@ -136,10 +163,10 @@ def learn(
 ) -> None:
     """Learn how to merge adapters, from inputs without labels.
 
-    Coefficients are fitted through the base model so that the merged model is sure of
-    its predictions on every task, or that every adapter still sees its inputs. If the
-    command is stopped, the same command goes on from the last checkpoint. Exit code 1
-    if the fit diverges.
+    Coefficients are fitted through the base model so that the merged model says of the
+    inputs of every task what the task's own adapter says of them; --loss chooses
+    another guide. If the command is stopped, the same command goes on from the last
+    checkpoint. Exit code 1 if the fit diverges.
     """
     start_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
@@ -158,6 +185,8 @@ def learn(
             text_heads=text_heads,
             shared=shared,
             loss=loss.value,
+            start=start.value,
+            temperature=temperature,
             objective=objective.value if objective else "",
             preference=numbers(preference, "--preference"),
             alpha=alpha,
@@ -185,18 +214,27 @@ def learn(
     console.result(found.to_json(), lambda: _lines(found))
 
 
-def _lines(found: "Learnt"):
+def _lines(found: "Learnt") -> Iterator[str]:
     recipe, saved = found.recipe, found.saved
     adapters, modules = len(found.adapters), len(saved.energy)
     yield f"{saved.path}: {adapters} adapters merged, {modules} modules"
     optimizer = recipe.pipeline.published.optimizer
     steps = f"{recipe.steps} steps of {optimizer} at {recipe.rate:g}"
     yield f"  learned   {recipe.pipeline.text}, {steps}"
+    if found.outcome.start is not None:
+        yield f"  start     all coefficients {found.outcome.start:.3g}, found by search"
     ends = found.objective
     yield f"  objective {recipe.objective}, {ends['first']:.4f} to {ends['last']:.4f}"
     for task, loss in found.losses.items():
         yield (
-            f"  {recipe.loss:<9} {task}: {loss['first']:.4f} to {loss['last']:.4f}, "
+            f"  {recipe.loss} of {task}: {loss['first']:.4f} to {loss['last']:.4f}, "
             f"{loss['alone']:.4f} with its own adapter alone"
+        )
+    for task, then in found.outcome.before.items():
+        now = found.outcome.after[task]
+        yield (
+            f"  predicts  {task}: entropy of the mean {then.mean_entropy:.3f} to "
+            f"{now.mean_entropy:.3f}, largest class {then.largest_share:.1%} to "
+            f"{now.largest_share:.1%}"
         )
     yield from written_lines(saved, found.size, found.seconds, found.notes)

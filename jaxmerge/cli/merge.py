@@ -1,5 +1,6 @@
 """``jaxmerge merge``: adapter folders in, one adapter folder out."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,7 +172,7 @@ def merge(
     console.result(found.to_json(), lambda: _lines(found))
 
 
-def _lines(found: "Merged"):
+def _lines(found: "Merged") -> Iterator[str]:
     pipeline, statistics = found.recipe.pipeline, found.recipe.statistics
     adapters, modules = len(found.adapters), len(found.saved.energy)
     yield f"{found.saved.path}: {adapters} adapters merged, {modules} modules"
@@ -185,7 +186,7 @@ def _lines(found: "Merged"):
 
 def written_lines(
     saved: "SaveReport", count: int, seconds: float, notes: tuple[str, ...]
-):
+) -> Iterator[str]:
     """What was written, for people."""
     if saved.rank:
         needed = saved.max_lora_rank

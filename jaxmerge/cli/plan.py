@@ -1,6 +1,7 @@
 """``jaxmerge plan``: what a merge would meet, from headers alone."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +48,7 @@ def show(console: Console, found: "Planned") -> None:
         raise Refusal(*conflicts[0].message, more)
 
 
-def _lines(found: "Planned"):
+def _lines(found: "Planned") -> Iterator[Any]:
     plan = found.plan
     if found.recipe is not None:
         yield f"dry run: {found.out} is not written"

@@ -11,12 +11,11 @@ import numpy as np
 
 from jaxmerge.io import Adapters
 from jaxmerge.learning.objectives import entropy
-from jaxmerge.models import with_updates
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base
-from jaxmerge.tasks.batching import batch_of, row_groups
-from jaxmerge.tasks.heads import head_shape
+from jaxmerge.tasks.predict import predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
+from jaxmerge.types import Update
 
 SIGNIFICANT = 0.05  # two-sided p below which a difference is called clear
 
@@ -138,29 +137,11 @@ def alone(
     Raises:
       ValueError: a model whose logits are not finite.
     """
+    predict = predictor(base, heads, unlabeled, batch=batch, report=report)
+    each = jax.vmap(partial(entropy, logit_scale=logit_scale))
 
-    @jax.jit
-    def features(params: Any, updates: Any, inputs: Any) -> jax.Array:
-        return with_updates(base.apply, updates)(params, inputs)
-
-    def measure(task: str, updates: Any) -> Predictions:
-        classes, _ = head_shape(heads[task])
-        own, count = unlabeled.inputs[task], unlabeled.count(task)
-        logits = np.empty((count, classes), np.float32)
-        for rows in row_groups(base, own, batch):
-            filled_up = np.resize(rows, min(batch, count))  # all batches of one size
-            inputs = batch_of(base, own, filled_up)
-            found = base.logits(heads[task], features(base.params, updates, inputs))
-            logits[rows] = np.asarray(found)[: len(rows)]
-            if report is not None:
-                report(task, len(rows))
-        if not np.isfinite(logits).all():
-            whose = f"with the adapter of {task}" if updates else "without adapters"
-            raise ValueError(
-                f"{base.folder}: {whose} the logits of {task} are not finite; look for "
-                "weights that are far too large"
-            )
-        each = jax.vmap(partial(entropy, logit_scale=logit_scale))
+    def measure(task: str, updates: Mapping[str, Update]) -> Predictions:
+        logits = predict(task, updates)
         return Predictions(logits.argmax(axis=1), np.asarray(each(jnp.asarray(logits))))
 
     found = {}

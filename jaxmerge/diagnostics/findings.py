@@ -13,10 +13,6 @@ from jaxmerge.mapping import map_modules
 from jaxmerge.types import AdapterStack
 
 SHARE = 0.9  # of the energy, for which a rank is given
-_MEANS = (
-    *("sum_of_ranks", "sum_of_directions", "directions", "updates"),
-    *("overlap_b", "random_b", "overlap_a", "random_a", "rank_for_share"),
-)
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def find(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> Findings:
 def _of_module(found: Diagnosis) -> Numbers:
     meet = np.triu(found.overlaps.random_b > 0, 1)
 
-    def over_pairs(matrix: np.ndarray) -> float | None:
+    def over_pairs(matrix: np.ndarray | jax.Array) -> float | None:
         return float(matrix[meet].mean()) if meet.any() else None
 
     return Numbers(
@@ -195,7 +191,10 @@ def _total(
 ) -> Numbers:
     """Means over modules; norms, signs and cosines of the model as a whole."""
 
-    def mean(name: str) -> float | None:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(numbers, name) for numbers in modules.values()]))
+
+    def mean_of_present(name: str) -> float | None:
         values = [getattr(numbers, name) for numbers in modules.values()]
         present = [value for value in values if value is not None]
         return float(np.mean(present)) if present else None
@@ -212,7 +211,15 @@ def _total(
     merged = np.linalg.norm([found.sum_norm for found in arrays.values()])
     entries = [np.prod(shapes[module]) for module in arrays]
     return Numbers(
-        **{name: mean(name) for name in _MEANS},
+        sum_of_ranks=mean("sum_of_ranks"),
+        sum_of_directions=mean("sum_of_directions"),
+        directions=mean("directions"),
+        updates=mean("updates"),
+        overlap_b=mean_of_present("overlap_b"),
+        random_b=mean_of_present("random_b"),
+        overlap_a=mean_of_present("overlap_a"),
+        random_a=mean_of_present("random_a"),
+        rank_for_share=mean("rank_for_share"),
         sign_conflict=over_pairs("sign_conflict"),
         any_conflict=float(
             np.average([d.signs.anywhere for d in arrays.values()], weights=entries)

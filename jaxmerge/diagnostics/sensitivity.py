@@ -13,6 +13,7 @@ from jaxmerge import linalg
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import (
     Losses,
+    Phis,
     Problem,
     Scalarise,
     batches_by_task,
@@ -180,7 +181,14 @@ def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
     return 1 - jnp.minimum(cosine, 1)
 
 
-def _row(problem, task, phis, bases, params, batch):
+def _row(
+    problem: Problem,
+    task: str,
+    phis: Phis,
+    bases: Mapping[str, Any],
+    params: Any,
+    batch: Any,
+) -> tuple[jax.Array, jax.Array]:
     loss = partial(one_loss, problem, task, bases, params, {task: batch})
     value, change = jax.value_and_grad(loss)(phis)
     return ravel_pytree(change)[0], value

@@ -49,9 +49,13 @@ def of_pair(pair: Pair) -> str:
     b, a = above(pair)
     if a >= SAME_START:
         return "same initial A"
-    return {"B": "B more shared", "A": "A more shared", "": "B and A alike"}.get(
-        _more_shared(b, a), "as if random"
-    )
+    match _more_shared(b, a):
+        case "":
+            return "B and A alike"
+        case None:
+            return "as if random"
+        case more:
+            return f"{more} more shared"
 
 
 def of_all(pairs: Sequence[Pair]) -> str:

@@ -58,13 +58,15 @@ _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
 }
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            home = import_module(f"jaxmerge.io.{module}")
-            globals()[name] = value = getattr(home, name)
-            return value
-    raise AttributeError(f"module 'jaxmerge.io' has no attribute {name!r}")
+if not TYPE_CHECKING:  # it would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            if name in names:
+                home = import_module(f"jaxmerge.io.{module}")
+                globals()[name] = value = getattr(home, name)
+                return value
+        raise AttributeError(f"module 'jaxmerge.io' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

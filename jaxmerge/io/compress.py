@@ -72,30 +72,29 @@ def compress(
     Returns:
       module -> factors. Low-rank updates that are not truncated keep theirs.
     """
-    if rank is None and energy is None:
-        return {module: _factors(update) for module, update in updates.items()}
-    svds = {
-        module: None if _fits(update, rank) else _decompose(module, update)
-        for module, update in updates.items()
-    }
+    if rank is not None:
+        return {
+            module: _factors(module, update)
+            if isinstance(update, LowRank) and update.b.shape[1] <= rank
+            else _cut(*_decompose(module, update), rank)
+            for module, update in updates.items()
+        }
     if energy is not None:
-        wanted = {module: _rank_for(svd[1], energy) for module, svd in svds.items()}
+        svds = {
+            module: _decompose(module, update) for module, update in updates.items()
+        }
+        wanted = {module: _rank_for(s, energy) for module, (_, s, _) in svds.items()}
         most = max(wanted.values())
-    return {
-        module: _factors(update)
-        if svds[module] is None
-        else _cut(*svds[module], rank or (wanted[module] if ragged else most))
-        for module, update in updates.items()
-    }
+        return {
+            module: _cut(*svd, wanted[module] if ragged else most)
+            for module, svd in svds.items()
+        }
+    return {module: _factors(module, update) for module, update in updates.items()}
 
 
-def _fits(update: Update, rank: int | None) -> bool:
-    return (
-        rank is not None and isinstance(update, LowRank) and update.b.shape[1] <= rank
-    )
-
-
-def _factors(update: LowRank) -> Compressed:
+def _factors(module: str, update: Update) -> Compressed:
+    if not isinstance(update, LowRank):
+        raise TypeError(f"module {module!r}: a dense update needs a rank or an energy")
     return Compressed(np.asarray(update.b), np.asarray(update.a))
 
 

@@ -63,7 +63,10 @@ class AdapterConfig:
             return 1.0
         nominal = self.init_rank if self.peft_type == "ADALORA" else rank
         pattern = matching_pattern(self.alpha_pattern, module)
-        alpha = self.alpha_pattern.get(pattern, self.alpha)
+        alpha = self.alpha_pattern.get(pattern)
+        alpha = self.alpha if alpha is None else alpha
+        if alpha is None:
+            raise AdapterError(f"{self.path}: no lora_alpha, so the scale is unknown")
         alpha = nominal if alpha == "rank" else alpha
         if self.peft_type == "ADALORA":
             return alpha / (nominal + 1e-5)
@@ -130,7 +133,7 @@ def parse_config(
             Option("assume_alpha", "rank", quoted=True),
             " for a scale of 1",
         )
-    if adalora and alpha != "rank" and alpha < 0:
+    if adalora and alpha is not None and alpha != "rank" and alpha < 0:
         raise AdapterError(f"{path}: AdaLoRA needs a positive lora_alpha")
     alphas = read.table("alpha_pattern")
     if adalora and alphas:

@@ -16,7 +16,7 @@ TORCH_FILE = "adapter_model.bin"
 _LARGEST_CONFIG = 16 * 2**20  # bytes
 
 
-def adapter_folder(folder: str | os.PathLike) -> Path:
+def adapter_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder as a path; AdapterError if there is none."""
     path = Path(folder)
     try:

@@ -42,7 +42,7 @@ class OpenAdapter:
 
 
 def open_adapters(
-    folders: Sequence[str | os.PathLike], options: ReadOptions
+    folders: Sequence[str | os.PathLike[str]], options: ReadOptions
 ) -> list[OpenAdapter]:
     """Opens every folder; AdapterError for the first that cannot be read exactly."""
     if isinstance(folders, str | os.PathLike):
@@ -77,7 +77,7 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _open_adapter(
-    name: str, folder: str | os.PathLike, path: Path, options: ReadOptions
+    name: str, folder: str | os.PathLike[str], path: Path, options: ReadOptions
 ) -> OpenAdapter:
     config, tensors, table = _open_files(path, options)
     if not table.modules:

@@ -26,7 +26,7 @@ class ReadOptions:
     vera_inputs: int | Mapping[str, int] | None = None
     layout: Literal["diffusers"] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
         check_head_policy(self.heads)
         if self.assume_alpha not in (None, "rank"):

@@ -40,7 +40,7 @@ Modules = Mapping[str, AdapterStack] | Mapping[str, Update]
 
 
 def save_orbax(
-    path: str | os.PathLike, value: Adapters | Modules, *, force: bool = False
+    path: str | os.PathLike[str], value: Adapters | Modules, *, force: bool = False
 ) -> None:
     """Saves adapters or merged updates as an orbax checkpoint.
 
@@ -71,7 +71,7 @@ def save_orbax(
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_orbax(path: str | os.PathLike) -> Adapters | dict[str, Any]:
+def load_orbax(path: str | os.PathLike[str]) -> Adapters | dict[str, Any]:
     """Reads what `save_orbax` wrote: the same value, static ranks and kinds included.
 
     Raises:
@@ -111,7 +111,7 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
     return leaves
 
 
-def _describe_modules(modules: Modules, leaves: list[Any]) -> dict[str, Any]:
+def _describe_modules(modules: Mapping[str, Any], leaves: list[Any]) -> dict[str, Any]:
     def put(leaf: Any) -> int:
         leaves.append(leaf)
         return len(leaves) - 1

@@ -109,7 +109,10 @@ class Plan:
 
 
 def plan_peft(
-    folders: Sequence[str | os.PathLike], *, read_tensors: bool = False, **options: Any
+    folders: Sequence[str | os.PathLike[str]],
+    *,
+    read_tensors: bool = False,
+    **options: Any,
 ) -> Plan:
     """Coverage, ranks, scales, conflicts and costs of merging PEFT adapters.
 
@@ -124,14 +127,14 @@ def plan_peft(
     Raises:
       AdapterError: one of the inputs cannot be read at all.
     """
-    options = ReadOptions(**options)
-    opened = open_adapters(folders, options)
-    found = tuple(conflicts(opened, options))
+    read = ReadOptions(**options)
+    opened = open_adapters(folders, read)
+    found = tuple(conflicts(opened, read))
     zeros: list[tuple[str, ...] | None] = [None] * len(opened)
     if read_tensors and not any(c.kind in ("shape", "layout") for c in found):
         from jaxmerge.io.read import assemble  # loads JAX, which headers do not need
 
-        zeros = [source.zero_modules for source in assemble(opened, options).sources]
+        zeros = [source.zero_modules for source in assemble(opened, read).sources]
     modules = _modules(opened)
     dtype = common_dtype(s.dtype for adapter in opened for s in adapter.specs.values())
     rank = max(module.total_rank for module in modules.values())

@@ -138,7 +138,7 @@ def checked_dtype(dtype: Any) -> np.dtype:
         found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     except TypeError:
         found = None
-    if found not in [np.dtype(allowed) for allowed in _DTYPES]:
+    if found is None or found not in [np.dtype(allowed) for allowed in _DTYPES]:
         raise AdapterError(
             given("dtype", dtype), ": expected float32, float16 or bfloat16"
         )

@@ -20,7 +20,7 @@ from jaxmerge.stacks import stack_adapters
 
 
 def load_peft(
-    folders: Sequence[str | os.PathLike],
+    folders: Sequence[str | os.PathLike[str]],
     *,
     heads: HeadPolicy = "error",
     assume_alpha: float | Literal["rank"] | None = None,

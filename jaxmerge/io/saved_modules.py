@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,6 @@ def head_modules(names: Iterable[str], like: Adapters) -> list[str]:
     return sorted(modules)
 
 
-def _listed(config: Mapping) -> list[str]:
+def _listed(config: Mapping[str, Any]) -> list[str]:
     value = config.get("modules_to_save") or []
     return [value] if isinstance(value, str) else value

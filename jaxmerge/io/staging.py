@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from jaxmerge.io.errors import AdapterError, listing
@@ -14,12 +14,12 @@ from jaxmerge.refusals import Option
 
 @contextlib.contextmanager
 def staged_folder(
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     *,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike] = (),
+    inputs: Sequence[str | os.PathLike[str]] = (),
     kind: Replaceable = ADAPTER,
-) -> Iterator[Path]:
+) -> Generator[Path, None, None]:
     """Gives a new folder beside ``out`` to fill; on success it becomes ``out``.
 
     Whatever happens inside, ``out`` is afterwards either the complete new folder or
@@ -59,10 +59,10 @@ def staged_folder(
 
 
 def check_target(
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     *,
     force: bool,
-    inputs: Sequence[str | os.PathLike],
+    inputs: Sequence[str | os.PathLike[str]],
     kind: Replaceable = ADAPTER,
 ) -> None:
     """Refuses what `staged_folder` would not replace; AdapterError says why."""
@@ -92,7 +92,7 @@ def check_target(
         )
 
 
-def _holds(folder: Path, path: str | os.PathLike) -> bool:
+def _holds(folder: Path, path: str | os.PathLike[str]) -> bool:
     """Whether a path is an existing folder or lies in it, by whatever names."""
     real = Path(path).resolve()
     return any(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
@@ -21,7 +22,7 @@ _FORMAT = "jaxmerge-moments-1"
 
 
 def save_moments(
-    path: str | os.PathLike, statistics: "Mapping[str, Statistics]"
+    path: str | os.PathLike[str], statistics: "Mapping[str, Statistics]"
 ) -> None:
     """Saves module -> `Moments` or `Sketch` of one task, or of tasks stacked.
 
@@ -54,7 +55,7 @@ def save_moments(
 
 
 def load_moments(
-    path: str | os.PathLike, modules: Iterable[str] | None = None
+    path: str | os.PathLike[str], modules: Iterable[str] | None = None
 ) -> "dict[str, Statistics]":
     """Reads what `save_moments` wrote, with the modules in order of their names.
 
@@ -90,15 +91,16 @@ def load_moments(
     return statistics
 
 
-def _kinds():
+def _kinds() -> "dict[tuple[str, ...], type[Statistics]]":
     from jaxmerge.stats.moments import Moments, Sketch  # flax, only where it is needed
 
     return {kind._fields: kind for kind in (Moments, Sketch)}
 
 
-def _finite(file, key):
+def _finite(file: SafetensorsFile, key: str) -> jax.Array:
     array = file.read(key)
-    if array.dtype not in (np.float32, np.float64) or not np.all(np.isfinite(array)):
+    kinds = (np.dtype(np.float32), np.dtype(np.float64))
+    if array.dtype not in kinds or not np.all(np.isfinite(array)):
         raise AdapterError(f"{file.path}: {key!r} is not all finite float32 or float64")
     value = jnp.asarray(array)
     if value.dtype != array.dtype:
@@ -108,7 +110,7 @@ def _finite(file, key):
     return value
 
 
-def _check_shapes(path, module, value):
+def _check_shapes(path: Path, module: str, value: "Statistics") -> None:
     tasks, n = value.count.shape, value.mean.shape[-1:]
     second = value[2].shape  # gram or rows
     fits = (value.mean.shape, second[:-2], second[-1:]) == (tasks + n, tasks, n)

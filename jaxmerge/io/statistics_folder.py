@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import checked_file, sha256
@@ -22,6 +22,8 @@ from jaxmerge.refusals import Option
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
     from jaxmerge.stats.moments import Statistics
+
+    OfTask = tuple[str, Mapping[str, Statistics]]
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class StatisticsFolder:
             raise AdapterError(f"{self.path}: {error}") from error
 
 
-def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
+def open_statistics(folder: str | os.PathLike[str]) -> StatisticsFolder:
     """Opens what `save_statistics` or ``jaxmerge.collect`` wrote, without its values.
 
     Raises:
@@ -237,12 +239,12 @@ def open_statistics(folder: str | os.PathLike) -> StatisticsFolder:
 
 
 def save_statistics(
-    out: str | os.PathLike,
-    tasks: "Mapping[str, Mapping[str, Statistics]] | Iterable[tuple[str, Mapping]]",
+    out: str | os.PathLike[str],
+    tasks: "Mapping[str, Mapping[str, Statistics]] | Iterable[OfTask]",
     *,
     measured: Mapping[str, Any] | None = None,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike] = (),
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> StatisticsFolder:
     """Writes a folder of statistics, whole or not at all.
 
@@ -266,7 +268,8 @@ def save_statistics(
     from jaxmerge.io.statistics import save_moments
 
     out = Path(out)
-    pairs = tasks.items() if isinstance(tasks, Mapping) else tasks
+    given = tasks.items() if isinstance(tasks, Mapping) else tasks
+    pairs = cast("Iterable[OfTask]", given)  # a mapping is an iterable too
     shapes: dict[str, Any] | None = None
     files: dict[str, dict[str, Any]] = {}
     with staged_folder(out, force=force, inputs=inputs, kind=STATISTICS) as folder:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.files import checked_file
 from jaxmerge.io.replaceable import RECORD_FILE
 
 if TYPE_CHECKING:
@@ -38,3 +40,27 @@ def load_stored(
     if read.get("heads", "error") == "error":
         read = {**read, "heads": "keep"}
     return load_peft([path], **read)
+
+
+def recorded_inputs(folder: Path) -> tuple[list[Path], list[str]]:
+    """Folders and names of the adapters that a merge was made of, from its record.
+
+    Raises:
+      AdapterError: no record, or an adapter that is no longer there.
+    """
+    path = folder / RECORD_FILE
+    try:
+        inputs = json.loads(checked_file(path).read_text(encoding="utf-8"))["inputs"]
+        found = [(Path(entry["path"]), str(entry["name"])) for entry in inputs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{path}: does not say of which adapters the merge was made ({error!r}); "
+            "give their folders"
+        ) from error
+    for place, name in found:
+        if not place.is_dir():
+            raise AdapterError(
+                f"{place}: the adapter of {name} is not there; give the folders of all "
+                "adapters, in the order of the merge"
+            )
+    return [place for place, _ in found], [name for _, name in found]

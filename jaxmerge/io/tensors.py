@@ -38,12 +38,27 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Described(Protocol):
+    """What every kind of file says about a tensor."""
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 class TensorFile(Protocol):
     """A weight file: ``infos`` from its header, values by ``read``."""
 
-    path: Path
-    metadata: Mapping[str, str]
-    infos: Mapping[str, TensorInfo]
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def infos(self) -> Mapping[str, Described]: ...
 
     def read(self, key: str) -> np.ndarray: ...
 
@@ -55,7 +70,7 @@ class SafetensorsFile:
         self.path = path
         try:
             self._file = safetensors.safe_open(path, framework="numpy")
-            self.metadata = self._file.metadata() or {}
+            self.metadata: dict[str, str] = self._file.metadata() or {}
             keys = self._file.keys()
             slices = {key: self._file.get_slice(key) for key in keys}
         except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -63,7 +78,7 @@ class SafetensorsFile:
                 f"{path}: not a complete safetensors file ({error}); "
                 "download or save it again"
             ) from error
-        self.infos = {
+        self.infos: dict[str, TensorInfo] = {
             key: TensorInfo(self._dtype(key, part.get_dtype()), tuple(part.get_shape()))
             for key, part in slices.items()
         }

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class TorchFile:
                 found, self._load = _open_archive(path)
             else:
                 found, self._load = _open_stream(path)
-            self.infos = _tensor_table(found)
+            self.infos: dict[str, Tensor] = _tensor_table(found)
         except AdapterError as error:
             raise AdapterError(f"{path}: ", *error.message) from error
         except _FOREIGN_ERRORS as error:
@@ -99,7 +99,9 @@ def _open_archive(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     return found, load
 
 
-def _entry(archive: zipfile.ZipFile, entries: dict, name: str) -> bytes:
+def _entry(
+    archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: str
+) -> bytes:
     if name not in entries:
         raise AdapterError(f"the archive has no entry {name!r}")
     if entries[name].compress_type != zipfile.ZIP_STORED:
@@ -131,7 +133,10 @@ def _open_stream(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
 
 
 def _stream_places(
-    file: BinaryIO, keys: Any, storages: dict[str, Storage], order: str
+    file: BinaryIO,
+    keys: Any,
+    storages: dict[str, Storage],
+    order: Literal["little", "big"],
 ) -> dict[str, int]:
     """Byte offset of each storage; each is preceded by its length in elements."""
     places = {}

@@ -7,6 +7,8 @@ dictionary that is neither text nor a number.
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from pickle import _Unpickler as PythonUnpickler  # pyright: ignore[reportPrivateUsage]
 from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
@@ -49,7 +51,9 @@ class Tensor(NamedTuple):
         return self.storage.dtype
 
 
-def _rebuild_tensor(storage: Storage, offset: int, shape, stride, *_: Any) -> Tensor:
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, *_: Any
+) -> Tensor:
     """Stands in for torch's rebuild functions; checks that the view stays inside."""
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor is rebuilt from something not a storage")
@@ -68,7 +72,7 @@ def _rebuild_tensor(storage: Storage, offset: int, shape, stride, *_: Any) -> Te
     return Tensor(storage, offset, shape, stride)
 
 
-def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
+def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise pickle.UnpicklingError(
             "a parameter is rebuilt from something not a tensor"
@@ -76,7 +80,7 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _ordered_dict(items: Any = ()) -> OrderedDict:
+def _ordered_dict(items: Any = ()) -> OrderedDict[str | int, Any]:
     return OrderedDict((checked_key(key), value) for key, value in items)
 
 
@@ -102,14 +106,18 @@ _KNOWN_NAMES: dict[tuple[str, str], Any] = {
 }
 
 
-class Unpickler(pickle._Unpickler):
+class Unpickler(PythonUnpickler):
     """An unpickler for which only `_KNOWN_NAMES` exist.
 
     It is the one in Python, whose opcodes can be replaced: the one in C hashes any key
     and sets attributes of any object.
     """
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(
+        PythonUnpickler.dispatch
+    )
     for _opcode in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         del dispatch[_opcode[0]]  # sets hash their entries; no checkpoint has any
 

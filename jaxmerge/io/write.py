@@ -68,7 +68,7 @@ class SaveReport:
 
 
 def save_peft(
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     updates: Mapping[str, Update],
     *,
     like: Adapters,
@@ -82,7 +82,7 @@ def save_peft(
     card: str | Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike] = (),
+    inputs: Sequence[str | os.PathLike[str]] = (),
 ) -> SaveReport:
     """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
 
@@ -222,7 +222,7 @@ def _as_delta(updates: Mapping[str, Update], policy: str, *, truncated: bool) ->
 
 
 def _write_folder(
-    out: str | os.PathLike,
+    out: str | os.PathLike[str],
     output: Output,
     settings: Mapping[str, Any],
     *,
@@ -277,12 +277,17 @@ def _verify(folder: Path, output: Output) -> None:
             spec.scale != 1.0
             or not np.array_equal(read.b, found.b.astype(np.float32))
             or not np.array_equal(read.a, found.a.astype(np.float32))
-            or (bias is None) != (read.bias is None)
-            or (bias is not None and not np.array_equal(read.bias, bias))
+            or not _same_bias(read.bias, bias)
         ):
             raise RuntimeError(
                 f"module {module!r} does not read back as it was written"
             )
+
+
+def _same_bias(x: np.ndarray | None, y: np.ndarray | None) -> bool:
+    if x is None or y is None:
+        return x is y
+    return np.array_equal(x, y)
 
 
 def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:

@@ -127,7 +127,10 @@ def collect(
     _check_what(folders, modules, names, adapted=adapted)
     with progress("reading", 3) as advance, refusing_bad_input():
         found = _read(
-            *(folders, {"heads": "keep", **read}, base, data),
+            folders,
+            {"heads": "keep", **read},
+            base,
+            data,
             names=names,
             modules=modules,
             limits={"max_length": max_length, "limit": limit},

@@ -1,7 +1,7 @@
 """What differs between two folders that should hold the same merge."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxmerge import io
 from jaxmerge.io.files import SAFETENSORS_FILE, sha256
-from jaxmerge.io.tensors import open_tensors
+from jaxmerge.io.tensors import Described, open_tensors
+from jaxmerge.types import AdapterStack
 
 
 class Difference(NamedTuple):
@@ -72,25 +73,22 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
     """Differences of two PEFT adapters by module, then of all other tensors."""
-    options = {"heads": "keep", "allow_zero": True}
     try:
-        ours = io.load_peft([found], **options)
+        ours = io.load_peft([found], heads="keep", allow_zero=True)
     except io.AdapterError as error:
         return [Difference(SAFETENSORS_FILE, f"cannot be read: {error}")]
-    theirs = io.load_peft([expected], **options)
+    theirs = io.load_peft([expected], heads="keep", allow_zero=True)
     result = []
     for module in sorted(ours.stacks.keys() | theirs.stacks.keys()):
-        sides = (ours.stacks.get(module), theirs.stacks.get(module))
-        if None in sides:
-            says = "is zero or missing" if sides[0] is None else "is not in the result"
+        one, other = ours.stacks.get(module), theirs.stacks.get(module)
+        if one is None or other is None:
+            says = "is zero or missing" if one is None else "is not in the result"
             result.append(Difference(f"module {module}", says))
             continue
-        if sides[0].b.shape[1] != sides[1].b.shape[1] or (
-            sides[0].a.shape[2] != sides[1].a.shape[2]
-        ):
+        if one.b.shape[1] != other.b.shape[1] or one.a.shape[2] != other.a.shape[2]:
             result.append(Difference(f"module {module}", "has another shape"))
             continue
-        size = _relative_difference(*sides)
+        size = _relative_difference(one, other)
         if size > 0:
             result.append(Difference(f"module {module}", "differs", size))
 
@@ -113,7 +111,7 @@ def _any(key: str) -> bool:
     return True
 
 
-def _relative_difference(ours: Any, theirs: Any) -> float:
+def _relative_difference(ours: AdapterStack, theirs: AdapterStack) -> float:
     """``||b a - b' a'|| / ||b' a'||`` from Gram matrices in float64."""
     b, a = (np.asarray(x[0], np.float64) for x in (ours.b, ours.a))
     b2, a2 = (np.asarray(x[0], np.float64) for x in (theirs.b, theirs.a))
@@ -128,7 +126,7 @@ def _norm(b: np.ndarray, a: np.ndarray) -> float:
 
 
 def _tensor_differences(
-    name: str, ours: Path, theirs: Path, chosen: Any
+    name: str, ours: Path, theirs: Path, chosen: Callable[[str], bool]
 ) -> list[Difference]:
     try:
         found = open_tensors(ours)
@@ -152,5 +150,5 @@ def _tensor_differences(
     return result
 
 
-def _kind(info: Any) -> str:
+def _kind(info: Described) -> str:
     return f"{np.dtype(info.dtype).name} {list(info.shape)}"

@@ -100,15 +100,16 @@ def _one_adapter(
             f"{path}: holds merged updates without the layouts of an adapter; write "
             "them with jaxmerge.io.save_peft(..., like=adapters)"
         )
-    if task is None and len(value.names) > 1:
-        raise Refusal(
-            f"{path}: holds {', '.join(value.names)}; choose one with ", Option("task")
-        )
-    if task is not None and task not in value.names:
-        raise Refusal(
-            f"{path}: no adapter {task!r}; there are {', '.join(value.names)}"
-        )
-    return value.task(task or value.names[0])
+    names = value.names
+    if task is None:
+        if len(names) != 1:
+            raise Refusal(
+                f"{path}: holds {', '.join(names)}; choose one with ", Option("task")
+            )
+        task = names[0]
+    if task not in names:
+        raise Refusal(f"{path}: no adapter {task!r}; there are {', '.join(names)}")
+    return value.task(task)
 
 
 def _write_peft(

@@ -1,29 +1,54 @@
 """From a base, adapters, heads and inputs to learned coefficients."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.io import Adapters
-from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.jobs.learn_recipe import TAUGHT, LearnRecipe
 from jaxmerge.learning import (
     entropies,
     fit,
     null_space_ratios,
     single_adapter_losses,
 )
+from jaxmerge.learning.apply import merge
+from jaxmerge.learning.distillation import (
+    Taught,
+    distillation,
+    feature_distillation,
+)
+from jaxmerge.learning.entropies import information
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
-from jaxmerge.learning.step import Losses
+from jaxmerge.learning.objectives import mean_prediction_entropy
+from jaxmerge.learning.start import search_start
+from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
+from jaxmerge.mapping import map_modules
+from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.predict import Predict, predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
 
-ANCHOR_BATCHES = 8
+FIRST_BATCHES = 8  # from which anchors and the start are found
+_FALLEN = 0.9  # of the entropy of the mean prediction, below which a note warns
+
+
+class Said(NamedTuple):
+    """What the predictions of a merged model for one task tell without labels.
+
+    Attributes:
+      mean_entropy: entropy of their mean, in nats.
+      largest_share: share of the inputs for which the most frequent class is named.
+    """
+
+    mean_entropy: float
+    largest_share: float
 
 
 class Outcome(NamedTuple):
@@ -33,13 +58,19 @@ class Outcome(NamedTuple):
       updates: module -> merged update.
       phis: module -> coefficients.
       history: objective [steps] and losses [steps, T].
-      anchors: loss of each task in the model with its own adapter alone, [T].
+      anchors: ideal loss of each task: that of its own adapter alone, [T].
+      start: the scale at which a search said to begin; None without a search.
+      before: task -> what predictions tell at the start; empty without heads.
+      after: task -> the same at the end.
     """
 
     updates: dict[str, Update]
     phis: dict[str, np.ndarray]
     history: History
     anchors: list[float]
+    start: float | None
+    before: Mapping[str, Said]
+    after: Mapping[str, Said]
 
 
 def fit_recipe(
@@ -54,8 +85,10 @@ def fit_recipe(
 ) -> Outcome:
     """Fits the coefficients of a recipe.
 
-    The anchors are mean losses over the first 8 batches. A fit that was stopped goes
-    on from its last checkpoint in ``work`` and ends with the same bits.
+    Where each adapter is a teacher, its answers are computed once for every input, and
+    the anchors are 0; otherwise the anchors are mean losses over the first 8 batches. A
+    fit that was stopped goes on from its last checkpoint in ``work`` and ends with the
+    same bits.
 
     Args:
       recipe: how.
@@ -71,34 +104,75 @@ def fit_recipe(
       FloatingPointError: a loss or its gradient is not finite; names task and step.
     """
     losses = _losses(recipe, base, adapters, heads, unlabeled)
-    stream = {"size": recipe.batch, "seed": recipe.seed}
+    predict = predictor(base, heads, unlabeled)
+    if recipe.loss in TAUGHT:
+        unlabeled = _taught(predict, adapters, unlabeled)
+
+    def batches(count: int | None = None) -> Iterator[Mapping[str, Any]]:
+        source = unlabeled.batches(size=recipe.batch, seed=recipe.seed)
+        return itertools.islice(source, count)
+
+    tasks, stacks, params = adapters.names, adapters.stacks, {"params": base.params}
     anchors = work.anchors
-    if anchors is None:
-        some = itertools.islice(unlabeled.batches(**stream), ANCHOR_BATCHES)
-        found = single_adapter_losses(
-            adapters.names, adapters.stacks, losses, some, params=base.params
-        )
+    if anchors is None and recipe.loss in TAUGHT:
+        anchors = [0.0] * len(tasks)  # the loss of the teacher itself
+    elif anchors is None:
+        some = batches(FIRST_BATCHES)
+        found = single_adapter_losses(tasks, stacks, losses, some, **params)
         anchors = np.asarray(found).tolist()
     work.start(anchors)
-    preference = recipe.preference
+    problem = {
+        **params,
+        "scalarise": recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
+        "preference": recipe.rho,
+        "shared": recipe.shared,
+    }
+    learned, scale = recipe.learned, None
+    bases = map_modules(learned.prepare, stacks)
+    start = first_phis(learned, bases, shared=recipe.shared)
+    if recipe.start == "auto":
+        some = batches(FIRST_BATCHES)
+        scale, start, _ = search_start(learned, tasks, stacks, losses, some, **problem)
     fitted = fit(
-        recipe.learned,
-        adapters.names,
-        adapters.stacks,
-        losses,
-        unlabeled.batches(**stream),
-        recipe.optimizer,
+        *(learned, tasks, stacks, losses, batches(), recipe.optimizer),
         steps=recipe.steps,
-        params=base.params,
-        scalarise=recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
-        preference=None if preference is None else jnp.asarray(preference, jnp.float32),
-        shared=recipe.shared,
+        start=start,
         accumulate=recipe.accumulate,
         checkpoint=work.checkpoints,
         report=report,
+        **problem,
     )
-    phis = {name: np.asarray(phi) for name, phi in fitted.phis.items()}
-    return Outcome(fitted.updates, phis, fitted.history, anchors)
+    return Outcome(
+        updates=fitted.updates,
+        phis={name: np.asarray(phi) for name, phi in fitted.phis.items()},
+        history=fitted.history,
+        anchors=anchors,
+        start=scale,
+        before=_said(recipe, predict, adapters, heads, merge(learned, start, bases)),
+        after=_said(recipe, predict, adapters, heads, fitted.updates),
+    )
+
+
+def warnings(
+    recipe: LearnRecipe, outcome: Outcome, tasks: tuple[str, ...]
+) -> Iterator[str]:
+    """What tells of a collapse, without labels."""
+    pairs = zip(tasks, outcome.history.losses[0], outcome.anchors, strict=True)
+    below = [task for task, loss, anchor in pairs if loss < anchor]
+    if recipe.loss == "entropy" and below:
+        yield (
+            f"the entropy of {', '.join(below)} was below that of the own adapter at "
+            "the start, so a lower one is no guide; learn by distillation"
+        )
+    for task, now in outcome.after.items():
+        then = outcome.before[task]
+        if now.mean_entropy < _FALLEN * then.mean_entropy:
+            yield (
+                f"more of the inputs of {task} are now predicted to be of one class "
+                f"(entropy of the mean prediction {then.mean_entropy:.2f} to "
+                f"{now.mean_entropy:.2f}), which is how merges collapse; compare the "
+                "merge with the own adapter"
+            )
 
 
 def _losses(
@@ -108,8 +182,47 @@ def _losses(
     heads: Mapping[str, Any],
     unlabeled: Unlabeled,
 ) -> Losses:
-    if recipe.loss == "entropy":
-        return entropies(base.apply, base.logits, heads, logit_scale=recipe.logit_scale)
-    some = next(iter(unlabeled.inputs.values()))
-    mask = token_mask(base, some, list(adapters.stacks))
-    return null_space_ratios(base.apply, adapters.names, adapters.stacks, mask=mask)
+    model, scale = (base.apply, base.logits, heads), recipe.logit_scale
+    match recipe.loss:
+        case "distillation":
+            tau = recipe.temperature
+            return distillation(*model, logit_scale=scale, temperature=tau)
+        case "features":
+            return feature_distillation(base.apply)
+        case "entropy":
+            return entropies(*model, logit_scale=scale)
+        case "information":
+            return information(*model, logit_scale=scale)
+        case _:
+            some = next(iter(unlabeled.inputs.values()))
+            mask = token_mask(base, some, list(adapters.stacks))
+            inputs = (base.apply, adapters.names, adapters.stacks)
+            return null_space_ratios(*inputs, mask=mask)
+
+
+def _taught(predict: Predict, adapters: Adapters, unlabeled: Unlabeled) -> Unlabeled:
+    """Every input with what the own adapter of its task says of it."""
+    inputs = {}
+    for index, task in enumerate(adapters.names):
+        answers = predict(task, task_updates(adapters.stacks, index))
+        inputs[task] = Taught(unlabeled.inputs[task], answers)
+    return unlabeled._replace(inputs=inputs)
+
+
+def _said(
+    recipe: LearnRecipe,
+    predict: Predict,
+    adapters: Adapters,
+    heads: Mapping[str, Any],
+    updates: Mapping[str, Update],
+) -> dict[str, Said]:
+    """What the predictions of a merge for all inputs tell; nothing without heads."""
+    found = {}
+    for task in adapters.names if heads else ():
+        logits = predict(task, updates)
+        entropy = mean_prediction_entropy(
+            jnp.asarray(logits), logit_scale=recipe.logit_scale
+        )
+        named = np.bincount(logits.argmax(axis=-1).reshape(-1))
+        found[task] = Said(float(entropy), float(named.max() / named.sum()))
+    return found

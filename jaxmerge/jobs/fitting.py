@@ -12,8 +12,8 @@ import numpy as np
 from jaxmerge import io
 from jaxmerge.io import SaveReport
 from jaxmerge.io.staging import check_target
-from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe
-from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
+from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -30,7 +30,7 @@ from jaxmerge.spec import Pipeline, parse
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
 
 _AVERAGED = 10  # steps at the start and at the end of the history
-_NAMES = {"entropy": "entropy", "null-space": "null_space_ratio"}  # of losses, in JSON
+_NAMES = {"null-space": "null_space_ratio"}  # of losses, in JSON
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,15 @@ class Learnt:
             "recipe": self.record,
             "adapters": list(self.adapters),
             "objective": self.objective,
-            _NAMES[self.recipe.loss]: self.losses,
+            "start": self.outcome.start,
+            _NAMES.get(self.recipe.loss, self.recipe.loss): self.losses,
+            "predictions": {
+                task: {
+                    "before": then._asdict(),
+                    "after": self.outcome.after[task]._asdict(),
+                }
+                for task, then in self.outcome.before.items()
+            },
             "seconds": round(self.seconds, 3),
             "bytes": self.size,
             "notes": list(self.notes),
@@ -93,11 +101,13 @@ def learn(
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
     shared: bool = False,
-    loss: str = "entropy",
+    loss: str = "distillation",
+    start: str = "auto",
+    temperature: float = 1.0,
     objective: str = "",
     preference: Sequence[float] | None = None,
     alpha: float = 1.0,
-    rate: float = 1e-3,
+    rate: float | None = None,
     steps: int = 500,
     batch: int = 16,
     seed: int = 0,
@@ -112,9 +122,10 @@ def learn(
 ) -> Learnt:
     """Learns how to merge adapters, from inputs without labels.
 
-    Coefficients are fitted through the base model so that the merged model is sure of
-    its predictions on every task, or that every adapter still sees its inputs. A call
-    that was stopped goes on from its last checkpoint when it is made again.
+    Coefficients are fitted through the base model so that the merged model says of the
+    inputs of every task what the task's own adapter says of them, or so that another
+    loss without labels falls. A call that was stopped goes on from its last checkpoint
+    when it is made again.
 
     Args:
       folders: PEFT adapter folders.
@@ -126,13 +137,20 @@ def learn(
       text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
         of the tasks.
       shared: one coefficient of a task for all modules (AdaMerging).
-      loss: of each task: "entropy" of its predictions, or "null-space", the share of
-        the inputs that its adapter no longer sees (NSC), which needs no heads.
+      loss: of each task: "distillation", the divergence of its predictions from those
+        of its own adapter; "features", the distance of its last hidden states from
+        those of its own adapter; "entropy" of its predictions, as TARA and AdaMerging
+        were published; "information", the same less the entropy of their mean;
+        "null-space", the share of the inputs that its adapter no longer sees (NSC).
+        Features and null spaces need no heads.
+      start: "auto" begins at the scale that serves the objective best, "method" with
+        the ``initial`` of the pipeline.
+      temperature: of the predictions that are compared by distillation.
       objective: of all tasks together: "tchebycheff", "tchebycheff-absolute" or
         "linear"; that of the method's source unless given.
       preference: one number for each adapter, scaled to sum 1; equal ones unless given.
       alpha: smoothing of the objective: a small one cares for the worst task only.
-      rate: learning rate.
+      rate: learning rate; 5e-3 for losses with a teacher, otherwise 1e-3.
       steps: of the optimiser.
       batch: inputs of each task in a step.
       seed: of the batches.
@@ -158,8 +176,8 @@ def learn(
     check_target(out, force=force, inputs=inputs)
     checkpoints = work_folder(work, out)
     _check_apart(checkpoints, out)
-    if loss == "null-space":
-        _refuse_given(text_heads=text_heads, logit_scale=logit_scale)
+    if loss not in WITH_HEADS:
+        _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
     shares = [1.0] * len(folders) if preference is None else list(preference)
     if len(shares) != len(folders):
         raise Refusal(
@@ -170,6 +188,8 @@ def learn(
         pipeline=parse(pipeline) if isinstance(pipeline, str) else pipeline,
         shared=shared,
         loss=loss,
+        start=start,
+        temperature=temperature,
         objective=objective,
         preference=tuple(shares),
         alpha=alpha,
@@ -186,13 +206,13 @@ def learn(
         names=names,
         text_heads=text_heads,
         max_length=max_length,
-        with_heads=loss == "entropy",
+        with_heads=loss in WITH_HEADS,
         with_digests=True,
         progress=progress,
         read={"heads": "keep", **read},
     )
     with refusing_bad_input():
-        if loss == "entropy":
+        if loss in WITH_HEADS:
             recipe = replace(recipe, logit_scale=model.scale(logit_scale))
         identity = work_identity(recipe.to_record(), adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
@@ -232,7 +252,7 @@ def learn(
         record=record,
         seconds=time.perf_counter() - clock,
         size=size_of(out, saved.files),
-        notes=unlabeled.notes,
+        notes=(*unlabeled.notes, *warnings(recipe, outcome, adapters.names)),
     )
 
 
@@ -267,12 +287,12 @@ def _ends(values: np.ndarray) -> dict[str, float]:
     return {"first": float(first), "last": float(last)}
 
 
-def _refuse_given(**options: Any) -> None:
+def _refuse_given(loss: str, **options: Any) -> None:
     """Options of predictions, where the loss makes none."""
     for name, value in options.items():
         if value is not None:
             raise Refusal(
-                Option("loss", "null-space", quoted=True),
+                Option("loss", loss, quoted=True),
                 " needs no predictions; leave out ",
                 Option(name),
             )

@@ -21,7 +21,10 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": partial(optax.adamw, weight_decay=0.01),
 }
-LOSSES = ("entropy", "null-space")  # of each task
+LOSSES = ("distillation", "features", "entropy", "information", "null-space")
+WITH_HEADS = ("distillation", "entropy", "information")  # losses of predictions
+TAUGHT = ("distillation", "features")  # losses in which each adapter is the teacher
+STARTS = ("auto", "method")
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
 
 
@@ -32,33 +35,41 @@ class LearnRecipe:
     Attributes:
       pipeline: a learned merger with what surrounds it, such as ``tara_b|svc``.
       shared: one phi for all modules, as in task-wise AdaMerging.
-      loss: one of `LOSSES`: entropy of the predictions, or `null_space_ratios`, which
-        needs no head.
+      loss: of each task, one of `LOSSES`: divergence from the predictions of its own
+        adapter, distance from the features of its own adapter, entropy of the
+        predictions, the same less the entropy of their mean, or `null_space_ratios`.
+        Features and null spaces need no heads.
+      start: "auto" begins at the scale that serves the objective best, see
+        `jaxmerge.search_start`; "method" as the pipeline says.
+      temperature: of the predictions that are compared, see `jaxmerge.distillation`.
       objective: one of `OBJECTIVES`; by default the method's published one.
       preference: rho, one for each adapter, of sum 1; None for equal ones.
       alpha: smoothing of the Tchebycheff objectives.
-      rate: of the method's published optimiser, Adam or AdamW (weight decay 0.01).
+      rate: of the method's published optimiser, Adam or AdamW (weight decay 0.01);
+        by default 5e-3 for losses with a teacher, 1e-3 for the others.
       steps: of the optimiser.
       batch: inputs of each task in a step.
       seed: of the batches.
-      logit_scale: multiplies the logits before the softmax of the entropy.
+      logit_scale: multiplies the logits before the softmax.
       accumulate: one task's activations in memory at a time.
     """
 
     pipeline: Pipeline
     shared: bool = False
-    loss: str = "entropy"
+    loss: str = "distillation"
+    start: str = "auto"
+    temperature: float = 1.0
     objective: str = ""
     preference: tuple[float, ...] | None = None
     alpha: float = 1.0
-    rate: float = 1e-3
+    rate: float | None = None
     steps: int = 500
     batch: int = 16
     seed: int = 0
     logit_scale: float = 1.0
     accumulate: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.pipeline.learnable()  # refuses a pipeline that has nothing to learn
         if not self.objective:
             self._set("objective", self.pipeline.published.objective)
@@ -72,7 +83,14 @@ class LearnRecipe:
                 Option("loss", self.loss, quoted=True),
                 f": expected one of {', '.join(LOSSES)}",
             )
-        for name in ("alpha", "rate", "logit_scale"):
+        if self.start not in STARTS:
+            raise Refusal(
+                Option("start", self.start, quoted=True),
+                f": expected one of {', '.join(STARTS)}",
+            )
+        if self.rate is None:
+            self._set("rate", _default_rate(self.loss))
+        for name in ("alpha", "rate", "logit_scale", "temperature"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise Refusal(Option(name, str(value)), ": expected a number above 0")
@@ -92,10 +110,12 @@ class LearnRecipe:
     def from_record(cls, record: Mapping[str, Any]) -> "LearnRecipe":
         """What `to_record` gave; other entries are ignored."""
         known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in record.items() if name in known}
+        values: dict[str, Any] = {k: v for k, v in record.items() if k in known}
         if values.get("preference") is not None:
             values["preference"] = tuple(values["preference"])
-        return cls(**values | {"pipeline": parse(_pipeline_of(record))})
+        values.setdefault("start", "method")  # version 0.1.0 knew no other
+        values["pipeline"] = parse(_pipeline_of(record))
+        return cls(**values)
 
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
@@ -105,8 +125,10 @@ class LearnRecipe:
         record = {"learned": self.pipeline.text, **settings, "optimizer": optimizer}
         if self.objective == "linear":
             del record["alpha"]
-        if self.loss != "entropy":
+        if self.loss not in WITH_HEADS:
             del record["logit_scale"]
+        if self.loss != "distillation":
+            del record["temperature"]
         if self.preference is not None:
             record["preference"] = list(self.preference)
         return record
@@ -119,7 +141,16 @@ class LearnRecipe:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam or AdamW with a constant rate."""
-        return OPTIMIZERS[self.pipeline.published.optimizer](self.rate)
+        return OPTIMIZERS[self.pipeline.published.optimizer](
+            self.rate or _default_rate(self.loss)
+        )
+
+    @property
+    def rho(self) -> jax.Array | None:
+        """The preference as `jaxmerge.fit` takes it."""
+        if self.preference is None:
+            return None
+        return jax.numpy.asarray(self.preference, jax.numpy.float32)
 
     def scalarise(self, anchors: jax.Array) -> Scalarise:
         """The objective, measured from the anchors [T]."""
@@ -140,6 +171,10 @@ class LearnRecipe:
             return apply_learned(self.learned, phis)(adapters.stacks)
         except Refusal as error:
             raise AdapterError(*error.message) from error
+
+
+def _default_rate(loss: str) -> float:
+    return 5e-3 if loss in TAUGHT else 1e-3  # the latter is that of the papers
 
 
 def _pipeline_of(record: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ class MergeRecipe:
     statistics: "StatisticsFolder | None" = None
     sample: "SampleFiles | None" = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pipeline.learned:
             raise PipelineError(
                 f"pipeline {self.pipeline.text!r} has coefficients to learn, from a "
@@ -123,12 +123,17 @@ class MergeRecipe:
         """
         self.check_model(base, data)
         recipe = self.for_tasks(adapters.names)
-        if not self.pipeline.model:
+        if base is None or data is None:  # then no step runs the model
             return recipe
         from jaxmerge.tasks import read_sample
 
-        options = {"batch": batch, "limit": limit, "max_length": max_length}
-        sample = read_sample(adapters, base, data, files=files, **options)
+        sample = read_sample(
+            *(adapters, base, data),
+            batch=batch,
+            limit=limit,
+            max_length=max_length,
+            files=files,
+        )
         return replace(recipe, sample=sample)
 
     def check_model(self, base: Folder | None, data: Folder | None) -> None:

@@ -127,8 +127,7 @@ def merge(
         energy=energy,
         dense=dense,
     )
-    sampling = {"limit": limit, "batch": batch, "max_length": max_length}
-    if not recipe.pipeline.model and set(sampling.values()) != {None}:
+    if not recipe.pipeline.model and {limit, batch, max_length} != {None}:
         raise Refusal(
             *(Option("limit"), ", ", Option("batch"), " and ", Option("max_length")),
             " are for pipelines that run the model",
@@ -136,8 +135,14 @@ def merge(
     with progress("reading", 1) as advance:
         adapters = read_adapters(folders, names, read)
         with refusing_bad_input():
-            sampling["batch"] = batch or 16
-            recipe = recipe.bound(adapters, base=base, data=data, **sampling)
+            recipe = recipe.bound(
+                adapters,
+                base=base,
+                data=data,
+                batch=batch or 16,
+                limit=limit,
+                max_length=max_length,
+            )
         advance(1)
     with progress("merging modules", len(adapters.stacks)) as advance:
         updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)

@@ -1,6 +1,6 @@
 """Progress of a job, shown by whoever asked for it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 @contextmanager
-def silent(title: str, total: int) -> Iterator[Advance]:
+def silent(title: str, total: int) -> Generator[Advance, None, None]:
     """Shows nothing."""
 
     def advance(steps: int = 1, *, title: str | None = None) -> None:

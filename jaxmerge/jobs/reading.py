@@ -1,7 +1,7 @@
 """What jobs read: adapters under names of their own, a base, heads and inputs."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ class ReadOptions(TypedDict, total=False):
     add_prefix: str
     allow_different_bases: bool
     allow_zero: bool
-    weights: Literal["safetensors", "bin"] | None
+    weight_file: Literal["safetensors", "bin"] | None
     ignore_config_keys: Sequence[str]
     vera_inputs: int | Mapping[str, int] | None
     layout: Literal["diffusers"] | None
@@ -135,7 +135,7 @@ def paths_of(*folders: Folder | None) -> list[Path]:
 
 
 @contextmanager
-def refusing_bad_input() -> Iterator[None]:
+def refusing_bad_input() -> Generator[None, None, None]:
     """What loaders and checks refuse by a ValueError is for the caller to change."""
     try:
         yield

@@ -57,7 +57,7 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
         )
-        self._refuse_other(saved.identity)
+        self._refuse_other(saved["identity"])
         if step > steps:
             raise CheckpointError(
                 f"{self._folder}: the checkpoint is at step {step}, beyond ",
@@ -75,8 +75,8 @@ class Checkpoints:
             ),
         )
         # as at the start, on no device in particular: parameters decide on which
-        state = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found.state)
-        return step, state, found.history
+        state = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found["state"])
+        return step, state, found["history"]
 
     def save(self, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
         """Saves and waits until the checkpoint is complete on disk."""

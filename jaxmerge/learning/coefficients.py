@@ -183,19 +183,19 @@ def _shared_directions(stack: AdapterStack) -> SharedDirections:
     )
 
 
-def _first_coefficients(initial):
+def _first_coefficients(initial: float) -> Callable[[Directions], jax.Array]:
     def init(basis: Directions) -> jax.Array:
         return jnp.full(basis.coefficients, initial, basis.a.dtype)
 
     return init
 
 
-def _owners(stack):
+def _owners(stack: AdapterStack) -> jax.Array:
     ranks = [stack.ranks[t] for t in stack.present]
     return jnp.repeat(
         jnp.asarray(stack.present), jnp.asarray(ranks), total_repeat_length=sum(ranks)
     )
 
 
-def _weigh_directions(phi, basis):
+def _weigh_directions(phi: jax.Array, basis: Directions) -> LowRank:
     return LowRank(b=basis.b * phi[basis.owners][None, :], a=basis.a)

@@ -33,7 +33,7 @@ def explain(
     """
     bases, params, stacked, preference = inputs
     member = ""
-    if front:
+    if front and preference is not None:
         good = np.ones(len(preference), bool)
         for phi in phis.values():
             good &= np.all(np.isfinite(phi), axis=tuple(range(1, phi.ndim)))
@@ -42,12 +42,12 @@ def explain(
         preference, member = preference[index], f" for preference {index}"
     state = jax.tree.map(jnp.asarray, before)
     run, each = jax.jit(step), jax.jit(partial(task_gradients, problem))
+    where, advice = "", "a smaller learning rate, or float32 compute, may help"
     for offset in range(len(jax.tree.leaves(stacked)[0])):
         batch = jax.tree.map(lambda x, i=offset: x[i], stacked)
         gradients = each(state.phis, bases, params, batch)
         state, record = run(state, bases, params, batch, preference)
         where = f"step {done + offset + 1}{member}"
-        advice = "a smaller learning rate, or float32 compute, may help"
         finite = np.isfinite(record.losses)
         if not finite.all():
             tasks = [

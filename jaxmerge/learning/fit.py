@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ from jaxmerge.learning.step import (
 )
 from jaxmerge.mapping import map_modules
 from jaxmerge.types import AdapterStack, Learned, Update
+
+Step = Callable[..., tuple[FitState, Record]]
 
 
 class History(NamedTuple):
@@ -72,6 +74,7 @@ def fit(
     scalarise: Scalarise = smooth_tchebycheff,
     preference: jax.Array | None = None,
     penalty: Penalty | None = None,
+    start: Mapping[str, jax.Array] | None = None,
     shared: bool = False,
     accumulate: bool = False,
     steps_per_call: int = 10,
@@ -102,6 +105,8 @@ def fit(
         arguments bound by ``functools.partial``.
       preference: rho [T]; or [P, T], to fit P merges, a Pareto front, in one program.
       penalty: ``(phis, updates) -> scalar``, added to the objective.
+      start: module -> coefficients to begin with, such as those of `search_start`; the
+        method's own unless given.
       shared: one phi for all modules, as in task-wise AdaMerging.
       accumulate: go through the tasks one by one, so that only one task's activations
         are in memory: first all losses without gradients, which give the exact weight
@@ -148,8 +153,8 @@ def fit(
     bases = map_modules(learned.prepare, stacks)
     preference = None if preference is None else jnp.asarray(preference)
     front = preference is not None and preference.ndim == 2
-    state = first = first_state(learned, bases, optimizer, shared=shared)
-    if front:
+    state = first = first_state(learned, bases, optimizer, shared=shared, start=start)
+    if front and preference is not None:
         count = preference.shape[0]
         state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
     step = partial(
@@ -187,20 +192,32 @@ def fit(
     return Fitted(state.phis, finish(state.phis, bases), _joined(records))
 
 
-def _step(problem, optimizer, find, state, bases, params, batch, preference):
+def _step(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    find: Callable[..., tuple[Record, Phis]],
+    state: FitState,
+    bases: Mapping[str, Any],
+    params: Any,
+    batch: Mapping[str, Any],
+    preference: jax.Array | None,
+) -> tuple[FitState, Record]:
     record, change = find(problem, state.phis, bases, params, batch, preference)
     change, moments = optimizer.update(change, state.optimizer, state.phis)
-    return FitState(optax.apply_updates(state.phis, change), moments), record
+    phis = cast(Phis, optax.apply_updates(state.phis, change))  # optax: any tree
+    return FitState(phis, moments), record
 
 
-def _compiled(step, *, front):
+def _compiled(step: Step, *, front: bool) -> Step:
     """Several steps in one program, a scan over batches [steps, ...]."""
     if front:
         step = jax.vmap(step, in_axes=(0, None, None, None, 0))
 
     @partial(jax.jit, donate_argnums=0)
-    def run(state, bases, params, batches, preference):
-        def one(state, batch):
+    def run(
+        state: FitState, bases: Any, params: Any, batches: Any, preference: Any
+    ) -> tuple[FitState, Record]:
+        def one(state: FitState, batch: Any) -> tuple[FitState, Record]:
             return step(state, bases, params, batch, preference)
 
         return lax.scan(one, state, batches)

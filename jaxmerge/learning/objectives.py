@@ -217,11 +217,11 @@ def linear_scalarisation(
     return jnp.sum(_preference(preference, values) * _gaps(values, anchors))
 
 
-def _gaps(values, anchors):
+def _gaps(values: jax.Array, anchors: ArrayLike | None) -> jax.Array:
     return values if anchors is None else values - jnp.asarray(anchors, values.dtype)
 
 
-def _preference(preference, values):
+def _preference(preference: ArrayLike | None, values: jax.Array) -> jax.Array:
     if preference is None:
         return jnp.full_like(values, 1 / values.shape[0])
     return jnp.asarray(preference, values.dtype)

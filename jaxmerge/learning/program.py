@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -38,7 +39,8 @@ def program_digest(function: Callable[..., Any], *arguments: Any) -> str:
 
 def array_bytes(array: Any) -> bytes:
     """Type, shape and values of an array, of random keys too."""
-    if jax.dtypes.issubdtype(getattr(array, "dtype", None), jax.dtypes.prng_key):
+    dtype = getattr(array, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     array = np.asarray(array)
     values = np.ascontiguousarray(array).tobytes()

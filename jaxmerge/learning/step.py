@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxmerge.learning.apply import SHARED, merge
+from jaxmerge.learning.apply import SHARED, check_coefficients, merge
 from jaxmerge.stacks import task_updates
 from jaxmerge.types import AdapterStack, Learned, Update
 
@@ -66,25 +66,40 @@ class Problem(NamedTuple):
     penalty: Penalty | None = None
 
 
+def first_phis(learned: Learned, bases: Mapping[str, Any], *, shared: bool) -> Phis:
+    """phi as the method begins.
+
+    Raises:
+      ValueError: one phi for all modules, whose shapes differ.
+    """
+    phis = {name: learned.init(basis) for name, basis in bases.items()}
+    if not shared:
+        return phis
+    shapes = {phi.shape: name for name, phi in phis.items()}
+    if len(shapes) > 1:
+        pairs = ", ".join(f"{name} {shape}" for shape, name in shapes.items())
+        raise ValueError(f"modules of different shapes of phi share none: {pairs}")
+    return {SHARED: next(iter(phis.values()))}
+
+
 def first_state(
     learned: Learned,
     bases: Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     *,
     shared: bool,
+    start: Mapping[str, jax.Array] | None = None,
 ) -> FitState:
-    """phi at its start, and the optimiser's state for it.
+    """phi at its start, the method's own unless given, and the optimiser's state.
 
     Raises:
-      ValueError: one phi for all modules, whose shapes differ.
+      ValueError: one phi for all modules, whose shapes differ; a start of other
+        modules or shapes.
     """
-    phis = {name: learned.init(basis) for name, basis in bases.items()}
-    if shared:
-        shapes = {phi.shape: name for name, phi in phis.items()}
-        if len(shapes) > 1:
-            pairs = ", ".join(f"{name} {shape}" for shape, name in shapes.items())
-            raise ValueError(f"modules of different shapes of phi share none: {pairs}")
-        phis = {SHARED: next(iter(phis.values()))}
+    phis = first_phis(learned, bases, shared=shared)
+    if start is not None:
+        check_coefficients(learned, bases, start)
+        phis = {name: jnp.array(start[name], phi.dtype) for name, phi in phis.items()}
     return FitState(phis, optimizer.init(phis))
 
 
@@ -146,10 +161,11 @@ def gradient_by_task(
         return jax.tree.map(lambda x, y: x + weight * y, change, of_task), None
 
     change, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, phis), (tasks, weights))
-    if problem.penalty is not None:
+    of_merge = problem.penalty
+    if of_merge is not None:
 
         def penalty(phis: Phis) -> jax.Array:
-            return problem.penalty(phis, merge(problem.learned, phis, bases))
+            return of_merge(phis, merge(problem.learned, phis, bases))
 
         added, more = jax.value_and_grad(penalty)(phis)
         total, change = total + added, jax.tree.map(jnp.add, change, more)

@@ -42,7 +42,7 @@ class Work:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self._path = self.folder / _RECORD
         self._identity = dict(identity)
         self._check_content()

@@ -1,6 +1,7 @@
 """CtM (arXiv 2606.03723): compress all adapters to one rank together, then merge."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,10 @@ from jaxmerge import linalg
 from jaxmerge.mergers.spaces import in_space, project_core, rebuild_core
 from jaxmerge.types import AdapterStack, LowRank, Merger, Rule, Space
 
+Bases = tuple[jax.Array, jax.Array]  # U [p, d], V [q, d]
 
-def tucker_bases(
-    matrices: jax.Array, *, rank: int, iterations: int
-) -> tuple[jax.Array, jax.Array]:
+
+def tucker_bases(matrices: jax.Array, *, rank: int, iterations: int) -> Bases:
     """Bases U [p, min(r, p)] and V [q, min(r, q)] that hold most of T matrices.
 
     ``max sum_t ||U^T M_t V||^2`` over orthonormal columns: a Tucker-2 decomposition by
@@ -27,7 +28,7 @@ def tucker_bases(
     _, p, q = matrices.shape
     transposed = linalg.transpose(matrices)
 
-    def improve(_, bases):
+    def improve(_: Any, bases: Bases) -> Bases:
         u = _leading(linalg.matmul(matrices, bases[1][None]), min(rank, p))
         v = _leading(linalg.matmul(transposed, u[None]), min(rank, q))
         return u, v
@@ -108,7 +109,7 @@ def ctm(rule: Rule, *, rank: int, beta: float = 0.25, iterations: int = 30) -> M
     return in_space(compressed(rank=rank, beta=beta, iterations=iterations), rule)
 
 
-def _leading(matrices, count):
+def _leading(matrices: jax.Array, count: int) -> jax.Array:
     """Leading left singular vectors of ``[M_1 .. M_T]``, [p, count]."""
     side_by_side = jnp.moveaxis(matrices, 0, 1).reshape(matrices.shape[1], -1)
     u, _, _ = linalg.svd(side_by_side)

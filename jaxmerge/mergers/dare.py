@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.core import Tracer
 
 from jaxmerge.mergers.trim import check_density
-from jaxmerge.types import Rule
+from jaxmerge.types import RealLike, Rule
 
 
-def dare(rule: Rule, *, density: ArrayLike) -> Rule:
+def dare(rule: Rule, *, density: RealLike) -> Rule:
     """Drops entries at random and rescales the others: ``M * mask / density``.
 
     Every entry of every task is kept with probability ``density``, so the mean over
@@ -41,7 +41,7 @@ def dare(rule: Rule, *, density: ArrayLike) -> Rule:
     return merge
 
 
-def della(rule: Rule, *, density: ArrayLike, epsilon: float = 0.05) -> Rule:
+def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
     """Drops small entries with a higher probability (MagPrune of DELLA).
 
     Within each row the i-th smallest of q magnitudes is kept with probability
@@ -62,7 +62,7 @@ def della(rule: Rule, *, density: ArrayLike, epsilon: float = 0.05) -> Rule:
     Source: arXiv 2406.11617. Deviations: probabilities outside (0, 1] are refused
     (the official code only warns); a row of one entry is kept with ``density``.
     """
-    if not isinstance(density, jax.core.Tracer) and not (
+    if not isinstance(density, Tracer) and not (
         0 < density - epsilon <= density + epsilon <= 1
     ):
         raise ValueError(
@@ -79,7 +79,7 @@ def della(rule: Rule, *, density: ArrayLike, epsilon: float = 0.05) -> Rule:
 
 
 def della_probabilities(
-    matrices: jax.Array, *, density: ArrayLike, epsilon: float
+    matrices: jax.Array, *, density: RealLike, epsilon: float
 ) -> jax.Array:
     """Probability with which `della` keeps each entry: [..., p, q] -> [..., p, q].
 
@@ -96,7 +96,7 @@ def della_probabilities(
     return density - epsilon + 2 * epsilon * position
 
 
-def _thin(matrices, probability, key):
+def _thin(matrices: jax.Array, probability: jax.Array, key: jax.Array) -> jax.Array:
     keys = jax.vmap(lambda t: jax.random.fold_in(key, t))(jnp.arange(matrices.shape[0]))
     uniform = jax.vmap(
         lambda k: jax.random.uniform(k, matrices.shape[1:], matrices.dtype)

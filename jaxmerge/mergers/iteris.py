@@ -110,7 +110,7 @@ def iteris(
     base = dict.fromkeys(stacks) if base is None else base
     size = {name: _squares(stack, base[name]) for name, stack in stacks.items()}
     sums_of_batch = jax.jit(partial(_sums_of_batch, apply, mask, mix))
-    merged: dict[str, LowRank] | None = None
+    merged: dict[str, Update] = {}
     for _ in range(iterations):
         routed = {name: [] for name in stacks}
         total = dict.fromkeys(stacks, 0.0)
@@ -147,7 +147,16 @@ def iteris(
     return merged
 
 
-def _sums_of_batch(apply, mask, mix, params, own, merged, base, batch):
+def _sums_of_batch(
+    apply: Apply,
+    mask: Mask | None,
+    mix: float,
+    params: Any,
+    own: Mapping[str, LowRank],
+    merged: Mapping[str, Update],
+    base: Mapping[str, jax.Array | None],
+    batch: Any,
+) -> dict[str, PairedSums]:
     _, alone = with_taps(with_updates(apply, own), own)(params, batch)
     _, together = with_taps(with_updates(apply, merged), own)(params, batch)
     keep = masks_by_module(mask, batch, own)
@@ -160,8 +169,8 @@ def _sums_of_batch(apply, mask, mix, params, own, merged, base, batch):
         y = (1 - mix) * y + mix * x
         seen = linalg.matmul(x, a.T)
         outputs = linalg.matmul(seen, b.T)
-        if base[name] is not None:
-            outputs = outputs + linalg.matmul(x, base[name].astype(a.dtype).T)
+        if (weight := base[name]) is not None:
+            outputs = outputs + linalg.matmul(x, weight.astype(a.dtype).T)
         sums[name] = PairedSums(
             count=count.astype(a.dtype),
             energy=jnp.sum(outputs * outputs),
@@ -171,7 +180,7 @@ def _sums_of_batch(apply, mask, mix, params, own, merged, base, batch):
     return sums
 
 
-def _squares(stack, base):
+def _squares(stack: AdapterStack, base: ArrayLike | None) -> jax.Array:
     """``||W_t||^2`` of every task, [T], without forming the sum of W0 and an update."""
     squares = task_norms(stack) ** 2
     if base is None:
@@ -181,7 +190,14 @@ def _squares(stack, base):
     return jnp.sum(base**2) + 2 * jnp.sum(onto_base * stack.b, (1, 2)) + squares
 
 
-def _solve(stack, routed, total, *, ridge, weights):
+def _solve(
+    stack: AdapterStack,
+    routed: jax.Array,
+    total: jax.Array,
+    *,
+    ridge: ArrayLike,
+    weights: ArrayLike | None,
+) -> LowRank:
     b, a = concatenate(weigh(stack, weights))
     rows = [routed[t, : stack.ranks[t]] for t in stack.present]
     n = total.shape[0]

@@ -6,6 +6,7 @@ the number of its tokens. They read the statistics of the module from ``stats``,
 are constants: derivatives reach the factors and the weights.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -178,7 +179,7 @@ def ssr(
     return LowRank(b=b + change * unit[None, :], a=a)
 
 
-def _of_present_tasks(stack, stats):
+def _of_present_tasks(stack: AdapterStack, stats: Statistics) -> list[Statistics]:
     check_fits("stats", stack, stats)
     return [
         jax.tree.map(lambda x, t=t: jax.lax.stop_gradient(x[t]), stats)
@@ -186,14 +187,14 @@ def _of_present_tasks(stack, stats):
     ]
 
 
-def _total(stack, stats):
+def _total(stack: AdapterStack, stats: Statistics) -> Statistics:
     if len(stack.present) < len(stack.ranks):
         present = jnp.asarray(stack.present)
         stats = jax.tree.map(lambda x: x[present], stats)
     return jax.lax.stop_gradient(equal_parts(stats))
 
 
-def _times_own_gram(stack, parts):
+def _times_own_gram(stack: AdapterStack, parts: Sequence[Statistics]) -> jax.Array:
     rows = [
         times_gram(stack.a[t, : stack.ranks[t]], part)
         for t, part in zip(stack.present, parts, strict=True)

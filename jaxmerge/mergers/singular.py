@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxmerge import linalg
 from jaxmerge.stacks import task_weights
 from jaxmerge.types import AdapterStack, LowRank
-from jaxmerge.updates import isotropize
+from jaxmerge.updates import dense, isotropize
 
 
 def tsv(
@@ -96,7 +96,7 @@ def iso_c(matrices: jax.Array, **extra: Any) -> jax.Array:
     [[2. 0.]
      [0. 2.]]
     """
-    return isotropize(jnp.sum(matrices, axis=0))
+    return dense(isotropize(jnp.sum(matrices, axis=0)))
 
 
 def iso_cts(
@@ -192,13 +192,15 @@ def cart(
     return centre + jnp.asarray(by, matrices.dtype) * kept
 
 
-def _directions_per_task(ranks, size):
+def _directions_per_task(ranks: Sequence[int], size: int) -> tuple[int, ...]:
     if sum(ranks) <= size:
         return tuple(ranks)
     return tuple(min(rank, max(1, size // len(ranks))) for rank in ranks)
 
 
-def _reduce_interference(left, values, right):
+def _reduce_interference(
+    left: Sequence[jax.Array], values: Sequence[jax.Array], right: Sequence[jax.Array]
+) -> LowRank:
     u = linalg.polar(jnp.concatenate(left, axis=1))
     vt = linalg.polar(jnp.concatenate(right, axis=0))
     return LowRank(b=u * jnp.concatenate(values)[None, :], a=vt)

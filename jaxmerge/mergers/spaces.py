@@ -108,14 +108,14 @@ def knots_size(matrices: jax.Array, basis: jax.Array) -> jax.Array:
     return _directions(basis.T) * matrices.shape[-1]
 
 
-def _directions(vectors):
+def _directions(vectors: jax.Array) -> jax.Array:
     return jnp.sum(jnp.any(vectors != 0, axis=1))
 
 
-full = Space(project_full, rebuild_full)
-core = Space(project_core, rebuild_core, core_size)
-knots = Space(project_knots, rebuild_knots, knots_size)
-knots_unscaled = Space(project_knots_unscaled, rebuild_knots, knots_size)
+full: Space = Space(project_full, rebuild_full)
+core: Space = Space(project_core, rebuild_core, core_size)
+knots: Space = Space(project_knots, rebuild_knots, knots_size)
+knots_unscaled: Space = Space(project_knots_unscaled, rebuild_knots, knots_size)
 
 
 def in_space(space: Space, rule: Rule) -> Merger:
@@ -169,7 +169,7 @@ def knots_unscaled_space(rule: Rule) -> Merger:
     return in_space(knots_unscaled, rule)
 
 
-def _knots_basis(stack):
+def _knots_basis(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
     blocks = []
     for t in stack.present:
         u, s, _ = linalg.svd(stack.a[t, : stack.ranks[t], :])
@@ -178,6 +178,6 @@ def _knots_basis(stack):
     return u, s
 
 
-def _knots_rows(stack, u):
+def _knots_rows(stack: AdapterStack, u: jax.Array) -> jax.Array:
     b, a = present_factors(stack)
     return linalg.matmul(linalg.einsum("mp,tmr->tpr", u, b), a)

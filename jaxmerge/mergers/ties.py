@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jaxmerge.mergers.trim import counter, keep_largest
+from jaxmerge.types import RealLike
 
 Sign = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q] in {-1, 0, 1}
 Combine = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q]
@@ -55,7 +55,7 @@ def mean_of_agreeing(matrices: jax.Array) -> jax.Array:
 
 def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
     """The disjoint sum."""
-    return sum(matrices)
+    return sum(matrices, jnp.zeros((), matrices.dtype))
 
 
 def largest_of_agreeing(matrices: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def elect(
 def ties(
     matrices: jax.Array,
     *,
-    density: ArrayLike,
+    density: RealLike,
     sign: Sign = sign_of_sum,
     combine: Combine = mean_of_agreeing,
     size: jax.Array | None = None,

@@ -4,18 +4,20 @@ The threshold is found without sorting, with a density that may be traced, and o
 number of arrays: of one module here, of a whole model in `jaxmerge.trim_whole_model`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxmerge.types import Rule
+from jaxmerge.types import RealLike, Rule
 
 
-def trim(rule: Rule, *, density: ArrayLike) -> Rule:
+def trim(rule: Rule, *, density: RealLike) -> Rule:
     """A rule that sees only the largest entries of each task, module by module.
 
     For one threshold over a whole model see `jaxmerge.trim_whole_model`.
@@ -46,7 +48,7 @@ def trim(rule: Rule, *, density: ArrayLike) -> Rule:
 
 
 def keep_largest(
-    matrices: jax.Array, density: ArrayLike, *, size: jax.Array | None = None
+    matrices: jax.Array, density: RealLike, *, size: jax.Array | None = None
 ) -> jax.Array:
     """Sets all but the largest entries of each task to zero.
 
@@ -71,7 +73,7 @@ def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def kept_count(
-    density: ArrayLike, entries: int, *, size: jax.Array | None = None
+    density: RealLike, entries: int, *, size: int | jax.Array | None = None
 ) -> int | jax.Array:
     """How many entries a density keeps: ``floor(density * size)`` of the share meant.
 
@@ -95,7 +97,7 @@ def kept_count(
     (29, 28)
     """
     check_density(density)
-    if isinstance(density, jax.core.Tracer):
+    if isinstance(density, Tracer):
         return _traced_count(density, entries if size is None else size)
     every = int(_whole(np, np.float64(density) * entries, _precision(density)))
     if size is None:
@@ -103,16 +105,15 @@ def kept_count(
     return jnp.where(size == entries, every, _traced_count(density, size))
 
 
-def check_density(density: ArrayLike) -> None:
+def check_density(density: RealLike) -> None:
     """Refuses a density outside (0, 1], unless it is traced."""
-    if not isinstance(density, jax.core.Tracer) and not 0 < float(density) <= 1:
+    if not isinstance(density, Tracer) and not 0 < float(density) <= 1:
         raise ValueError(
             f"density is the share of entries to keep, in (0, 1]; got {density}"
         )
 
 
-@jax.jit
-def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
+def magnitude_threshold(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:
     """The ``count``-th largest magnitude over all blocks of each task, exactly.
 
     Non-negative floats are ordered as their bit patterns are, so the threshold is found
@@ -130,6 +131,11 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
     [2.]
     """
+    return _bisect(blocks, count)
+
+
+@jax.jit
+def _bisect(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:
     dtype = blocks[0].dtype
     pattern = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
     count_dtype = counter()
@@ -144,7 +150,9 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     ]
     count = jnp.asarray(count).astype(count_dtype)
 
-    def halve(_, bounds):
+    def halve(
+        _: Any, bounds: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         low, high = bounds  # at least count entries are >= low; fewer are >= high
         middle = low + (high - low) // 2
         enough = sum(_count_from(middle, x) for x in patterns) >= count
@@ -158,12 +166,12 @@ def magnitude_threshold(blocks: list[jax.Array], count: ArrayLike) -> jax.Array:
     return jnp.where(count > 0, threshold, jnp.inf)
 
 
-def counter():
+def counter() -> np.dtype:
     """The widest integer that JAX is set to use."""
     return jax.dtypes.canonicalize_dtype(jnp.int64)
 
 
-def _count_from(bound, values):
+def _count_from(bound: jax.Array, values: jax.Array) -> jax.Array:
     """How many values [T, ...] of each task reach its bound [T].
 
     Rows are counted in floats, which a CPU adds up three times as fast as integers.
@@ -176,20 +184,20 @@ def _count_from(bound, values):
     return jnp.sum(rows.astype(counter()), axis=range(1, rows.ndim))
 
 
-def _traced_count(density, size):
+def _traced_count(density: RealLike, size: int | jax.Array) -> jax.Array:
     dtype = jnp.result_type(float)
     product = jnp.asarray(density, dtype) * jnp.asarray(size).astype(dtype)
     return _whole(jnp, product, max(_precision(density), float(jnp.finfo(dtype).eps)))
 
 
-def _whole(numpy, product, precision):
+def _whole(numpy: Any, product: Any, precision: float) -> Any:
     """``floor(product)``, or the whole number that it is up to rounding."""
     return numpy.minimum(
         numpy.round(product), numpy.floor(product * (1 + 4 * precision))
     )
 
 
-def _precision(density):
+def _precision(density: RealLike) -> float:
     """Machine epsilon of a density."""
     dtype = getattr(density, "dtype", np.float64)
     floating = jnp.issubdtype(dtype, jnp.floating)

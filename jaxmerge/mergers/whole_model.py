@@ -21,6 +21,7 @@ from jaxmerge.types import (
     Calibration,
     Merger,
     ModelMerger,
+    RealLike,
     Rule,
     Space,
     Update,
@@ -121,7 +122,7 @@ def _as_given(stack: AdapterStack, *, merged: Update, **extra: Any) -> Update:
     return merged
 
 
-def trim_whole_model(rule: Rule, space: Space, *, density: ArrayLike) -> ModelMerger:
+def trim_whole_model(rule: Rule, space: Space, *, density: RealLike) -> ModelMerger:
     """Merges with one trimming threshold for each task over all modules.
 
     TIES and KnOTS are published this way: a task's vector is that of the whole model,

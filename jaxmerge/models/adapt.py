@@ -7,10 +7,10 @@ names of Hugging Face it is the PEFT name. Layers may be ``nn.Dense``,
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -143,7 +143,7 @@ class Call(NamedTuple):
     inputs: jax.Array
     outputs: jax.Array
     module: nn.Module
-    arguments: tuple[tuple, dict]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def with_kernel(self, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Outputs of the same call with another kernel."""
@@ -151,13 +151,14 @@ class Call(NamedTuple):
         params = dict(self.module.variables["params"])
         params["kernel"] = change(params["kernel"])
         alone = self.module.clone(parent=None, name=None)
-        return alone.apply({"params": params}, *args, **kwargs)
+        outputs = alone.apply({"params": params}, *args, **kwargs)
+        return cast(jax.Array, outputs)  # a pair only where something is mutable
 
 
 @contextmanager
 def intercepted(
     modules: Collection[str], change: Callable[[Call], jax.Array]
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Replaces the outputs of the named layers, while a model runs in its context.
 
     Raises:
@@ -165,7 +166,12 @@ def intercepted(
     """
     linear: set[str] = set()
 
-    def interceptor(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def interceptor(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any,
+    ) -> Any:
         module, name = context.module, ".".join(context.module.path)
         outputs = call(*args, **kwargs)
         if context.method_name != "__call__":
@@ -213,16 +219,20 @@ def _only_gradient(update: Update, rows: jax.Array) -> jax.Array:
     return jnp.zeros((*rows.shape[:-1], m), rows.dtype)
 
 
-def _only_gradient_forward(update, rows):
+def _only_gradient_forward(
+    update: Update, rows: jax.Array
+) -> tuple[jax.Array, tuple[Update, jax.Array]]:
     return _only_gradient(update, rows), (update, rows)
 
 
-def _only_gradient_backward(saved, cotangent):
+def _only_gradient_backward(
+    saved: tuple[Update, jax.Array], cotangent: jax.Array
+) -> tuple[Update, jax.Array]:
     update, rows = saved
     x = rows.reshape(-1, rows.shape[-1])
     g = cotangent.reshape(-1, cotangent.shape[-1])
 
-    def thin(left, right, dtype):
+    def thin(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
         wide = _at_least_float32(left.dtype)
         return jnp.matmul(left.T, right, preferred_element_type=wide).astype(dtype)
 

@@ -42,7 +42,7 @@ class BertConfig:
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {known}")
@@ -210,7 +210,8 @@ def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a BERT, a nested dict with Hugging Face's names."""
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
-    return Bert(config).init(key, inputs)["params"]
+    variables = Bert(config).init(key, inputs)
+    return dict(variables["params"])
 
 
 def bert_apply(

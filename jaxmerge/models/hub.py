@@ -115,7 +115,7 @@ def to_flax(
     Raises:
       ValueError: keys that are missing, left over or of another shape, all of them.
     """
-    shapes = flatten_dict(template, sep=".")
+    shapes: dict[str, Any] = flatten_dict(template, sep=".")
     keys = {path: _hub_key(path) for path in shapes}
     problems = [f"missing {key}" for key in keys.values() if key not in tensors]
     left_over = sorted(set(tensors) - set(keys.values()))
@@ -172,7 +172,9 @@ def _hub_key(path: str) -> str:
     return f"{parent}.{renamed}"
 
 
-def _transposed(path: str, value: Any, linear: tuple, convolution: tuple) -> Any:
+def _transposed(
+    path: str, value: Any, linear: tuple[int, ...], convolution: tuple[int, ...]
+) -> Any:
     if not path.endswith(".kernel"):
         return value
     axes = {2: linear, 4: convolution}.get(value.ndim)

@@ -32,7 +32,12 @@ def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
     refuse_jitted(apply)
     names: dict[str, None] = {}
 
-    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    def note(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any,
+    ) -> Any:
         if context.method_name == "__call__" and isinstance(context.module, KINDS):
             names[".".join(context.module.path)] = None
         return call(*args, **kwargs)
@@ -60,7 +65,7 @@ def add_to_params(
     Raises:
       ValueError: as for `with_updates`, or a kernel that is not in ``params``.
     """
-    flat = flatten_dict(params, sep=".")
+    flat: dict[str, Any] = flatten_dict(params, sep=".")
     for layer in _layers(apply, params, batch, updates):
         path = _kernel_path(layer.name, flat)
         flat[path] = kernel_sum(layer, updates[layer.name], jnp.asarray(flat[path]))
@@ -87,7 +92,7 @@ def layer_weights(
     >>> weights["layers_0"].shape
     (2, 3)
     """
-    flat = flatten_dict(params, sep=".")
+    flat: dict[str, Any] = flatten_dict(params, sep=".")
     return {
         layer.name: layer.from_kernel(jnp.asarray(flat[_kernel_path(layer.name, flat)]))
         for layer in _layers(apply, params, batch, modules)

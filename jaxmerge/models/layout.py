@@ -94,7 +94,10 @@ class Layer(NamedTuple):
 
 
 def layer_of(
-    name: str, module: nn.Module, inputs: jax.Array, einsum_str: str | None = None
+    name: str,
+    module: nn.Dense | nn.DenseGeneral | nn.Einsum,
+    inputs: jax.Array,
+    einsum_str: str | None = None,
 ) -> Layer:
     """Describes a bound linear layer and the call that it was given.
 
@@ -103,7 +106,7 @@ def layer_of(
         (batch dimensions): its update is not one matrix.
     """
     if isinstance(module, nn.Einsum):
-        equation = (einsum_str or module.einsum_str).replace(" ", "")
+        equation = (einsum_str or module.einsum_str or "").replace(" ", "")
         equation = _without_dots(equation, inputs.ndim)
         axes, kernel, outputs = equation.replace("->", ",").split(",")
         sizes = inputs.shape + tuple(module.shape)

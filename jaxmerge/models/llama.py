@@ -47,22 +47,32 @@ class LlamaConfig:
     mlp_bias: bool = False
     pad_token_id: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         heads = self.num_attention_heads
-        if self.num_key_value_heads is None:
-            object.__setattr__(self, "num_key_value_heads", heads)
-        if self.head_dim is None:
-            if self.hidden_size % heads:
-                raise ValueError(
-                    f"hidden_size is not a multiple of num_attention_heads: {self}"
-                )
-            object.__setattr__(self, "head_dim", self.hidden_size // heads)
-        if heads % self.num_key_value_heads:
+        if self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size is not a multiple of num_attention_heads: {self}"
+            )
+        object.__setattr__(self, "num_key_value_heads", self.key_value_heads)
+        object.__setattr__(self, "head_dim", self.head_size)
+        if heads % self.key_value_heads:
             raise ValueError(
                 f"num_attention_heads is not a multiple of num_key_value_heads: {self}"
             )
-        if self.head_dim % 2:
+        if self.head_size % 2:
             raise ValueError(f"head_dim is odd, so it has no pairs to rotate: {self}")
+
+    @property
+    def key_value_heads(self) -> int:
+        """``num_key_value_heads``, or its default."""
+        given = self.num_key_value_heads
+        return self.num_attention_heads if given is None else given
+
+    @property
+    def head_size(self) -> int:
+        """``head_dim``, or its default."""
+        given = self.head_dim
+        return self.hidden_size // self.num_attention_heads if given is None else given
 
 
 class LlamaOutput(NamedTuple):
@@ -95,7 +105,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
-        config, size = self.config, self.config.head_dim
+        config, size = self.config, self.config.head_size
         dense = partial(nn.Dense, use_bias=config.attention_bias, dtype=self.dtype)
 
         def heads(count: int, name: str) -> jax.Array:
@@ -103,8 +113,8 @@ class SelfAttention(nn.Module):
             return projected.reshape(*hidden.shape[:-1], count, size)
 
         query = heads(config.num_attention_heads, "q_proj")
-        key = heads(config.num_key_value_heads, "k_proj")
-        value = heads(config.num_key_value_heads, "v_proj")
+        key = heads(config.key_value_heads, "k_proj")
+        value = heads(config.key_value_heads, "v_proj")
         speeds = frequencies(size, theta=config.rope_theta, scaling=config.rope_scaling)
         positions = jnp.arange(hidden.shape[1], dtype=jnp.float32)
         radians = positions[:, None] * jnp.asarray(speeds)[None, :]
@@ -201,7 +211,8 @@ def init_llama(config: LlamaConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a Llama, a nested dict with Hugging Face's names."""
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
-    return Llama(config).init(key, inputs)["params"]
+    variables = Llama(config).init(key, inputs)
+    return dict(variables["params"])
 
 
 def llama_apply(

@@ -9,7 +9,7 @@ class token and one per patch), d hidden size.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -46,7 +46,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
     projection_dim: int | None = 512
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {known}")
@@ -188,7 +188,8 @@ class VisionTower(nn.Module):
 def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a vision tower, a nested dict with Hugging Face's names."""
     shape = (1, config.image_size, config.image_size, config.num_channels)
-    return VisionTower(config).init(key, jnp.zeros(shape, jnp.float32))["params"]
+    variables = VisionTower(config).init(key, jnp.zeros(shape, jnp.float32))
+    return dict(variables["params"])
 
 
 def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
@@ -210,4 +211,9 @@ def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
     (3, 5)
     """
     tower = VisionTower(config)
-    return lambda params, images: tower.apply({"params": params}, images)
+
+    def apply(params: Any, images: jax.Array) -> jax.Array:
+        features = tower.apply({"params": params}, images)
+        return cast(jax.Array, features)  # a pair only where something is mutable
+
+    return apply

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +39,7 @@ Draw = Callable[["Axes", Theme], None]
 def require_matplotlib() -> None:
     """Refuses with a remedy where matplotlib is not installed."""
     try:
-        import matplotlib  # noqa: F401
+        import_module("matplotlib")
     except ModuleNotFoundError as error:
         raise Refusal(
             "plots and pages need matplotlib; "
@@ -71,7 +72,7 @@ def render(draw: Draw, theme: Theme = LIGHT) -> bytes:
 
 
 def curves(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float] | np.ndarray],
     *,
     x: str,
     y: str,
@@ -170,7 +171,7 @@ def heat_map(
                 axes.text(
                     j,
                     i,
-                    f"{round(values[i, j], 2) + 0:.2f}",
+                    f"{np.round(values[i, j], 2) + 0:.2f}",
                     ha="center",
                     va="center",
                     fontsize=11 if widest <= 5 else 9,

@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from jaxmerge.diagnostics import Diagnosis
 from jaxmerge.diagnostics.findings import SHARE, Findings, Numbers
 from jaxmerge.reports.comparison import shown
 from jaxmerge.reports.drawing import Draw, curves, heat_map
+
+Values = np.ndarray | jax.Array
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,7 @@ def _by_layer(
     return means
 
 
-def _over_modules(
-    found: Findings, matrix: Callable[[Diagnosis], np.ndarray]
-) -> np.ndarray:
+def _over_modules(found: Findings, matrix: Callable[[Diagnosis], Values]) -> np.ndarray:
     """Mean [T, T] over the modules that both tasks change; NaN on the diagonal."""
     values = np.array([matrix(d) for d in found.arrays.values()])
     there = np.array([d.overlaps.random_b > 0 for d in found.arrays.values()])
@@ -228,7 +229,7 @@ def _largest(values: np.ndarray) -> float:
     return float(np.nanmax(values, initial=0.0))
 
 
-def _mean_of_ragged(rows: Sequence[np.ndarray], *, fill: float = 0.0) -> np.ndarray:
+def _mean_of_ragged(rows: Sequence[Values], *, fill: float = 0.0) -> np.ndarray:
     width = max(map(len, rows))
     filled = [np.pad(r, (0, width - len(r)), constant_values=fill) for r in rows]
     return np.mean(filled, axis=0)

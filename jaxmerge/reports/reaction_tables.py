@@ -26,7 +26,7 @@ def heading(found: "Reactions") -> str:
     )
 
 
-def preference_rows(found: "Reactions") -> list[tuple[str | float | None, ...]]:
+def preference_rows(found: "Reactions") -> list[tuple[str, *tuple[float | None, ...]]]:
     """The values of `PREFERENCE_COLUMNS`; None where there is none."""
     of_tasks = np.stack([found.losses, found.anchors, found.slopes], axis=1).tolist()
     of_all = np.stack([found.sizes, found.top_tenth, found.repeat], axis=1).tolist()

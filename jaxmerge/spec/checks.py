@@ -170,6 +170,6 @@ def check_finite(updates: "Mapping[str, Update]") -> None:
 
 
 def _is_finite(leaf: "jax.Array") -> bool:
-    import jax
+    from jax.core import Tracer
 
-    return isinstance(leaf, jax.core.Tracer) or bool(np.isfinite(leaf).all())
+    return isinstance(leaf, Tracer) or bool(np.isfinite(leaf).all())

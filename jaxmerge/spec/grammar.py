@@ -93,7 +93,7 @@ def read_calls(text: str) -> tuple[Call, ...]:
     return calls
 
 
-def _segments(text: str) -> list[ast.expr]:
+def _segments(text: Any) -> list[ast.expr]:
     """The steps of a text as syntax trees."""
     if not isinstance(text, str):
         raise PipelineError(f"expected text, got {type(text).__name__}")

@@ -19,11 +19,14 @@ Kind = Literal[
 REQUIRED = object()
 
 
+Number = type[bool] | type[int] | type[float]
+
+
 class Accepts(NamedTuple):
     """What an argument may be: how messages say it, its type and its bounds."""
 
     says: str
-    convert: type | None = None  # None: the argument is one of `choices`
+    convert: Number | None = None  # None: the argument is one of `choices`
     within: Callable[[Any], bool] = lambda _: True
     choices: Mapping[str, str] = {}  # name -> target
 
@@ -36,7 +39,7 @@ class Accepts(NamedTuple):
         ):
             raise ValueError(f"expected {self.says}, got {value!r}")
         try:
-            value = self.convert(value)
+            value = value if self.convert is None else self.convert(value)
         except OverflowError:
             value = math.inf
         if not math.isfinite(value) or not self.within(value):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxmerge.models.adapt import Apply, with_taps
 from jaxmerge.stats.moments import (
     Mask,
+    Moments,
     Statistics,
     check_mask,
     masks_by_module,
@@ -106,7 +107,9 @@ def collector(
     return over
 
 
-def _of_batch(name, inputs, mask, sketch):
+def _of_batch(
+    name: str, inputs: jax.Array, mask: jax.Array | None, sketch: int | None
+) -> Statistics:
     check_mask(name, inputs, mask)
     if sketch is None:
         return moments_of(inputs, mask=mask)
@@ -114,9 +117,9 @@ def _of_batch(name, inputs, mask, sketch):
     return sketch_of(inputs, size=tokens, mask=mask)
 
 
-def _nothing(like, sketch):
+def _nothing(like: Statistics, sketch: int | None) -> Statistics:
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    if sketch is None:
+    if sketch is None or isinstance(like, Moments):
         return zeros
     n, dtype = like.rows.shape[-1], like.rows.dtype
     return zeros._replace(rows=jnp.zeros((sketch, n), dtype))

@@ -86,17 +86,14 @@ def merge_moments(
     >>> print(both.mean, bool(jnp.allclose(both.gram, x.T @ x)))
     [3. 4.] True
     """
-    if isinstance(first, Sketch) != isinstance(second, Sketch):
-        raise ValueError("merge_moments: cannot merge a sketch with exact moments")
-    count = first.count + second.count
-    step = linalg.divide(second.count, count)[..., None]
-    mean = first.mean + (second.mean - first.mean) * step
-    if isinstance(first, Moments):
-        return Moments(count=count, mean=mean, gram=first.gram + second.gram)
-    rows = jnp.concatenate([first.rows, second.rows], axis=-2)
-    lost = first.lost + second.lost
-    smaller = min(first.rows.shape[-2], second.rows.shape[-2])
-    return _shrink(Sketch(count, mean, rows, lost), smaller if size is None else size)
+    if isinstance(first, Moments) and isinstance(second, Moments):
+        return Moments(*_joined(first, second), gram=first.gram + second.gram)
+    if isinstance(first, Sketch) and isinstance(second, Sketch):
+        rows = jnp.concatenate([first.rows, second.rows], axis=-2)
+        both = Sketch(*_joined(first, second), rows, first.lost + second.lost)
+        smaller = min(first.rows.shape[-2], second.rows.shape[-2])
+        return _shrink(both, smaller if size is None else size)
+    raise ValueError("merge_moments: cannot merge a sketch with exact moments")
 
 
 def masks_by_module(
@@ -261,7 +258,14 @@ def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     return jnp.where(values > noise, values, 0), vectors
 
 
-def _shrink(sketch, size):
+def _joined(first: Statistics, second: Statistics) -> tuple[jax.Array, jax.Array]:
+    """Count and mean of both together."""
+    count = first.count + second.count
+    step = linalg.divide(second.count, count)[..., None]
+    return count, first.mean + (second.mean - first.mean) * step
+
+
+def _shrink(sketch: Sketch, size: int) -> Sketch:
     """Frequent Directions: all squares are lowered by the first that must be 0."""
     if size < 1:
         raise ValueError(f"a sketch needs at least one row, got {size}")

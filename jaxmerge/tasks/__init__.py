@@ -3,13 +3,15 @@
 `load_base` makes a pure function of a Hugging Face folder, `load_unlabeled` reads one
 file of inputs for each adapter and `load_labels` the labels beside them, `task_heads`
 gives the head of every task. `measure` gives statistics of the inputs of layers, and
-`read_sample` what mergers need that run the model.
+`read_sample` what mergers need that run the model, `predictor` what a merge says of
+every input.
 """
 
 from jaxmerge.tasks.bases import Base, load_base
 from jaxmerge.tasks.heads import task_heads
 from jaxmerge.tasks.labels import load_labels
 from jaxmerge.tasks.measure import measure, modules_ending
+from jaxmerge.tasks.predict import predictor
 from jaxmerge.tasks.sample import SampleFiles, read_sample
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
@@ -22,6 +24,7 @@ __all__ = [
     "load_unlabeled",
     "measure",
     "modules_ending",
+    "predictor",
     "read_sample",
     "task_heads",
 ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,13 +68,13 @@ class Base(NamedTuple):
         Raises:
           ValueError: neither says, or not a finite number above 0.
         """
-        if given is None and self.logit_scale is None:
+        scale = self.logit_scale if given is None else given
+        if scale is None:
             raise Refusal(
                 f"{self.folder}: stores no logit_scale; give ",
                 Option("logit_scale", "<number>"),
                 ", 100 for CLIP as OpenAI trained it",
             )
-        scale = self.logit_scale if given is None else given
         if not 0 < scale < math.inf:
             stored = f"{self.folder}: the stored logit_scale"
             raise Refusal(
@@ -83,7 +84,7 @@ class Base(NamedTuple):
         return scale
 
 
-def load_base(folder: str | Path) -> Base:
+def load_base(folder: str | os.PathLike[str]) -> Base:
     """Reads the base model of adapters.
 
     ``bert`` and ``llama`` read texts and have the heads of sequence classification;
@@ -100,7 +101,7 @@ def load_base(folder: str | Path) -> Base:
     return _kind_of(folder, raw).load(folder, raw)
 
 
-def base_files(folder: str | Path) -> tuple[Inputs, tuple[str, ...]]:
+def base_files(folder: str | os.PathLike[str]) -> tuple[Inputs, tuple[str, ...]]:
     """What the base in a folder reads, and names of the files that `load_base` reads.
 
     Raises:
@@ -158,7 +159,8 @@ def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
     per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
 
     def mask(batch: Any) -> dict[str, jax.Array]:
-        return dict.fromkeys(per_token, batch["attention_mask"].astype(bool))
+        counted: jax.Array = batch["attention_mask"].astype(bool)
+        return dict.fromkeys(per_token, counted)
 
     return mask
 
@@ -180,7 +182,14 @@ def _load_llama(folder: Path, raw: Mapping[str, Any]) -> Base:
     return _of_texts(folder, raw, config, params, llama_apply(config), "score")
 
 
-def _of_texts(folder, raw, config, params, apply, head_module) -> Base:
+def _of_texts(
+    folder: Path,
+    raw: Mapping[str, Any],
+    config: Any,
+    params: Any,
+    apply: Apply,
+    head_module: str,
+) -> Base:
     pad = raw.get("pad_token_id")
     return Base(
         folder=folder,

@@ -1,5 +1,6 @@
 """The head of every task: saved by its adapter, or text vectors of its classes."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jaxmerge.tasks.unlabeled import Unlabeled
 
 
 def task_heads(
-    base: Base, adapters: Adapters, vectors: str | Path | None = None
+    base: Base, adapters: Adapters, vectors: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """task -> its head, as ``base.logits`` takes it.
 
@@ -128,7 +129,9 @@ def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
     refuse_biases(adapters)
 
 
-def text_heads(path: str | Path, tasks: tuple[str, ...]) -> dict[str, jax.Array]:
+def text_heads(
+    path: str | os.PathLike[str], tasks: tuple[str, ...]
+) -> dict[str, jax.Array]:
     """task -> vectors of its classes [C, d], from a safetensors file.
 
     Raises:

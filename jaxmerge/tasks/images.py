@@ -1,7 +1,7 @@
 """Files of images as arrays of pixels."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ KEY = "images"
 
 
 @contextmanager
-def open_arrays(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def open_arrays(path: Path) -> Generator[np.lib.npyio.NpzFile, None, None]:
     """The arrays of an ``.npz`` file; what goes wrong with them names the file.
 
     Raises:

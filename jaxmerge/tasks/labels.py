@@ -1,5 +1,6 @@
 """Labels beside the inputs, where a file has them."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ FIELD, KEY = "label", "labels"  # of a line of texts, of an archive of images
 
 
 def load_labels(
-    folder: str | Path, unlabeled: Unlabeled, heads: Mapping[str, Any]
+    folder: str | os.PathLike[str], unlabeled: Unlabeled, heads: Mapping[str, Any]
 ) -> dict[str, np.ndarray | None]:
     """task -> classes [N] of its inputs, in int64; None where the file has no labels.
 

@@ -1,5 +1,6 @@
 """What a fit read, as JSON values with digests."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
 
 
 def files_read(
-    base: str | Path,
-    data: str | Path,
+    base: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     tasks: Sequence[str],
     text_heads: Path | None = None,
 ) -> dict[str, dict[str, Any]]:

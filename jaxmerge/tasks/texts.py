@@ -72,9 +72,12 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
     return found[0]
 
 
-def _texts(path: Path, number: int, row: Any, fields: tuple[str, ...]) -> tuple:
-    texts = tuple(row.get(field) for field in fields) if isinstance(row, dict) else ()
-    if not texts or not all(isinstance(text, str) for text in texts):
+def _texts(
+    path: Path, number: int, row: Any, fields: tuple[str, ...]
+) -> tuple[str, ...]:
+    given = [row.get(field) for field in fields] if isinstance(row, dict) else []
+    texts = tuple(text for text in given if isinstance(text, str))
+    if not texts or len(texts) < len(given):
         raise Refusal(f"{path}: line {number} has no text in {' and '.join(fields)}")
     return texts
 
@@ -151,7 +154,7 @@ def cropped(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     shapes.
     """
     mask = inputs["attention_mask"]
-    used, width = int(mask.any(axis=0).nonzero()[0].max()) + 1, _MULTIPLE
+    used, width = int(np.flatnonzero(mask.any(axis=0)).max()) + 1, _MULTIPLE
     while width < used:
         width *= 2
     return {name: tokens[:, :width] for name, tokens in inputs.items()}

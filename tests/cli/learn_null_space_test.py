@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 def arguments(place, *flags):
     folders = [place / "in" / task for task in TASKS]
     where = ["--base", place / "base", "--data", place / "data", "--batch", 4]
-    return ["learn", *folders, *where, "-p", "adamerging", *flags]
+    return ["learn", *folders, *where, "-p", "adamerging", "--start", "method", *flags]
 
 
 def test_it_is_the_fit_of_null_space_ratios(place, tmp_path):
@@ -92,7 +92,7 @@ def test_it_can_be_verified_and_says_what_it_did(place, tmp_path):
     out = tmp_path / "out"
     flags = ["--loss", "null-space", "--steps", 2, "-o", out]
     said = succeed(*arguments(place, *flags))
-    assert "null-space cars: 0." in said
+    assert "null-space of cars: 0." in said
     succeed("verify", out)
 
 

@@ -1,18 +1,22 @@
 """The committed digits, adapters and demonstration."""
 
 import json
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from experiments.digits8 import demo
 from experiments.digits8.data import SIZES, augment, load_splits
-from experiments.digits8.methods import METHODS, SCALES
+from experiments.digits8.methods import METHODS, SCALES, Method
 from experiments.digits8.model import (
     ADAPTERS,
     BASE,
@@ -29,7 +33,6 @@ from experiments.digits8.tasks import TASKS
 from experiments.digits8.train import ADAPTATION, cross_entropy, layer_shapes
 from experiments.finetune import fit
 from experiments.lora import initial_factors
-from jaxmerge.cli.console import Console
 from jaxmerge.io import load_peft
 from jaxmerge.models import with_updates
 from jaxmerge.spec import parse
@@ -145,7 +148,8 @@ def test_an_adapter_can_be_trained_from_zero():
     settings = ADAPTATION | {"steps": 20}
     with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts in
         end = fit(loss, start, (images, labels), key=jax.random.key(1), **settings)
-    assert loss(end, images, labels) < 0.8 * loss(start, images, labels)
+    before, after = (jax.jit(loss)(x, images, labels) for x in (start, end))
+    assert after < 0.8 * before
 
 
 def test_scores_of_a_grid_are_those_of_each_scale_by_interception(adapters):
@@ -166,10 +170,11 @@ def test_an_exam_ignores_classes_that_a_head_lacks():
     exam = make_exam({"parity": TASKS["parity"]}, split, base.heads)
     both = make_exam(TASKS, split, base.heads)
     place = list(TASKS).index("parity")
-    embeddings = apply(base.params, exam.images)
+    run = jax.jit(apply)
+    embeddings = run(base.params, exam.images)
     scores = logits(embeddings, base.heads["parity"])
     expected = np.sum(np.argmax(scores, 1) == split.digits % 2)
-    everything = apply(base.params, both.images)
+    everything = run(base.params, both.images)
     assert correct_answers(embeddings, exam)[0] == expected
     assert correct_answers(everything, both)[place] == expected
 
@@ -181,23 +186,52 @@ def test_every_method_of_the_demonstration_is_a_pipeline():
             assert parse(f"{text}|scale({SCALES[0]})").scale == SCALES[0]
 
 
+METHODS_OF_A_RUN = (
+    Method("Task arithmetic", ("concat",)),
+    Method("DARE", tuple(f"total|dare(density={d})|full" for d in (0.3, 0.7))),
+)
+SCALES_OF_A_RUN = (0.1, 0.3, 1.0)
+RUNNER = CliRunner()
+
+
+def invoke(*arguments):
+    """``python -m experiments.digits8.demo`` with two methods and few scales."""
+    command = typer.Typer()
+    command.command()(demo.main)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXMERGE_CACHE", "")
+        patch.setattr(demo, "METHODS", METHODS_OF_A_RUN)
+        patch.setattr(demo, "SCALES", SCALES_OF_A_RUN)
+        return RUNNER.invoke(command, [str(argument) for argument in arguments])
+
+
+class Demonstration(NamedTuple):
+    """A run with one fixed and one random method."""
+
+    out: Path
+    results: list[Result]
+    printed: str
+    progress: list[str]
+
+
 @pytest.fixture(scope="module")
 def demonstration(tmp_path_factory):
-    """A run with one fixed and one random method."""
     out = tmp_path_factory.mktemp("demo") / "results"
-    names = ["Task arithmetic", "DARE"]
-    return out, demo.run(out, methods=names, seeds=(0, 1), console=Console(quiet=True))
+    done = invoke("--out", out)
+    assert done.exit_code == 0, done.output
+    rows = (out / demo.RESULTS).read_text().splitlines()
+    results = [Result(**json.loads(row)) for row in rows]
+    return Demonstration(out, results, done.stdout, done.stderr.splitlines())
 
 
 def test_demonstration_writes_one_line_for_each_model(demonstration):
-    out, results = demonstration
-    lines = [json.loads(row) for row in (out / demo.RESULTS).read_text().splitlines()]
-    assert [Result(**line) for line in lines] == results
+    results = demonstration.results
     assert [(r.method, r.seed) for r in results] == [
         ("Base, no adapter", None),
         ("Task arithmetic", None),
         ("DARE", 0),
         ("DARE", 1),
+        ("DARE", 2),
     ]
     for result in results:
         for name, accuracy in result.accuracy.items():
@@ -210,20 +244,21 @@ def test_demonstration_writes_one_line_for_each_model(demonstration):
 
 
 def test_scale_is_the_best_of_the_grid_on_validation(demonstration, adapters):
-    _, results = demonstration
+    results = demonstration.results
     base, splits = load_base(), load_splits()
     exam = make_exam(TASKS, splits["validation"], base.heads)
     updates = parse("concat").run(adapters.stacks)
     metrics = METRICS_FOUND["tasks"]
     own = [metrics[name]["validation"]["adapter"] for name in TASKS]
     own = np.array(own) / SIZES["validation"]
-    means = (accuracies(base.params, updates, SCALES, exam) / own).mean(axis=1)
+    scales = SCALES_OF_A_RUN
+    means = (accuracies(base.params, updates, scales, exam) / own).mean(axis=1)
     assert results[1].validation == pytest.approx(means.max(), abs=0.005)
-    assert results[1].pipeline == f"concat|scale({SCALES[means.argmax()]})"
+    assert results[1].pipeline == f"concat|scale({scales[means.argmax()]})"
 
 
 def test_demonstration_saves_a_plot_and_an_adapter(demonstration, adapters):
-    out, results = demonstration
+    out, results = demonstration.out, demonstration.results
     assert (out / demo.PLOT).read_bytes().startswith(b"\x89PNG")
     saved = load_peft([out / demo.MERGED])
     assert set(saved.stacks) == set(adapters.stacks)
@@ -237,19 +272,29 @@ def test_demonstration_saves_a_plot_and_an_adapter(demonstration, adapters):
     np.testing.assert_allclose(found[0], expected, atol=1.5 * ROUNDING / SIZES["test"])
 
 
-def test_demonstration_prints_all_tasks_and_methods(demonstration, capsys):
-    _, results = demonstration
-    from experiments.digits8.report import lines
+def test_demonstration_prints_all_tasks_and_methods(demonstration):
+    arithmetic = demonstration.results[1].pipeline
+    for word in [*TASKS, "Task arithmetic", "DARE", "3 seeds", arithmetic]:
+        assert word in demonstration.printed
 
-    Console().result({}, lambda: lines(results, results[1], 1.0, demonstration[0]))
-    printed = capsys.readouterr().out
-    for word in [*TASKS, "Task arithmetic", "DARE", "2 seeds", results[1].pipeline]:
-        assert word in printed
+
+def test_demonstration_says_what_it_does_and_how_far_it_is(demonstration):
+    plan, *progress = demonstration.progress
+    assert "2 methods: 3 merges, each at 3 scales on 1,600 validation images" in plan
+    assert "on 5,600 test images. About 2 minutes" in plan
+    assert [line.split(":")[0].split("s  ")[1] for line in progress] == [
+        "base, no adapter",
+        "Task arithmetic",
+        "DARE",
+    ]
 
 
 def test_demonstration_refuses_unknown_methods_and_earlier_results(demonstration):
-    out, _ = demonstration
+    out = demonstration.out
     with pytest.raises(ValueError, match="no method 'Magic'; there are Task arith"):
         demo.run(out / "new", methods=["Magic"])
-    with pytest.raises(ValueError, match="exists"):
-        demo.run(out, methods=["Task arithmetic"])
+    before = (out / demo.RESULTS).read_bytes()
+    refused = invoke("--out", out)
+    assert refused.exit_code == 1
+    assert "remove it, choose another folder with --out (make demo" in refused.stderr
+    assert (out / demo.RESULTS).read_bytes() == before

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
-from experiments import analyses, report
+from experiments import analyses, report, run
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
@@ -86,14 +86,24 @@ def write_adapter(folder, modules, seed, extra=None):
 
 
 @pytest.fixture
-def clip(tmp_path, monkeypatch):
-    """A tiny CLIP, adapters, text vectors and images for its eight tasks."""
+def few(monkeypatch):
+    """Few tasks and candidates: for each of them something is compiled anew."""
+    for config in (clip_vision8, llama_nli6):
+        monkeypatch.setattr(config, "TASKS", config.TASKS[:3])
+    monkeypatch.setattr(run, "INITIALS", run.INITIALS[:1])
+    monkeypatch.setattr(run, "RATES", run.RATES[:1])
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP, and adapters, text vectors and images for three tasks."""
+    tmp_path = tmp_path_factory.mktemp("clip")
     save_vision(tmp_path / "clip", CLIP, init_vision(CLIP, jax.random.key(0)))
     pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
     (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     rng = np.random.default_rng(0)
     vectors = {}
-    for index, task in enumerate(clip_vision8.TASKS):
+    for index, task in enumerate(clip_vision8.TASKS[:3]):
         modules = [f"vision_model.encoder.layers.0.self_attn.{p}_proj" for p in "qv"]
         write_adapter(tmp_path / "adapters" / task, modules, index)
         vectors[task] = rng.normal(size=(2, 6)).astype(np.float32)
@@ -105,18 +115,23 @@ def clip(tmp_path, monkeypatch):
                     pixels = rng.integers(0, 255, (10, 12, 3)).astype(np.uint8)
                     Image.fromarray(pixels).save(folder / f"{count}.png")
     save_file(vectors, tmp_path / "heads.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def clip(clip_folder, few, monkeypatch):
     for name, place in (
         ("CLIP", "clip"),
         ("ADAPTERS", "adapters"),
         ("HEADS", "heads.safetensors"),
         ("IMAGES", "images"),
     ):
-        monkeypatch.setenv(f"JAXMERGE_{name}", str(tmp_path / place))
+        monkeypatch.setenv(f"JAXMERGE_{name}", str(clip_folder / place))
     return clip_vision8.get_config()
 
 
 @pytest.fixture
-def llama(tmp_path, monkeypatch):
+def llama(tmp_path, few, monkeypatch):
     """A tiny Llama with its tokenizer, adapters with heads, and texts."""
     save_llama(tmp_path / "llama", LLAMA, init_llama(LLAMA, jax.random.key(0)))
     vocabulary = {str(number): number for number in range(20)}
@@ -204,7 +219,7 @@ def test_merges_with_inputs(clip, tmp_path, method):
         stats = experiment.stats
         merger = jm.each_module(partial(jm.regmean, ridge=0.001))
         direct = merger(experiment.stacks, stats=stats)
-        assert all(value.count.shape == (8,) for value in stats.values())
+        assert all(value.count.shape == (3,) for value in stats.values())
         for module, update in direct.items():
             np.testing.assert_allclose(
                 jm.dense(once[module]), jm.dense(update), atol=1e-5

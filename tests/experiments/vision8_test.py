@@ -1,5 +1,6 @@
 """The image experiment: data, pretraining, heads, and the committed accuracies."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ pytest.importorskip("sklearn")
 
 from experiments.evaluation import accuracies, make_exam, own_accuracies
 from experiments.suite import Suite
-from experiments.vision8 import pretrain
+from experiments.vision8 import pretrain, suite
 from experiments.vision8.data import (
     OTHERS,
     TASKS,
@@ -22,7 +23,6 @@ from experiments.vision8.data import (
 from experiments.vision8.heads import class_means, fit_probe
 from experiments.vision8.suite import (
     BASE,
-    CONFIG,
     HEADS,
     METRICS,
     TRAINED,
@@ -48,6 +48,7 @@ SMALL = VisionConfig(
     patch_size=16,
     projection_dim=None,
 )
+WIDER = dataclasses.replace(SMALL, hidden_size=16)
 
 
 @pytest.mark.parametrize("name", TASKS + OTHERS)
@@ -114,16 +115,22 @@ def test_descriptor_tells_direction_and_colour_not_contrast():
     assert (upward[1:-1, 1:-1].argmax(-1) == 2).all()
 
 
-def test_reading_all_patches_is_the_tower():
-    params, images = init_vision(SMALL, jax.random.key(0)), images_of(0)
+@pytest.fixture(scope="module")
+def params():
+    """Of a small tower."""
+    return init_vision(SMALL, jax.random.key(0))
+
+
+def test_reading_all_patches_is_the_tower(params):
+    images = images_of(0)
     order = jnp.asarray([[2, 0, 3, 1]] * 4)
     found = pretrain.read_patches(SMALL, params, images, order)
     expected = vision_apply(SMALL)(params, images)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_unseen_patches_do_not_matter():
-    params, images = init_vision(SMALL, jax.random.key(0)), images_of(0)
+def test_unseen_patches_do_not_matter(params):
+    images = images_of(0)
     order = jnp.asarray([[0, 3]] * 4)
     changed = images.at[:, :16, 16:].set(7.0)  # patch 1
     found = pretrain.read_patches(SMALL, params, images, order)
@@ -148,10 +155,13 @@ def test_images_are_moved_each_by_its_own_way():
         assert sum(found) == 1
 
 
-def test_pretraining_learns_and_continues_after_a_stop(tmp_path, monkeypatch):
+def test_pretraining_learns_and_continues_after_a_stop(params, tmp_path, monkeypatch):
+    made = {SMALL: params, WIDER: jax.tree.map(lambda x: jnp.stack([x, x]), params)}
+    monkeypatch.setattr(pretrain, "init_vision", lambda config, _: made[config])
     pixels = np.random.default_rng(0).integers(0, 256, (32, 2, 2, 3), np.uint8)
     pool = pretrain.Pool(pixels.repeat(16, 1).repeat(16, 2), np.full(32, 1 / 32))
     monkeypatch.setattr(pretrain, "load_pool", lambda: pool)
+    monkeypatch.setattr(pretrain, "SAMPLE", 64)
     monkeypatch.setattr(pretrain, "CHUNK", 20)
     monkeypatch.setattr(pretrain, "RATE", 1e-2)
     monkeypatch.setattr(pretrain, "BATCH", 8)
@@ -177,9 +187,8 @@ def test_pretraining_learns_and_continues_after_a_stop(tmp_path, monkeypatch):
     again = train("parts", lines.append)
     assert lines[0] == "continues after 20 steps"
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    wider = VisionConfig(**(vars(SMALL) | {"hidden_size": 16}))
     with pytest.raises(ValueError, match=r"whole.safetensors: of another model"):
-        pretrain.pretrain(wider, tmp_path / "whole.safetensors", steps=40)
+        pretrain.pretrain(WIDER, tmp_path / "whole.safetensors", steps=40)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -218,16 +227,17 @@ def test_class_means_are_the_nearest_in_standardised_features():
     )
 
 
-def test_missing_or_other_bases_are_refused(tmp_path):
+def test_missing_or_other_bases_are_refused(params, tmp_path):
     with pytest.raises(ValueError, match=r"base: no such folder; run: python -m"):
         load_suite(tmp_path)
-    save_vision(tmp_path / BASE, SMALL, init_vision(SMALL, jax.random.key(0)))
+    save_vision(tmp_path / BASE, SMALL, params)
     with pytest.raises(ValueError, match="its config is not that of"):
         load_base(tmp_path)
 
 
-def test_a_base_without_heads_is_refused(tmp_path):
-    save_vision(tmp_path / BASE, CONFIG, init_vision(CONFIG, jax.random.key(0)))
+def test_a_base_without_heads_is_refused(params, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "CONFIG", SMALL)
+    save_vision(tmp_path / BASE, SMALL, params)
     assert load_base(tmp_path).tasks == ()
     with pytest.raises(ValueError, match=r"heads.safetensors: no such file; run: "):
         load_suite(tmp_path)

@@ -35,7 +35,7 @@ def test_records_of_the_first_version_name_a_method_and_its_options():
     [
         ({"pipeline": parse("concat")}, "has no coefficients to learn; begin with"),
         ({"objective": "sum"}, "objective='sum': expected one of tchebycheff"),
-        ({"loss": "labels"}, "loss='labels': expected one of entropy"),
+        ({"loss": "labels"}, "loss='labels': expected one of distillation"),
         ({"alpha": 0.0}, "alpha=0.0: expected a number above 0"),
         ({"rate": float("inf")}, "rate=inf: expected a number above 0"),
         ({"shared": True}, "which cannot be shared; leave out shared"),

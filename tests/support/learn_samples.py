@@ -141,7 +141,8 @@ def text_vectors(path: Path, tasks=TASKS) -> Path:
 
 
 def ask(inputs, out, pipeline="tara_a", **options):
-    """Arguments of a fit."""
+    """Arguments of a fit, by entropy from the method's start unless given."""
+    options = {"loss": "entropy", "start": "method"} | options
     flags = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"

@@ -1,0 +1,141 @@
+"""A merged folder on every task, beside the base and the own adapters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from jaxmerge import io
+from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
+from jaxmerge.io.stored import recorded_inputs
+from jaxmerge.jobs.progress import Progress, silent
+from jaxmerge.jobs.reading import (
+    Folder,
+    ReadOptions,
+    read_model_inputs,
+    refusing_bad_input,
+)
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.stacks import task_updates
+from jaxmerge.tasks import load_labels, predictor
+from jaxmerge.tasks.bases import check_layers
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A merge that was measured.
+
+    Attributes:
+      merged: its folder.
+      base: folder of the model.
+      data: folder of the inputs.
+      evaluation: what was found.
+      notes: what a reader should know.
+    """
+
+    merged: str
+    base: str
+    data: str
+    evaluation: Evaluation
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "merged": self.merged,
+            "base": self.base,
+            "data": self.data,
+            **self.evaluation.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    merged: Folder,
+    folders: Sequence[Folder] | None = None,
+    *,
+    base: Folder,
+    data: Folder,
+    names: Sequence[str] | None = None,
+    text_heads: Folder | None = None,
+    limit: int | None = None,
+    batch: int = 64,
+    max_length: int | None = None,
+    progress: Progress = silent,
+    **read: Unpack[ReadOptions],
+) -> Evaluated:
+    """Measures a merged adapter on labeled data of every task.
+
+    Accuracies of the base, of the task's own adapter and of the merge, each with the
+    own adapter's head; and that of the merge divided by that of the own adapter, with
+    95 % intervals of the paired bootstrap.
+
+    Args:
+      merged: PEFT folder of the merge.
+      folders: the adapters it was made of; those of its record unless given.
+      base: Hugging Face folder of the base model.
+      data: folder with the inputs of each task and their classes, see
+        `jaxmerge.tasks.load_labels`.
+      names: of the tasks; those of the record or of the folders unless given.
+      text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
+      limit: inputs of each task, at even distances; all unless given.
+      batch: inputs in the model at a time.
+      max_length: tokens of a text.
+      progress: shows how far it is.
+      **read: see `jaxmerge.io.load_peft`.
+
+    Returns:
+      `Evaluated`.
+
+    Raises:
+      Refusal: data without labels, or files that do not belong together.
+    """
+    if folders is None:
+        folders, recorded = recorded_inputs(Path(merged))
+        names = recorded if names is None else names
+    options: ReadOptions = {"heads": "keep", "allow_zero": True, **read}
+    adapters, model, heads, unlabeled, _ = read_model_inputs(
+        folders,
+        base=base,
+        data=data,
+        names=names,
+        text_heads=text_heads,
+        max_length=max_length,
+        limit=limit,
+        progress=progress,
+        read=options,
+    )
+    passes = 3 * sum(map(unlabeled.count, adapters.names))
+    with refusing_bad_input(), progress("evaluating", passes) as advance:
+        whole = io.load_peft([merged], heads="keep", allow_zero=True)
+        check_layers(model, whole, unlabeled.inputs[adapters.names[0]])
+        labels = _labeled(load_labels(data, unlabeled, heads))
+        predict = predictor(
+            *(model, heads, unlabeled),
+            batch=batch,
+            report=lambda task, count: advance(count, title=f"evaluating {task}"),
+        )
+        own = {t: task_updates(adapters.stacks, i) for i, t in enumerate(labels)}
+        found = evaluate_merge(predict, own, task_updates(whole.stacks, 0), labels)
+    return Evaluated(
+        merged=str(merged),
+        base=str(base),
+        data=str(data),
+        evaluation=found,
+        notes=unlabeled.notes,
+    )
+
+
+def _labeled(labels: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    found = {task: classes for task, classes in labels.items() if classes is not None}
+    bare = [task for task in labels if task not in found]
+    if bare:
+        raise Refusal(
+            f"the data of {', '.join(bare)} have no labels, which accuracy needs: give "
+            "the number of its class as field label of every line, or in the array "
+            "labels, or leave the task out of ",
+            Option("names"),
+        )
+    return found

@@ -49,9 +49,14 @@ class Fitted:
 
     def recipe(self, candidate: Mapping[str, Any], **options: Any) -> LearnRecipe:
         """The fit of a candidate: from a first coefficient, with a rate and steps."""
-        settings = {"rate": candidate["rate"], "steps": candidate["steps"], **options}
-        pipeline = self.pipeline.format(initial=candidate["initial"])
-        return LearnRecipe(pipeline=parse(pipeline), **settings)
+        settings = {
+            "pipeline": parse(self.pipeline.format(initial=candidate["initial"])),
+            "loss": "entropy",
+            "start": "method",
+            "rate": candidate["rate"],
+            "steps": candidate["steps"],
+        }
+        return LearnRecipe(**settings | options)
 
 
 def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ precision of the device. A direction whose singular value is at most
 ``rank_tolerance * s[0]`` is rounding noise: its value is set to 0 and its vectors to
 zero vectors, so that no result depends on the vectors that a routine happens to pick
 for the null space, and so that padding with zeros changes nothing. Every factor of a
-matrix that is not finite is NaN: what blew up must not look like a null space.
+matrix that is not finite is NaN: it must not look like a null space.
 
 Derivatives are finite everywhere: where two singular values coincide their vectors
 are not differentiable, but every function that does not depend on the choice of basis
@@ -105,7 +105,7 @@ _symmetric_eigen = _of_each_matrix(lambda x: tuple(jnp.linalg.eigh(x)), "(m),(m,
 def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues [..., n], ascending, and vectors [..., n, n] of a symmetric matrix.
 
-    For statistics, which are data: no derivative passes through it.
+    It is meant for statistics, which are data: no derivative passes through it.
 
     >>> print(eigh(jnp.diag(jnp.array([2.0, 1.0])))[0])
     [1. 2.]

@@ -1,4 +1,4 @@
-"""How anything here refuses: a message whose options are data, not text.
+"""How functions of this package refuse: by a message whose options are data, not text.
 
 A remedy names an option of a function, such as ``assume_alpha``. The same option is a
 flag on the command line and a key in a recipe file, so a message keeps its options

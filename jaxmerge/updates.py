@@ -127,7 +127,7 @@ def svc(
       An update of the same kind.
 
     Deviations: the official code clamps ``||u_r^T D_t||^2`` at 1e-12; here a task
-    whose response is rounding noise relative to its own norm counts as silent.
+    whose response is rounding noise relative to its own norm has response 0.
 
     Cost: O((m + n) K^2) for rank K; products with ``b[t]`` and ``a[t]``, no dense one.
     """
@@ -139,8 +139,8 @@ def svc(
     overlap = linalg.einsum("tkr,trk->tk", response_b, onto_vt)
     energy = linalg.einsum("tkr,trs,tks->tk", response_b, gram_a, response_b)
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
-    silent = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
-    response = linalg.divide(overlap, jnp.where(silent, 0, energy))
+    negligible = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
+    response = linalg.divide(overlap, jnp.where(negligible, 0, energy))
     floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
     result = LowRank(b=u * calibrated[None, :], a=vt)

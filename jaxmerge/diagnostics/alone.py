@@ -1,4 +1,4 @@
-"""Each adapter alone, measured on its own data against the base model without it."""
+"""Each adapter alone against the base model without it, measured on its own data."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -86,7 +86,7 @@ class Standing(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """The verdict on the adapter in a few words."""
         if not self.changes:
             return "does nothing"
         if self.score is None:
@@ -96,7 +96,7 @@ class Standing(NamedTuple):
         return "WORSE than no adapter" if self.is_worse else "helps"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         measured = self._asdict()
         score = measured.pop("score")
         scores = {} if score is None else score._asdict()

@@ -54,7 +54,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two tasks: means over modules; ``cosine`` of the whole models' updates."""
+    """What two tasks have in common: means over modules, and one cosine of all."""
 
     tasks: tuple[str, str]
     overlap_b: float

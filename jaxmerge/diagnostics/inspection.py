@@ -37,7 +37,7 @@ class Inspection:
         return tuple(said)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         document: dict[str, Any] = {
             "tasks": [task.to_json() for task in self.tasks],
             "diagnostics": None,

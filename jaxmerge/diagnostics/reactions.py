@@ -36,15 +36,15 @@ class Reactions(NamedTuple):
     weights.
 
     Attributes:
-      tasks: their names.
+      tasks: names of the tasks.
       initial: the coefficient of every direction.
       inputs: task -> different inputs over which its loss is a mean.
-      wanted: as many were asked for.
-      losses: f [T], entropies of the merged model in nats.
+      wanted: number of inputs of each task that was asked for.
+      losses: f [T], the entropies of the merged model, in nats.
       anchors: z [T], the same with the task's own adapter alone.
       slopes: [T], norms of the rows of J: how fast a loss can change with phi.
       singular_values: of J, [min(T, D)].
-      rank: how many of them are not noise.
+      rank: number of singular values above rounding noise.
       sensitivities: ``h(rho)`` [P, D].
       misalignment: ``xi`` between every two preferences, [P, P].
       repeat: ``xi`` between one half of the batches and the other under the same
@@ -93,7 +93,7 @@ class Reactions(NamedTuple):
 
     @property
     def mean_repeat(self) -> float:
-        """The same of `repeat`, over the tasks that react and have halves."""
+        """Mean of `repeat` over the tasks that react and have two halves."""
         found = self.repeat[self.reacting]
         found = found[np.isfinite(found)]
         return float(found.mean()) if found.size else float("nan")
@@ -124,7 +124,7 @@ class Reactions(NamedTuple):
 
     @property
     def top_tenth(self) -> np.ndarray:
-        """Of ``sum_k |h_k|`` the part in the tenth of the directions that matter most.
+        """h_k |h_k|`` the part in the tenth of the directions that matter most.
 
         [P]. A tenth is D/10 rounded up, see `tenth`.
         """
@@ -132,13 +132,13 @@ class Reactions(NamedTuple):
 
     @property
     def tenth(self) -> int:
-        """D/10 rounded up; ``tenth / D`` is `top_tenth` if all matter alike."""
+        """D/10 rounded up: `top_tenth` is ``tenth / D`` if all directions are alike."""
         return -(-self.sensitivities.shape[1] // 10)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, null for what is infinite or was not measured.
 
-        Of the sensitivities the norm in each module.
+        Of the sensitivities it holds the norm in each module.
         """
         preferences = self.preferences
         return {

@@ -16,7 +16,7 @@ from jaxmerge.updates import singular_value_decomposition
 
 @dataclass(frozen=True)
 class ModuleSummary:
-    """One module of one adapter.
+    """Norm and spectrum of one module of one adapter.
 
     Attributes:
       shape: (m, n).
@@ -38,7 +38,7 @@ class ModuleSummary:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """One adapter, or one set of merged updates."""
+    """Norms and spectra of one adapter, or of one set of merged updates."""
 
     name: str
     base_model: str | None

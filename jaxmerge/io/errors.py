@@ -1,4 +1,4 @@
-"""The one exception of this package, and how its messages show names and options."""
+"""The exception of `jaxmerge.io`, and how its messages show names and options."""
 
 import reprlib
 from collections.abc import Iterable

@@ -237,7 +237,7 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
 
 
 def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
-    """b, a and bias of one module from its tensors, whatever its variant."""
+    """Factors and bias of one module from its tensors, whatever its variant."""
     (m, n), rank = spec.shape, spec.rank
     scale = np.float32(spec.scale)
     if "lambda_d" in values:

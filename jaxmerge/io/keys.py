@@ -100,7 +100,7 @@ def sort_keys(
 
 
 def _split(key: str, markers: Iterable[str]) -> tuple[str | None, str, str]:
-    """(module, marker, rest) around the last marker in a dotted name."""
+    """Splits a dotted name at its last marker: module, marker and rest."""
     pieces = key.split(".")
     for place in range(len(pieces) - 1, 0, -1):
         if pieces[place] in markers:

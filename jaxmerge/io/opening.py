@@ -155,7 +155,7 @@ def _specs(
 
 
 def _inputs_of(module: str, inputs: int | Mapping[str, int] | None) -> int | None:
-    """n of a VeRA module: one number for all, or by the longest ending of its name."""
+    """Input size of a VeRA module: that of all, or of its name's longest ending."""
     if not isinstance(inputs, Mapping):
         return inputs
     ends = [end for end in inputs if f".{module}".endswith(f".{end}")]

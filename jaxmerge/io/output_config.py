@@ -63,7 +63,7 @@ def output_config(
 
 
 def _task_type(like: Adapters, *, with_head: bool) -> str | None:
-    """The inputs' own, if they agree and PEFT can load the file as that."""
+    """Task type of the inputs, if they agree and PEFT can load the file as that."""
     types = {source.task_type for source in like.sources}
     common = types.pop() if len(types) == 1 else None
     return common if with_head or common not in _TASKS_WITH_A_HEAD else None
@@ -77,5 +77,8 @@ def _base_model(like: Adapters) -> tuple[str | None, str | None]:
 
 
 def _target_modules(modules: Mapping[str, int]) -> list[str]:
-    """Full names; PEFT reaches ``x.base_layer.out_proj`` of an attention through x."""
+    """Full names of the adapted modules, as PEFT reaches them.
+
+    It reaches ``x.base_layer.out_proj`` of an attention through x.
+    """
     return sorted(module for module in modules if ".base_layer." not in module)

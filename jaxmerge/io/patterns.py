@@ -91,7 +91,7 @@ def compiled(key: str) -> Pattern:
 
 
 class _Parser:
-    """Recursive descent over a valid expression; gives the steps that match it."""
+    """Parses a valid expression by recursive descent into steps that match it."""
 
     def __init__(self, text: str):
         self._text = text

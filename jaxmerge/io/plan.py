@@ -17,7 +17,7 @@ _FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class PlannedAdapter:
-    """One input.
+    """One adapter of a plan, as far as its headers tell.
 
     Attributes:
       ranks: the different ranks of its modules, ascending.
@@ -58,7 +58,7 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimates in bytes.
+    """Estimates of the memory and the files of a merge, in bytes.
 
     Attributes:
       factors: all adapters in memory, float32, padded to one rank per module.
@@ -117,7 +117,7 @@ def plan_peft(
     """Coverage, ranks, scales, conflicts and costs of merging PEFT adapters.
 
     Reads configs and headers only. What lies between the adapters becomes an entry of
-    ``conflicts``, so that all of it is seen at once.
+    ``conflicts``, so that all conflicts are found at once.
 
     Args:
       folders: adapter folders.

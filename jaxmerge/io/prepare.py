@@ -133,7 +133,7 @@ def _at_least_float32(values: ArrayLike) -> jax.Array:
 
 
 def checked_dtype(dtype: Any) -> np.dtype:
-    """float32, float16 or bfloat16."""
+    """A dtype of outputs as numpy's; refuses all but float32, float16 and bfloat16."""
     try:
         found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     except TypeError:

@@ -32,7 +32,7 @@ def staged_folder(
         of this kind puts there. Any other content is never removed.
       inputs: files and folders that must survive: ``out`` may not be or contain one
         of them.
-      kind: of the folder.
+      kind: the kind of folder that is written.
 
     Raises:
       AdapterError: ``out`` exists (without force), is something that may not be

@@ -34,7 +34,7 @@ class StatisticsFolder:
       path: the folder.
       tasks: their names, in the order in which `load` stacks them.
       record: what ``statistics.json`` says.
-      record_sha256: of that file.
+      record_sha256: SHA-256 of ``statistics.json``.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class StatisticsFolder:
 
     @property
     def measured(self) -> Mapping[str, Any]:
-        """What was measured and on what, as far as it was recorded."""
+        """What was measured, and on which inputs, as far as it was recorded."""
         return self.record["measured"]
 
     @property
@@ -60,12 +60,12 @@ class StatisticsFolder:
         return {module: n for module, (_, n) in self.record["modules"].items()}
 
     def size(self, module: str) -> int:
-        """Numbers that `load` gives for one module, but for a few."""
+        """About how many numbers `load` gives for one module."""
         rows, n = self.record["modules"][module]
         return len(self.tasks) * rows * n
 
     def of(self, tasks: Sequence[str]) -> "StatisticsFolder":
-        """The same for some of the tasks, in this order.
+        """The statistics of some of the tasks, in the given order.
 
         Raises:
           AdapterError: a task that was not measured.
@@ -149,7 +149,10 @@ class StatisticsFolder:
     def _check_scales(
         self, task: str, known: Mapping[str, float] | None, source: "Source"
     ) -> None:
-        """The files settle the scales unless ``assume_alpha`` did."""
+        """Refuses other scales than those that were measured.
+
+        The files of an adapter settle its scales unless ``assume_alpha`` did.
+        """
         if known is None:
             if source.config.get("lora_alpha") is not None:
                 return

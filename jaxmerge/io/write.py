@@ -102,7 +102,7 @@ def save_peft(
       dense: what to do with dense updates: "error"; "truncate" them to ``rank`` or
         ``energy``; "full" writes all updates as ``delta.safetensors``, which holds
         ``<module>.weight`` in the shape of the base weight, to be added to it.
-      dtype: of the tensors; by default the inputs' common dtype, float32 if mixed.
+      dtype: dtype of the tensors; by default the one that all inputs share, or float32.
       biases: module -> [m], merged LoRA biases; needed if the inputs have any.
       heads: policy for saved modules, by default the one they were loaded with, or a
         table of tensors by name.

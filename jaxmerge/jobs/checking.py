@@ -53,7 +53,7 @@ class Checked:
         return _verdict(self.standings)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {
             "base": self.base,
             "data": self.data,
@@ -93,14 +93,14 @@ def check(
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each adapter and their classes, see
         `jaxmerge.tasks.load_labels`.
-      names: of the tasks; those of the folders unless given.
+      names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
-      limit: inputs of each task, at even distances; all unless given.
-      batch: inputs in the model at a time.
+      limit: number of inputs of each task, taken at even distances; by default all.
+      batch: number of inputs that go through the model at a time.
       logit_scale: multiplies the logits; what the base stores unless given.
-      max_length: tokens of a text.
+      max_length: number of tokens to which texts are truncated.
       strict: refuse data without labels.
-      progress: shows how far it is.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
     Returns:

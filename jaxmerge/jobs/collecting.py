@@ -28,9 +28,9 @@ class Collected:
 
     Attributes:
       written: the folder.
-      sketch: rows of each module; None for n x n.
-      seconds: of all of it.
-      size: bytes of the files.
+      sketch: number of rows that were kept of each module; None for n x n numbers.
+      seconds: time of the whole job.
+      size: bytes of the files that were written.
       notes: what a reader should know.
     """
 
@@ -41,7 +41,7 @@ class Collected:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {
             "path": str(self.written.path),
             **self.written.record,
@@ -97,18 +97,18 @@ def collect(
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each task, see `jaxmerge.tasks.load_unlabeled`.
       out: folder of statistics to create.
-      names: of the tasks; those of the folders unless given.
-      modules: without adapters: layers by the ends of their names, as PEFT's
+      names: names of the tasks; by default those of the folders.
+      modules: without adapters: ends of the names of the layers, as in PEFT's
         target_modules.
       adapted: inputs in the model with the task's own adapter, as RegMean and SSR take
         them, or in the base as it is, as OSRM does; adapted unless there are no
         adapters.
-      limit: inputs of each task, at even distances; all unless given.
-      batch: inputs in the model at a time.
-      max_length: tokens of a text.
-      sketch: keep so many rows of each layer and task instead of n x n.
+      limit: number of inputs of each task, taken at even distances; by default all.
+      batch: number of inputs that go through the model at a time.
+      max_length: number of tokens to which texts are truncated.
+      sketch: number of rows to keep of each layer and task instead of n x n numbers.
       force: replace the folder if it holds statistics alone.
-      progress: shows how far it is.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
     Returns:
@@ -247,12 +247,12 @@ def _record(found: ToMeasure, *, adapted: bool) -> dict[str, Any]:
 
 
 def _notes(written: "StatisticsFolder", sketch: int | None) -> Iterator[str]:
-    """Where there are fewer tokens than directions."""
+    """A note for every task that has fewer tokens than directions."""
     widest = max(written.widths().values())
     for task, found in written.record["tasks"].items():
         if found["tokens"] < widest and sketch is None:
             yield (
                 f"{task} has {found['tokens']} tokens for up to {widest} input "
-                "features; what no token excites is merged as by the mean, more inputs "
-                "or a ridge make the rest steadier"
+                "features; directions without any input are merged as by the mean; more "
+                "inputs or a ridge make the rest steadier"
             )

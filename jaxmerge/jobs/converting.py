@@ -22,7 +22,7 @@ class Converted:
       adapters: their names.
       modules: how many modules they adapt.
       zero_modules: how many modules were left out, as their update is zero.
-      dtype: of the tensors.
+      dtype: dtype of the tensors.
     """
 
     path: str
@@ -33,7 +33,7 @@ class Converted:
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {**self.__dict__, "adapters": list(self.adapters)}
 
 
@@ -54,8 +54,8 @@ def convert(
     Args:
       folders: PEFT folders, or one checkpoint.
       out: what to create.
-      task: which adapter, of a checkpoint with several.
-      ragged: a rank for each module (PEFT only).
+      task: name of the adapter to take from a checkpoint that holds several.
+      ragged: give each module its own rank (PEFT only).
       force: replace a folder that holds an adapter and nothing else.
       **read: see `jaxmerge.io.load_peft`.
 

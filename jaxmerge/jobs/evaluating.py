@@ -42,7 +42,7 @@ class Evaluated:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {
             "merged": self.merged,
             "base": self.base,
@@ -80,10 +80,10 @@ def evaluate(
         `jaxmerge.tasks.load_labels`.
       names: of the tasks; those of the record or of the folders unless given.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
-      limit: inputs of each task, at even distances; all unless given.
-      batch: inputs in the model at a time.
-      max_length: tokens of a text.
-      progress: shows how far it is.
+      limit: number of inputs of each task, taken at even distances; by default all.
+      batch: number of inputs that go through the model at a time.
+      max_length: number of tokens to which texts are truncated.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
     Returns:

@@ -91,7 +91,7 @@ def fit_recipe(
     same bits.
 
     Args:
-      recipe: how.
+      recipe: how the coefficients are learned.
       base: the model.
       adapters: T adapters of it.
       heads: task -> head, see `jaxmerge.tasks.task_heads`; not used where the loss

@@ -42,9 +42,9 @@ class Learnt:
       adapters: names of the tasks.
       outcome: of the fit.
       saved: what was written.
-      record: of the recipe, as it was written.
-      seconds: of all of it.
-      size: bytes of the files.
+      record: the record of the recipe, as it was written.
+      seconds: time of the whole job.
+      size: bytes of the files that were written.
       notes: what a reader should know.
     """
 
@@ -59,7 +59,7 @@ class Learnt:
 
     @property
     def objective(self) -> dict[str, float]:
-        """Its means over the first and the last steps."""
+        """Means of the objective over the first and the last steps."""
         return _ends(self.outcome.history.objective)
 
     @property
@@ -70,7 +70,7 @@ class Learnt:
         return {task: {"alone": alone, **_ends(x)} for task, alone, x in found}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {
             "recipe": self.record,
             "adapters": list(self.adapters),
@@ -133,35 +133,35 @@ def learn(
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each adapter, see `jaxmerge.tasks.load_unlabeled`.
       out: folder to create.
-      names: of the tasks; those of the folders unless given.
+      names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
         of the tasks.
-      shared: one coefficient of a task for all modules (AdaMerging).
-      loss: of each task: "distillation", the divergence of its predictions from those
-        of its own adapter; "features", the distance of its last hidden states from
-        those of its own adapter; "entropy" of its predictions, as TARA and AdaMerging
-        were published; "information", the same less the entropy of their mean;
-        "null-space", the share of the inputs that its adapter no longer sees (NSC).
-        Features and null spaces need no heads.
+      shared: learn one coefficient of each task for all modules (AdaMerging).
+      loss: the loss of each task: "distillation", the divergence of its predictions
+        from those of its own adapter; "features", the distance of its last hidden
+        states from those of its own adapter; "entropy" of its predictions, as TARA and
+        AdaMerging were published; "information", the same less the entropy of their
+        mean; "null-space", the share of the inputs outside of the row space of its
+        adapter (NSC). Features and null spaces need no heads.
       start: "auto" begins at the scale that serves the objective best, "method" with
         the ``initial`` of the pipeline.
       temperature: of the predictions that are compared by distillation.
-      objective: of all tasks together: "tchebycheff", "tchebycheff-absolute" or
-        "linear"; that of the method's source unless given.
-      preference: one number for each adapter, scaled to sum 1; equal ones unless given.
+      objective: what the losses of all tasks become together: "tchebycheff",
+        "tchebycheff-absolute" or "linear"; by default that of the method's source.
+      preference: a number for each adapter, scaled to a sum of 1; equal by default.
       alpha: smoothing of the objective: a small one cares for the worst task only.
       rate: learning rate; 5e-3 for losses with a teacher, otherwise 1e-3.
-      steps: of the optimiser.
+      steps: number of steps of the optimiser.
       batch: inputs of each task in a step.
-      seed: of the batches.
+      seed: seed from which the batches are drawn.
       logit_scale: multiplies the logits; what the base stores unless given.
-      max_length: tokens of a text.
-      accumulate: less memory: one task after the other.
+      max_length: number of tokens to which texts are truncated.
+      accumulate: go through the tasks one after the other, which needs less memory.
       work: folder of the checkpoints, for one fit at a time and apart from ``out``; it
         is kept. By default it lies beside ``out``, and is removed at the end.
-      dtype: of the output; that of the inputs unless given.
+      dtype: dtype of the output; by default that of the inputs.
       force: replace ``out`` if it is an adapter folder with nothing else in it.
-      progress: shows how far it is.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`; saved modules are kept unless given.
 
     Returns:
@@ -265,7 +265,7 @@ def work_folder(work: Folder | None, out: Folder) -> Path:
 def _reporter(
     recipe: LearnRecipe, tasks: Sequence[str], advance: Callable[..., None]
 ) -> Callable[[FitProgress], None]:
-    """Shows the last step that was seen."""
+    """Gives a function that shows the last step that was done."""
     done = 0
 
     def report(progress: FitProgress) -> None:
@@ -281,14 +281,14 @@ def _reporter(
 
 
 def _ends(values: np.ndarray) -> dict[str, float]:
-    """Means over the first and the last steps."""
+    """Means of some values over the first and the last steps."""
     count = max(1, min(_AVERAGED, len(values) // 2))
     first, last = values[:count].mean(), values[-count:].mean()
     return {"first": float(first), "last": float(last)}
 
 
 def _refuse_given(loss: str, **options: Any) -> None:
-    """Options of predictions, where the loss makes none."""
+    """Refuses options of predictions where the loss makes none."""
     for name, value in options.items():
         if value is not None:
             raise Refusal(

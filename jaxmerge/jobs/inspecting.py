@@ -40,7 +40,7 @@ class Inspected:
     html: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         document = {"paths": list(self.paths), **self.inspection.to_json()}
         if self.plots:
             document["plots"] = [str(path) for path in self.plots]
@@ -77,14 +77,14 @@ def inspect(
       html: one page with tables and plots.
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each adapter.
-      names: of the tasks; those of the folders unless given.
+      names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
-      batch: with ``base``: inputs of each task at a time.
-      batches: with ``base``: how many batches.
+      batch: with ``base``: number of inputs of each task in the model at a time.
+      batches: with ``base``: number of batches of each task.
       logit_scale: multiplies the logits; what the base stores unless given.
-      max_length: tokens of a text.
+      max_length: number of tokens to which texts are truncated.
       force: replace the page and the plots.
-      progress: shows how far it is.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
     Returns:
@@ -141,7 +141,7 @@ def inspect(
 
 
 def _refuse_given(**options: Any) -> None:
-    """Options that would do nothing without a model."""
+    """Refuses options that would do nothing without a model."""
     for name, value in options.items():
         if value is not None:
             raise Refusal(

@@ -47,9 +47,9 @@ class LearnRecipe:
       alpha: smoothing of the Tchebycheff objectives.
       rate: of the method's published optimiser, Adam or AdamW (weight decay 0.01);
         by default 5e-3 for losses with a teacher, 1e-3 for the others.
-      steps: of the optimiser.
+      steps: number of steps of the optimiser.
       batch: inputs of each task in a step.
-      seed: of the batches.
+      seed: seed from which the batches are drawn.
       logit_scale: multiplies the logits before the softmax.
       accumulate: one task's activations in memory at a time.
     """
@@ -108,7 +108,7 @@ class LearnRecipe:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "LearnRecipe":
-        """What `to_record` gave; other entries are ignored."""
+        """The recipe that `to_record` described; other entries are ignored."""
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {k: v for k, v in record.items() if k in known}
         if values.get("preference") is not None:

@@ -24,8 +24,8 @@ class MergeRecipe:
     Attributes:
       pipeline: what to run.
       weights: one for each adapter, None for ones.
-      seed: of the random steps, None if there are none.
-      statistics: of the inputs of the tasks, None if no step needs them.
+      seed: seed of the steps that draw at random; None if there are none.
+      statistics: statistics of the inputs of the tasks; None if no step needs them.
       sample: the base and inputs for a step that runs the model; None if there is none,
         and before it is read.
     """
@@ -58,12 +58,12 @@ class MergeRecipe:
         adapters: "Adapters",
         read: Mapping[str, Path],
     ) -> "MergeRecipe":
-        """What `to_record` gave.
+        """The recipe that `to_record` described.
 
         Args:
-          record: of the recipe.
-          adapters: that were merged.
-          read: where the folders are now that the merge read, by their role.
+          record: what `to_record` gave.
+          adapters: the adapters that were merged.
+          read: folders that the merge read, by their role, where they are now.
         """
         from jaxmerge.io import open_statistics
 
@@ -110,12 +110,12 @@ class MergeRecipe:
         """The recipe for these adapters: statistics of their tasks, a sample read.
 
         Args:
-          adapters: to be merged.
+          adapters: the adapters to be merged.
           base: folder, for a step that runs the model.
           data: folder of its inputs.
           batch: inputs at a time, see `jaxmerge.tasks.read_sample`.
-          limit: inputs of a task at most.
-          max_length: tokens of a text.
+          limit: largest number of inputs of a task.
+          max_length: number of tokens to which texts are truncated.
           files: digests of base and data, where they are known already.
 
         Raises:

@@ -33,8 +33,8 @@ class Merged:
       recipe: how the adapters were merged.
       adapters: their names.
       saved: what was written, and what writing lost.
-      seconds: of all of it.
-      size: bytes of the files.
+      seconds: time of the whole job.
+      size: bytes of the files that were written.
       notes: what a reader should know.
     """
 
@@ -46,7 +46,7 @@ class Merged:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         return {
             "recipe": self.recipe.to_record(),
             "adapters": list(self.adapters),
@@ -91,19 +91,19 @@ def merge(
       pipeline: steps such as ``"elect|trim(density=0.2)|core|scale(0.3)"``, or the name
         of a method (`jaxmerge.spec.PRESETS`).
       out: folder to create.
-      weights: one for each adapter.
+      weights: a weight for each adapter.
       seed: for steps that draw at random.
       stats: folder of `jaxmerge.collect`, for steps that need it.
-      names: of the tasks; those of the folders unless given.
+      names: names of the tasks; by default those of the folders.
       base: for iteris: Hugging Face folder of the base.
       data: for iteris: folder with inputs of every task, as for `jaxmerge.learn`.
-      limit: for iteris: inputs of each task.
-      batch: for iteris: inputs in the model at a time; 16 unless given.
-      max_length: for iteris: tokens of a text.
+      limit: for iteris: largest number of inputs of each task.
+      batch: for iteris: number of inputs in the model at a time; by default 16.
+      max_length: for iteris: number of tokens to which texts are truncated.
       rank: see `jaxmerge.io.save_peft`, and so ``energy``, ``ragged``, ``dense``,
         ``dtype`` and ``force``.
-      chunk: modules of one shape at a time.
-      progress: shows how far it is.
+      chunk: number of modules of one shape that are merged at a time.
+      progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
     Returns:

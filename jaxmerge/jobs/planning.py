@@ -26,7 +26,7 @@ class Planned:
     out: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         document = self.plan.to_json()
         if self.recipe is not None:
             recipe = self.recipe.to_record()
@@ -49,7 +49,7 @@ def plan(
       folders: PEFT adapter folders.
       recipe: checked against the adapters where it is given, for a dry run.
       out: where that would be written.
-      names: of the tasks; those of the folders unless given.
+      names: names of the tasks; by default those of the folders.
       read_tensors: also find zero and non-finite tensors.
       **read: see `jaxmerge.io.load_peft`.
 

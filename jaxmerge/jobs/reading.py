@@ -130,13 +130,13 @@ def different_names(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def paths_of(*folders: Folder | None) -> list[Path]:
-    """Those that are given, as paths."""
+    """The folders that are given, as paths."""
     return [Path(folder) for folder in folders if folder is not None]
 
 
 @contextmanager
 def refusing_bad_input() -> Generator[None, None, None]:
-    """What loaders and checks refuse by a ValueError is for the caller to change."""
+    """Turns a ValueError of loaders and checks into a `Refusal`."""
     try:
         yield
     except Refusal:

@@ -64,7 +64,7 @@ class Verified:
         return max(sizes, default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The result as JSON values."""
         then = self.record["versions"]
         return {
             "path": self.path,
@@ -98,13 +98,13 @@ def verify(
 
     Args:
       folder: written by `jaxmerge.merge` or `jaxmerge.learn`.
-      inputs: where the adapters are now, in their order, if they moved.
-      stats: where the statistics are now.
-      base: where the base is now, if the merge ran it.
-      data: where its inputs are now.
+      inputs: folders of the adapters, in their order, if they have moved.
+      stats: folder of the statistics, if it has moved.
+      base: folder of the base, if the merge ran it and it has moved.
+      data: folder of the inputs of the base, if it has moved.
       tolerance: relative difference of a module that counts as rounding; by default
         1e-4, and more for half precision.
-      progress: shows how far it is.
+      progress: shows how far the job is.
 
     Returns:
       `Verified`.

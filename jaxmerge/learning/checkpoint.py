@@ -43,7 +43,7 @@ class Checkpoints:
     def restore(
         self, state: Any, steps: int
     ) -> tuple[int, Any, dict[str, np.ndarray] | None]:
-        """Steps done, state and history of the latest complete checkpoint.
+        """Number of steps, state and history of the latest complete checkpoint.
 
         Without one it gives 0, the given state and None.
 

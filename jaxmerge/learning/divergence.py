@@ -1,4 +1,4 @@
-"""Where in a fit a number ceased to be one."""
+"""Which step of a fit first gave a number that is not finite."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ def explain(
     *,
     front: bool,
 ) -> None:
-    """Repeats the steps of a call one by one to find where a number ceased to be one.
+    """Repeats the steps of a call to find the first number that is not finite.
 
     Raises:
       FloatingPointError: always; names the step and the tasks.

@@ -38,7 +38,7 @@ Step = Callable[..., tuple[FitState, Record]]
 
 
 class History(NamedTuple):
-    """What every step saw before it changed phi; the axis P only in a front."""
+    """Objective and losses of every step, before it changed phi; P only in a front."""
 
     objective: np.ndarray  # [(P,) steps]
     losses: np.ndarray  # [(P,) steps, T]

@@ -78,6 +78,6 @@ def tree_digest(tree: Any) -> str:
 
 
 def _corner(leaf: Any) -> tuple[Any, tuple[int, ...]]:
-    """The first values along every axis, which tell models apart, and the shape."""
+    """First values of an array along every axis, which tell models apart, and shape."""
     shape = jnp.shape(leaf)
     return (leaf[(slice(_CORNER),) * len(shape)] if shape else leaf), shape

@@ -1,4 +1,4 @@
-"""Losses without labels, heads or logits: what the adapters no longer see (NSC)."""
+"""Losses without heads: shares of inputs outside of the adapters' row spaces (NSC)."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -131,12 +131,12 @@ def row_basis(a: jax.Array) -> jax.Array:
 def null_space_ratio(
     inputs: jax.Array, basis: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Mean share of the inputs that an adapter cannot see (NSC, arXiv 2603.26317).
+    """Mean share of inputs outside of an adapter's row space (NSC, arXiv 2603.26317).
 
     ``mean(||z - Q Q^T z|| / ||z||)`` over the inputs z of a module, Q being a basis of
-    the row space of A_t: 0 if A_t sees all of z, 1 if ``A_t z = 0``. Training lowers it
-    for the task of the adapter, so NSC fits coefficients that lower it for every task
-    in the merged model, without labels or outputs.
+    the row space of A_t: 0 if z lies in that row space, 1 if ``A_t z = 0``. Training
+    lowers it for the task of the adapter, so NSC fits coefficients that lower it for
+    every task in the merged model, without labels or outputs.
 
     Args:
       inputs: [..., n], of the merged model on data of task t (`jaxmerge.models

@@ -48,7 +48,7 @@ def array_bytes(array: Any) -> bytes:
 
 
 def _of_value(value: Any) -> Iterator[bytes]:
-    """Parts of the digest of a parameter; none of what is only known by its address."""
+    """Parts of the digest of a parameter; none where only an address is known."""
     if isinstance(value, _PLAIN):
         yield repr(value).encode()
     elif isinstance(value, core.ClosedJaxpr):

@@ -43,21 +43,21 @@ class Scalarise(Protocol):
 
 
 class FitState(NamedTuple):
-    """What a step changes."""
+    """The state of a fit: what a step changes."""
 
     phis: Phis
     optimizer: optax.OptState
 
 
 class Record(NamedTuple):
-    """What a step saw, before it changed phi."""
+    """Objective and losses of a step, before it changed phi."""
 
     objective: jax.Array  # []
     losses: jax.Array  # [T]
 
 
 class Problem(NamedTuple):
-    """What a fit is about; arrays are passed to its steps instead."""
+    """The functions and names that define a fit; its arrays are passed to the steps."""
 
     learned: Learned
     tasks: tuple[str, ...]

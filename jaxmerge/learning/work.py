@@ -77,7 +77,7 @@ class Work:
         return self.folder / _CHECKPOINTS
 
     def start(self, anchors: list[float]) -> None:
-        """Notes what the checkpoints will belong to."""
+        """Writes down which fit the checkpoints will belong to."""
         self.anchors = anchors
         content = {"identity": self._identity, "anchors": anchors}
         unfinished = self._path.with_suffix(".new")
@@ -85,7 +85,7 @@ class Work:
         os.replace(unfinished, self._path)
 
     def close(self) -> None:
-        """Lets others use the folder."""
+        """Gives up the lock, so that another fit can use the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -32,7 +32,7 @@ BALANCED = Calibration(before=balance)
 
 
 def balanced(merger: Merger) -> Merger:
-    """A merger that sees canonical factors (`balance`) of the same updates.
+    """A merger that gets canonical factors (`balance`) of the same updates.
 
     >>> from jaxmerge.mergers.linear import concat
     >>> from jaxmerge.mergers.pico import pico

@@ -18,7 +18,7 @@ def tucker_bases(matrices: jax.Array, *, rank: int, iterations: int) -> Bases:
 
     ``max sum_t ||U^T M_t V||^2`` over orthonormal columns: a Tucker-2 decomposition by
     alternating singular value decompositions (HOOI), from the one of each side alone.
-    Columns in descending order of energy; those without any are zero.
+    The columns are in descending order of energy; those without energy are zero.
 
     Args:
       matrices: [T, p, q].
@@ -48,9 +48,9 @@ def project_compressed(
 
     Args:
       stack: T adapters of one module.
-      rank: of the bases.
+      rank: rank of the bases.
       beta: in [0, 1]; 1 lets every update count by its own norm, 0 all alike.
-      iterations: of `tucker_bases`.
+      iterations: number of iterations of `tucker_bases`.
 
     Returns:
       matrices [T', p, q] with p = min(rank, K, m) and q = min(rank, K, n), and the
@@ -87,7 +87,7 @@ def ctm(rule: Rule, *, rank: int, beta: float = 0.25, iterations: int = 30) -> M
 
     Args:
       rule: what merges the compressed updates; TIES in the paper.
-      rank: of the result. From the rank of [B_1 .. B_T] and [A_1; ..; A_T] on nothing
+      rank: rank of the result. From that of [B_1 .. B_T] and [A_1; ..; A_T] on nothing
         is lost.
       beta: see `project_compressed`.
       iterations: see `tucker_bases`.

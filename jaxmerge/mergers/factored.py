@@ -89,8 +89,8 @@ def semantic_units(stack: AdapterStack, *, align: bool = True) -> Units:
         return Units(b=b, a=a)
     size_b = linalg.root(jnp.sum(b * b, axis=1))
     size_a = linalg.root(jnp.sum(a * a, axis=1))
-    alive = size_a * size_b > 0
-    ratio = jnp.where(alive, size_b, 1) / jnp.where(alive, size_a, 1)
+    nonzero = size_a * size_b > 0
+    ratio = jnp.where(nonzero, size_b, 1) / jnp.where(nonzero, size_a, 1)
     peak = jnp.take_along_axis(a, jnp.argmax(jnp.abs(a), axis=1)[:, None], axis=1)
     turn = jnp.where(peak[:, 0] < 0, -1, 1) * jnp.sqrt(ratio)
     return Units(b=b / turn[:, None], a=a * turn[:, None])
@@ -158,7 +158,7 @@ def lora_lego(
       stack: T adapters of one module.
       key: draws the first centres.
       rank: number of clusters and rank of the result; the largest rank unless given.
-      iterations: of k-means.
+      iterations: number of iterations of k-means.
       align: see `semantic_units`.
       weights: [T], multiply the updates before.
 

@@ -1,4 +1,4 @@
-"""IterIS (arXiv 2411.15231): RegMean that listens to the merged model, in rounds."""
+"""IterIS (arXiv 2411.15231): RegMean in rounds, on the inputs in the last merge."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -18,7 +18,7 @@ def calibrate(stack: AdapterStack) -> AdapterStack:
     ``B_t <- B_t + U diag(alpha - 1) U^T B_t``. A is untouched.
 
     Args:
-      stack: T adapters of one module; those without an adapter here do not count in T.
+      stack: T adapters of one module; absent tasks do not count in T.
 
     Returns:
       AdapterStack with calibrated ``b``.

@@ -94,13 +94,13 @@ def least_squares_rows(
     tasks: int,
     ridge: ArrayLike = 0.0,
 ) -> jax.Array:
-    """``A / T + (routed - A G / T) (G + ridge)^+``: rows that solve for what is seen.
+    """``A / T + (routed - A G / T) (G + ridge)^+``: rows of least squares.
 
     Equal to ``routed G^+`` where G is not singular. In this form one task gives its
     own rows back to the last bit, and of the solutions it is the one that is nearest to
     the mean, with every feature in units of its root mean square. In these units G has
     ones on its diagonal, so a feature that is a thousand times as large as the others,
-    as language models have them, does not drown the rest in rounding noise.
+    as language models have them, does not bring the others to the level of noise.
 
     Args:
       a: [K, n], rows of all tasks.
@@ -134,8 +134,8 @@ def ssr(
     ``D = B_cat R A_cat`` with ``R = Q G^-1``, ``G = A_cat (sum_t G_t) A_cat^T`` and row
     blocks ``Q_t = A_t G_t A_cat^T``, G_t the mean of ``z z^T`` over the inputs of task
     t. It is the least squares optimum among all R if B_cat has full column rank.
-    Computed as ``R = I + (Q - G) G^+``, so that what no task's inputs excite is left
-    to task arithmetic, and one adapter comes back unchanged.
+    Computed as ``R = I + (Q - G) G^+``, so that directions in which no task has inputs
+    are left to task arithmetic, and one adapter comes back unchanged.
 
     Args:
       stack: T adapters of one module.

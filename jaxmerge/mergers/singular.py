@@ -118,7 +118,7 @@ def iso_cts(
     Args:
       matrices: [T, p, q].
       common_fraction: share of the directions that is common, in (0, 1].
-      ranks: true rank of each matrix; then ``d = min(p, q, sum(ranks))``.
+      ranks: true rank of each matrix; with them ``d = min(p, q, sum(ranks))``.
 
     Returns:
       [p, q].
@@ -148,8 +148,8 @@ def iso_cts(
     residual = matrices - linalg.einsum("pk,tkq->tpq", u, common_part)
     own_u, own_s, own_vt = linalg.svd(residual)
     sizes = jnp.sqrt(jnp.sum(matrices * matrices, axis=(1, 2)))[:, None]
-    audible = ~(own_s <= linalg.rank_tolerance(own_s.dtype) * sizes)
-    own_u, own_s, own_vt = linalg.keep_directions(own_u, own_s, own_vt, audible)
+    above_noise = ~(own_s <= linalg.rank_tolerance(own_s.dtype) * sizes)
+    own_u, own_s, own_vt = linalg.keep_directions(own_u, own_s, own_vt, above_noise)
     left = jnp.concatenate([*own_u[:, :, :specific], u], axis=1)
     right = jnp.concatenate([*own_vt[:, :specific, :], vt], axis=0)
     values = jnp.concatenate([own_s[:, :specific].reshape(-1), s])

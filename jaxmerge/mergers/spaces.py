@@ -165,7 +165,7 @@ def knots_space(rule: Rule) -> Merger:
 
 
 def knots_unscaled_space(rule: Rule) -> Merger:
-    """Merges V without S, as the Core Space code does: see `project_knots_unscaled`."""
+    """Merges in KnOTS space without S: see `project_knots_unscaled`."""
     return in_space(knots_unscaled, rule)
 
 

@@ -54,7 +54,7 @@ def mean_of_agreeing(matrices: jax.Array) -> jax.Array:
 
 
 def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
-    """The disjoint sum."""
+    """The disjoint sum: the sum over tasks of the values that agree."""
     return sum(matrices, jnp.zeros((), matrices.dtype))
 
 

@@ -18,7 +18,7 @@ from jaxmerge.types import RealLike, Rule
 
 
 def trim(rule: Rule, *, density: RealLike) -> Rule:
-    """A rule that sees only the largest entries of each task, module by module.
+    """A rule that gets only the largest entries of each task, module by module.
 
     For one threshold over a whole model see `jaxmerge.trim_whole_model`.
 
@@ -167,7 +167,7 @@ def _bisect(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:
 
 
 def counter() -> np.dtype:
-    """The widest integer that JAX is set to use."""
+    """The dtype of the widest integer that JAX is set to use."""
     return jax.dtypes.canonicalize_dtype(jnp.int64)
 
 
@@ -198,7 +198,7 @@ def _whole(numpy: Any, product: Any, precision: float) -> Any:
 
 
 def _precision(density: RealLike) -> float:
-    """Machine epsilon of a density."""
+    """Machine epsilon of the dtype of a density."""
     dtype = getattr(density, "dtype", np.float64)
     floating = jnp.issubdtype(dtype, jnp.floating)
     return float(jnp.finfo(dtype if floating else np.float64).eps)

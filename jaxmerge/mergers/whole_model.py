@@ -109,7 +109,7 @@ def _prepare(
 def _finish(
     calibrations: tuple[Calibration, ...],
 ) -> Callable[[AdapterStack, Update], Update]:
-    """What they make of the merged update of a module."""
+    """What the calibrations make of a module's merged update, the innermost first."""
     wrapped = reduce(calibrated, calibrations, _as_given)
 
     def finish(stack: AdapterStack, update: Update, **extra: Any) -> Update:
@@ -195,7 +195,7 @@ def _project_every_task(space: Space) -> Callable[..., Any]:
 
 @_kept_functions
 def _merge_above(space: Space, rule: Rule) -> Callable[..., Update]:
-    """The rest of the merge, once the threshold of each task is known."""
+    """The merge of a module once the threshold of each task is known."""
 
     def merge(
         stack: AdapterStack, projected: Any, *, threshold: jax.Array, **extra: Any

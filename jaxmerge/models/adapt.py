@@ -87,7 +87,7 @@ def with_updates(
 def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
     """Returns, beside the outputs, the inputs of the named layers.
 
-    Around `with_updates` it sees the inputs in the updated model. Layers inside
+    Around `with_updates` the inputs are those in the updated model. Layers inside
     ``nn.scan`` or ``nn.remat`` cannot be tapped.
 
     Args:

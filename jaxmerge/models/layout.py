@@ -57,13 +57,13 @@ class Layer(NamedTuple):
         return tuple(self.sizes[axis] for axis in axes)
 
     def rows(self, inputs: jax.Array) -> jax.Array:
-        """Inputs as [..., n]."""
+        """The inputs of the layer as rows [..., n]."""
         moved = jnp.einsum(f"{self.inputs}->{self.leading}{self.contracted}", inputs)
         width = math.prod(self.shape(self.contracted))
         return moved.reshape(*self.shape(self.leading), width)
 
     def unrows(self, rows: jax.Array) -> jax.Array:
-        """Outputs from their rows [..., m]."""
+        """The outputs of the layer from their rows [..., m]."""
         split = self.leading + self.features
         return jnp.einsum(f"{split}->{self.outputs}", rows.reshape(self.shape(split)))
 

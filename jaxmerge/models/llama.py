@@ -3,8 +3,8 @@
 Every linear layer is an ``nn.Dense`` whose path is its name in
 ``LlamaForSequenceClassification``, as in ``model.layers.0.self_attn.q_proj``, so that
 updates from PEFT adapters reach it by name (`jaxmerge.models.adapt`); the head
-``score`` is kept apart (`jaxmerge.models.heads`). Letters: B texts, S tokens, d hidden
-size, D features of one attention head.
+``score`` is kept apart (`jaxmerge.models.linear_head`). Letters: B texts, S tokens, d
+hidden size, D features of one attention head.
 
 Inputs are a dict of integer arrays [B, S]: ``input_ids`` and ``attention_mask`` (0
 marks padding, on either side).

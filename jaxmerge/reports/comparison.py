@@ -75,7 +75,7 @@ def module_table(found: Findings, *, each: bool) -> Any:
 
 
 def pair_table(found: Findings) -> Any:
-    """What every two tasks have in common."""
+    """A table of what every two tasks have in common."""
     columns = ("overlap B>", "random>", "overlap A>", "random>")
     return table(
         ("adapters", *columns, "sign conflict>", "cosine>", "says"),

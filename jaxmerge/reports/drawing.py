@@ -85,7 +85,7 @@ def curves(
       values: label -> values.
       x: title of the axis.
       y: title of the axis.
-      names: of the points on the x axis; 1, 2, .. unless given.
+      names: names of the points on the x axis; by default 1, 2, ..
       level: height of a thin line across.
     """
 

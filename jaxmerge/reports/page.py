@@ -69,7 +69,7 @@ _MEANINGS = (
 
 
 def page(inspected: "Inspection", plots: Sequence[Plot]) -> str:
-    """The page.
+    """The report as text of an HTML page.
 
     Args:
       inspected: of several adapters.

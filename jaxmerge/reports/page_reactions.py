@@ -56,7 +56,7 @@ MEANINGS = (
 
 
 def reactions_part(found: "Reactions") -> str:
-    """Numbers and two tables."""
+    """The part of the page on reactions: single numbers and two tables."""
     named = (
         ("rank of J", found.rank),
         ("condition number", _finite(found.condition)),

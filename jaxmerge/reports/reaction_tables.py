@@ -17,7 +17,7 @@ PREFERENCE_COLUMNS = (
 
 
 def heading(found: "Reactions") -> str:
-    """What was measured, on how many inputs."""
+    """A heading that says what was measured, on how many inputs."""
     fewest, most = min(found.inputs.values()), max(found.inputs.values())
     count = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
@@ -39,7 +39,7 @@ def preference_rows(found: "Reactions") -> list[tuple[str, *tuple[float | None, 
 
 
 def preference_table(found: "Reactions") -> Any:
-    """What moves under each preference, and how unevenly."""
+    """A table of how the objective reacts under each preference, and how unevenly."""
     first, *others = PREFERENCE_COLUMNS
     return table(
         (first, *(f"{column}>" for column in others)),
@@ -48,7 +48,7 @@ def preference_table(found: "Reactions") -> Any:
 
 
 def misalignment_table(found: "Reactions") -> Any:
-    """xi between every two preferences."""
+    """A table of the misalignment xi between every two preferences."""
     names = found.preferences
     return table(
         ("preference", *(f"{name}>" for name in names)),

@@ -18,7 +18,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
 
 
 def size(count: float) -> str:
-    """Bytes for people.
+    """A number of bytes as people read it.
 
     >>> size(3 * 2**20)
     '3.0 MiB'

@@ -4,7 +4,7 @@
     merger or learned merger       | calibrations | posts
     model merger                                  | posts
 
-A whole-model transform stands right before the space: it sees the entries of all
+A whole-model transform stands right before the space: it compares the entries of all
 modules before anything else happens to them. What runs the model takes the adapters as
 they are, so that only posts may follow it.
 
@@ -37,7 +37,7 @@ _NEXT: dict[Kind | None, tuple[Kind, ...]] = {
 }
 _WHY: dict[Kind, str] = {
     "whole-model transform": (
-        ", which must stand right before the space: it sees the entries of all modules "
+        ", which must stand right before the space: it compares entries of all modules "
         "before anything else happens to them"
     ),
     "model merger": ", which runs the adapters in the model as they are",
@@ -73,7 +73,7 @@ class Call(NamedTuple):
 
 
 def as_text(calls: Sequence[Call]) -> str:
-    """The one spelling of a sequence of steps: defaults left out, names spelled out."""
+    """A sequence of steps in its one spelling: defaults left out, names spelled out."""
     return "|".join(map(str, calls))
 
 

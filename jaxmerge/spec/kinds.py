@@ -58,8 +58,8 @@ class Published(NamedTuple):
     """How the source of a learned merger fits its coefficients.
 
     Attributes:
-      objective: what is minimised, see `jaxmerge.jobs.learned_recipe.OBJECTIVES`.
-      optimizer: see `jaxmerge.jobs.learned_recipe.OPTIMIZERS`.
+      objective: what is minimised, see `jaxmerge.jobs.learn_recipe.OBJECTIVES`.
+      optimizer: see `jaxmerge.jobs.learn_recipe.OPTIMIZERS`.
       shared: one set of coefficients can serve all modules.
     """
 
@@ -69,7 +69,7 @@ class Published(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One name of the language.
+    """A step: one name of the language of pipelines.
 
     Attributes:
       kind: where in a pipeline it may stand.
@@ -78,13 +78,13 @@ class Step(NamedTuple):
       arxiv: where it is from, "" for what needs no reference.
       arguments: keyword -> what it accepts.
       positional: the one argument that may be given without its name.
-      random: needs a key.
+      random: whether the step needs a key.
       linear: the merged update stays a weighted sum of the adapters' updates; for steps
         that drop entries at random, in the mean.
       averages: that sum is divided by the number of tasks.
       dense: True if merged updates are dense from here on, False if they are of low
         rank again, None if they stay what they are.
-      flat: gives the merged update singular values that are all equal.
+      flat: whether the step makes all singular values of the merged update equal.
       multiplies: the argument by which the merged update is multiplied, where a step
         does nothing else.
       equal_ranks: works only where all adapters of a module have one rank.

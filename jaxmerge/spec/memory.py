@@ -1,4 +1,4 @@
-"""How many modules are merged at a time, so that memory stays bounded."""
+"""In which groups the modules of a model are merged, so that memory stays bounded."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -21,7 +21,7 @@ class LoadsStatistics(Protocol):
         ...
 
     def size(self, module: str) -> int:
-        """Numbers in the statistics of a module."""
+        """How many numbers the statistics of a module have."""
         ...
 
 
@@ -56,7 +56,7 @@ def groups(
 
 
 def chunk(pipeline: "Pipeline", stacks: "Mapping[str, AdapterStack]") -> int | None:
-    """Modules whose dense updates stay below 1 GiB; None where all of them do."""
+    """Number of modules whose dense updates stay below 1 GiB; None where all do."""
     if not any(call.step.dense for call in pipeline.calls):
         return None
     largest = max(

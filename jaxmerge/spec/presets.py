@@ -1,7 +1,7 @@
 """Named methods: complete pipelines with the numbers that their sources publish.
 
-The table behind ``jaxmerge methods`` and the README. A scale that was tuned on other
-adapters is a place to start from: choose your own on validation data.
+The table behind ``jaxmerge methods`` and docs/methods.md. A scale that was tuned on
+other adapters is a place to start from: choose your own on validation data.
 """
 
 from typing import NamedTuple
@@ -159,7 +159,7 @@ def method_table() -> list[MethodRow]:
 
 
 def method_markdown() -> str:
-    """`method_table` as a Markdown table, for the README."""
+    """`method_table` as a Markdown table, for docs/methods.md."""
     lines = [
         "| name | method | space | pipeline | arXiv | numbers from |",
         "|---|---|---|---|---|---|",

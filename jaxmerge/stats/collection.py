@@ -33,8 +33,8 @@ def collect_inputs(
     """Moments of the inputs of the named modules over all batches.
 
     One compiled step for all batches of one shape; nothing but the moments is kept.
-    Sharded batches are reduced by the compiler. Around `with_updates` it sees the
-    inputs in an adapted model.
+    Sharded batches are reduced by the compiler. Around `with_updates` the inputs are
+    those in an adapted model.
 
     Args:
       apply: pure function of parameters and batch that runs a Flax model, not jitted.

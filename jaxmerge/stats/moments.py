@@ -62,7 +62,7 @@ def moments_of(inputs: jax.Array, *, mask: jax.Array | None = None) -> Moments:
 
 
 def sketch_of(inputs: jax.Array, *, size: int, mask: jax.Array | None = None) -> Sketch:
-    """The same as a `Sketch` of ``size`` rows.
+    """Moments of given inputs as a `Sketch` of ``size`` rows.
 
     Cost: O(N n min(N, n)) for N tokens, O(N n) memory; no n x n array where N < n.
     """
@@ -195,7 +195,7 @@ def mean_square(statistics: Statistics) -> jax.Array:
 
 
 def scale_features(statistics: Statistics, *, by: jax.Array) -> Statistics:
-    """Of the inputs ``z * by``: every feature in another unit, ``by`` being [n].
+    """Moments of the inputs ``z * by``: every feature in another unit, by is [n].
 
     What a `Sketch` has lost is bounded in old units and stays as it is.
     """
@@ -207,7 +207,7 @@ def scale_features(statistics: Statistics, *, by: jax.Array) -> Statistics:
 
 
 def equal_parts(statistics: Statistics) -> Statistics:
-    """Of stacked statistics [T, ..], the sum in which each task counts as one token.
+    """Sum of stacked statistics [T, ..] in which each task counts as one token.
 
     ``sum_t G_t / count_t``: whoever has more tokens does not count more.
     """
@@ -246,7 +246,8 @@ def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues [d], ascending, and vectors [n, d] of G / count of one module.
 
     d = n for `Moments`, the number of rows for a `Sketch`: the rest of its eigenvalues
-    is 0. Those at the level of rounding noise are set to 0. Data, so no derivative
+    is 0. Those at the level of rounding noise are set to 0. They are data, so no
+    derivative passes through them.
     passes through it.
     """
     share = linalg.divide(1, statistics.count)
@@ -266,7 +267,7 @@ def _joined(first: Statistics, second: Statistics) -> tuple[jax.Array, jax.Array
 
 
 def _shrink(sketch: Sketch, size: int) -> Sketch:
-    """Frequent Directions: all squares are lowered by the first that must be 0."""
+    """A step of Frequent Directions: lowers all squares by the first that must be 0."""
     if size < 1:
         raise ValueError(f"a sketch needs at least one row, got {size}")
     if sketch.rows.shape[-2] > size:

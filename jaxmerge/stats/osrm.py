@@ -1,4 +1,4 @@
-"""OSRM (arXiv 2505.22934): rows of A that other tasks' inputs do not excite.
+"""OSRM (arXiv 2505.22934): rows of A away from the inputs of other tasks.
 
 An initialisation before training, not a merge: when two adapters are added, inputs of
 task 1 also pass through ``B_2 A_2``, and ``A_2 h_1 = 0`` removes that at the start.
@@ -88,12 +88,12 @@ def osrm_init(
         )
     others = equal_parts(stats)
     _, vectors = spectrum(shrink_off_diagonal(others, keep=1 - shrinkage))
-    quiet = vectors[:, :size].T
+    least = vectors[:, :size].T
     if own is None:
-        return quiet
-    energy = linalg.matmul(times_gram(quiet, own), quiet.T)
+        return least
+    energy = linalg.matmul(times_gram(least, own), least.T)
     _, turn = linalg.eigh(energy)
-    return linalg.matmul(turn[:, ::-1][:, :rank].T, quiet)
+    return linalg.matmul(turn[:, ::-1][:, :rank].T, least)
 
 
 def osrm_null_space(avoid: jax.Array, *, rank: int, key: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ def osrm_null_space(avoid: jax.Array, *, rank: int, key: jax.Array) -> jax.Array
 
 
 def osrm_project(update: Update, a: jax.Array, *, scaling: ArrayLike = 1.0) -> LowRank:
-    """The variant after training: an update seen through given rows only.
+    """OSRM's variant after training: the part of an update in the span of given rows.
 
     ``D -> (D A^+) A``, for orthonormal rows ``D A^T A``: what it does in the row space
     of A stays, the rest is dropped. Of a generic update only about r / n of the energy

@@ -45,7 +45,7 @@ class Base(NamedTuple):
       head_module: layer that adapters save as their head; None where heads are the text
         vectors of classes.
       logit_scale: what multiplies the logits; None if the folder does not tell.
-      pad_id: token that fills texts up.
+      pad_id: number of the token that fills texts up.
       token_types: whether texts come with the number of their part.
       files: names of the files that were read.
     """
@@ -63,7 +63,7 @@ class Base(NamedTuple):
     files: tuple[str, ...]
 
     def scale(self, given: float | None = None) -> float:
-        """``given``, or what the folder says that the logits are multiplied by.
+        """The factor of the logits: ``given``, or what the folder says.
 
         Raises:
           ValueError: neither says, or not a finite number above 0.

@@ -20,10 +20,10 @@ def row_groups(base: Base, inputs: Any, size: int) -> Iterator[np.ndarray]:
 
     Args:
       base: the model that reads them.
-      inputs: of one task, arrays [N, ...].
-      size: of a group.
+      inputs: inputs of one task, arrays [N, ...].
+      size: number of inputs in a group.
     """
-    count = _count(inputs)
+    count = len(jax.tree.leaves(inputs)[0])
     order = np.arange(count)
     if base.inputs == "texts":
         order = np.argsort(token_counts(inputs), kind="stable")
@@ -36,7 +36,7 @@ def token_counts(texts: Any) -> np.ndarray:
 
 
 def batch_of(base: Base, inputs: Any, rows: np.ndarray, *, crop: Crop = cropped) -> Any:
-    """Some inputs, texts about as wide as the longest of them needs."""
+    """A batch of some inputs, with texts about as wide as the longest of them needs."""
     some = jax.tree.map(lambda x: x[rows], inputs)
     return crop(some) if base.inputs == "texts" else some
 
@@ -65,24 +65,18 @@ def outputs_of(
 
     Args:
       base: the model that reads them.
-      inputs: of one task, arrays [N, ...].
+      inputs: inputs of one task, arrays [N, ...].
       size: inputs in a batch.
       run: batch [B, ...] -> outputs [B, ...].
       crop: makes texts narrower.
       report: called after every batch with the number of its inputs.
     """
-    count = _count(inputs)
-    found = None
-    for rows in row_groups(base, inputs, size):
-        filled_up = np.resize(rows, min(size, count))
-        some = np.asarray(run(batch_of(base, inputs, filled_up, crop=crop)))
-        if found is None:
-            found = np.empty((count, *some.shape[1:]), some.dtype)
-        found[rows] = some[: len(rows)]
+    groups = list(row_groups(base, inputs, size))
+    found: list[np.ndarray] = []
+    for rows in groups:
+        filled_up = np.resize(rows, len(groups[0]))
+        outputs = run(batch_of(base, inputs, filled_up, crop=crop))
+        found.append(np.asarray(outputs)[: len(rows)])
         if report is not None:
             report(len(rows))
-    return found
-
-
-def _count(inputs: Any) -> int:
-    return len(jax.tree.leaves(inputs)[0])
+    return np.concatenate(found)[np.argsort(np.concatenate(groups))]

@@ -20,7 +20,7 @@ from jaxmerge.tasks.unlabeled import Unlabeled
 def task_heads(
     base: Base, adapters: Adapters, vectors: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """task -> its head, as ``base.logits`` takes it.
+    """The head of every task, by name, as ``base.logits`` takes it.
 
     Args:
       base: says where its heads come from.

@@ -19,7 +19,7 @@ FIELD, KEY = "label", "labels"  # of a line of texts, of an archive of images
 def load_labels(
     folder: str | os.PathLike[str], unlabeled: Unlabeled, heads: Mapping[str, Any]
 ) -> dict[str, np.ndarray | None]:
-    """task -> classes [N] of its inputs, in int64; None where the file has no labels.
+    """Reads for each task the classes [N] of its inputs; None where a file has none.
 
     Texts have them in the field ``label`` of every line, images in the array
     ``labels``, as numbers of the classes of the head, from 0.

@@ -1,4 +1,4 @@
-"""What a fit read, as JSON values with digests."""
+"""What a job read beside the adapters, as JSON values with digests."""
 
 import os
 from collections.abc import Sequence

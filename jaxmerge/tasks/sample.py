@@ -15,7 +15,7 @@ from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
 
 class SampleFiles(NamedTuple):
-    """A base and inputs, as they were read.
+    """A base model and inputs of every task, as they were read.
 
     Attributes:
       base: the model.
@@ -43,7 +43,7 @@ class SampleFiles(NamedTuple):
         }
 
     def of(self, adapters: Adapters) -> ModelSample:
-        """As `Pipeline.run` takes it, with the tasks in the order of the adapters."""
+        """The sample for `Pipeline.run`, its tasks in the order of the adapters."""
         base, inputs = self.base, self.unlabeled.inputs
         modules, first = list(adapters.stacks), inputs[adapters.names[0]]
         batches = [
@@ -78,8 +78,8 @@ def read_sample(
       base: folder, see `load_base`.
       data: folder, see `load_unlabeled`.
       batch: inputs that go through the model at a time.
-      limit: inputs of a task at most.
-      max_length: tokens of a text.
+      limit: largest number of inputs of a task.
+      max_length: number of tokens to which texts are truncated.
       files: digests as `files_read` gives them, where they are known already.
 
     Raises:

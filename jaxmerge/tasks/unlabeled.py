@@ -43,11 +43,11 @@ class Unlabeled(NamedTuple):
     max_length: int | None = None
 
     def count(self, task: str) -> int:
-        """N, the inputs of a task."""
+        """Number of inputs of a task, N."""
         return len(jax.tree.leaves(self.inputs[task])[0])
 
     def batches(self, *, size: int, seed: int) -> Iterator[dict[str, Any]]:
-        """For ever a batch of every task; a pass over a task's inputs is a shuffle.
+        """Gives batches of every task without end, shuffled anew in every pass.
 
         The batches of a task depend on the seed and on its name alone.
         """
@@ -70,9 +70,9 @@ def load_unlabeled(
         ``<task>/validation.jsonl(.gz)`` for texts, ``<task>.npz`` for images.
       tasks: names of the adapters.
       base: the model that reads them.
-      max_length: tokens of a text, longer ones are truncated; by default 128, or as
+      max_length: number of tokens to which texts are truncated; by default 128, or as
         many as the model has positions.
-      limit: inputs of a task, of larger files as many, see `spread`.
+      limit: largest number of inputs of a task, see `spread`; by default all.
 
     Raises:
       ValueError: a task without a file or with two, or a file that cannot be used.
@@ -188,7 +188,7 @@ def _check_tokens(path: Path, inputs: Mapping[str, np.ndarray], base: Base) -> N
 def task_batches(
     inputs: Mapping[str, Any], *, size: int, seeds: Mapping[str, tuple[int, int]]
 ) -> Iterator[dict[str, Any]]:
-    """For ever a batch of every task, which shuffles its inputs by its own seed.
+    """Gives batches of every task without end; each task has a seed of its own.
 
     Args:
       inputs: task -> arrays [N, ...].
@@ -201,7 +201,7 @@ def task_batches(
 
 
 def shuffled(inputs: Any, size: int, seed: tuple[int, int]) -> Iterator[Any]:
-    """For ever batches of ``size`` inputs, which are shuffled anew in every epoch."""
+    """Gives batches of ``size`` inputs without end, shuffled anew in every epoch."""
     count = len(jax.tree.leaves(inputs)[0])
     rng = np.random.default_rng(seed)
     waiting = np.empty(0, int)

@@ -1,12 +1,16 @@
 """``jaxmerge convert``: PEFT folders <-> orbax checkpoints."""
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
+from jaxmerge.io.formats import FORMATS
 from jaxmerge.runtime import start_jax
+
+Format = StrEnum("Format", {name: name for name in FORMATS})
 
 
 @with_read_options
@@ -15,6 +19,9 @@ def convert(
     folders: Folders,
     out: Out,
     read: dict[str, Any],
+    to: Annotated[
+        Format, typer.Option(help="Format of the checkpoint that is written.")
+    ] = Format.orbax,
     task: Annotated[
         str | None,
         typer.Option(help="Name of the adapter to take from a checkpoint of several."),
@@ -37,7 +44,7 @@ def convert(
     from jaxmerge.jobs import converting
 
     found = converting.convert(
-        folders, out=out, task=task, ragged=ragged, force=force, **read
+        folders, out=out, to=to.value, task=task, ragged=ragged, force=force, **read
     )
 
     def lines():

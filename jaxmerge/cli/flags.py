@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+
+from jaxmerge.io.options import Layout as LayoutName
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
@@ -89,8 +91,7 @@ class WeightFile(StrEnum):
     bin = "bin"
 
 
-class Layout(StrEnum):
-    diffusers = "diffusers"
+Layout = StrEnum("Layout", {name: name for name in get_args(LayoutName)})
 
 
 def _read_options(

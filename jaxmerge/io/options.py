@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from jaxmerge.io.errors import AdapterError, given, show
 from jaxmerge.refusals import Option
 
+Layout = Literal["diffusers"]  # of weight files without a config
 HeadPolicy = Literal["error", "first", "mean", "keep"]
 
 
@@ -24,15 +25,16 @@ class ReadOptions:
     weight_file: Literal["safetensors", "bin"] | None = None
     ignore_config_keys: Sequence[str] = ()
     vera_inputs: int | Mapping[str, int] | None = None
-    layout: Literal["diffusers"] | None = None
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
         check_head_policy(self.heads)
         if self.assume_alpha not in (None, "rank"):
             checked_alpha(self.assume_alpha, Option("assume_alpha"))
-        if self.layout not in (None, "diffusers"):
-            raise AdapterError(given("layout", self.layout), ": expected 'diffusers'")
+        if self.layout not in (None, *get_args(Layout)):
+            expected = " or ".join(map(repr, get_args(Layout)))
+            raise AdapterError(given("layout", self.layout), f": expected {expected}")
         if self.weight_file not in (None, "safetensors", "bin"):
             raise AdapterError(
                 given("weight_file", self.weight_file),

@@ -19,8 +19,8 @@ from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import checked_file
+from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.options import ReadOptions, recorded_options
-from jaxmerge.io.replaceable import RECORD_FILE
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
 

@@ -12,7 +12,7 @@ from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
-from jaxmerge.io.options import HeadPolicy, ReadOptions
+from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, read_finite
 from jaxmerge.refusals import Option
@@ -31,7 +31,7 @@ def load_peft(
     weight_file: Literal["safetensors", "bin"] | None = None,
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
-    layout: Literal["diffusers"] | None = None,
+    layout: Layout | None = None,
 ) -> Adapters:
     """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
 

@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
+from jaxmerge.io.formats import RECORD_FILE, format_of_record
 
-RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
 CARD_FILE = "README.md"
 STATISTICS_FILE = "statistics.json"  # in every folder of statistics
 STATISTICS_FORMAT = "jaxmerge-statistics-1"
 
 _PEFT = {CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE, CARD_FILE}  # of save_pretrained
-_ORBAX = (  # patterns; a star stands for folders too
-    *("leaves/_*", "leaves/manifest.ocdbt", "leaves/commit_success.txt"),
-    *("leaves/d/*", "leaves/array_metadatas/*", "leaves/ocdbt.process_*/*"),
-)
 
 
 class Replaceable(NamedTuple):
@@ -61,8 +57,8 @@ def _of_adapter(folder: Path) -> tuple[str, ...]:
     record = _read(folder / RECORD_FILE)
     written = _table(_table(record.get("output")).get("sha256"))
     files = _PEFT | {RECORD_FILE} | written.keys()
-    stored = _ORBAX if str(record.get("format")).startswith("jaxmerge-orbax") else ()
-    return (*map(_literal, files), *stored)
+    other = format_of_record(record)
+    return (*map(_literal, files), *(other.owned if other else ()))
 
 
 def _of_statistics(folder: Path) -> tuple[str, ...]:

@@ -149,10 +149,7 @@ class StatisticsFolder:
     def _check_scales(
         self, task: str, known: Mapping[str, float] | None, source: "Source"
     ) -> None:
-        """Refuses other scales than those that were measured.
-
-        The files of an adapter settle its scales unless ``assume_alpha`` did.
-        """
+        """Refuses scales that were assumed otherwise than when it was measured."""
         if known is None:
             if source.config.get("lora_alpha") is not None:
                 return

@@ -16,6 +16,7 @@ from jaxmerge.io.card import build_card, build_record
 from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.factors import read_factors
 from jaxmerge.io.files import CONFIG_FILE, sha256
+from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.opening import open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions, check_head_policy
 from jaxmerge.io.prepare import (
@@ -27,7 +28,7 @@ from jaxmerge.io.prepare import (
     checked_updates,
     delta_output,
 )
-from jaxmerge.io.replaceable import CARD_FILE, RECORD_FILE
+from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.io.saved_modules import Heads, head_files, merged_heads
 from jaxmerge.io.serving import vllm_max_lora_rank
 from jaxmerge.io.staging import staged_folder

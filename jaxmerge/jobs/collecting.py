@@ -253,6 +253,6 @@ def _notes(written: "StatisticsFolder", sketch: int | None) -> Iterator[str]:
         if found["tokens"] < widest and sketch is None:
             yield (
                 f"{task} has {found['tokens']} tokens for up to {widest} input "
-                "features; directions without any input are merged as by the mean; more "
-                "inputs or a ridge make the rest steadier"
+                "features; directions without any input are merged as by the mean, "
+                "more inputs or a ridge make the rest steadier"
             )

@@ -1,8 +1,7 @@
-"""PEFT folders to orbax checkpoints, and back."""
+"""PEFT folders to checkpoints of other formats, and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from jaxmerge.jobs.reading import Folder, ReadOptions
@@ -41,12 +40,13 @@ def convert(
     folders: Sequence[Folder],
     *,
     out: Folder,
+    to: str = "orbax",
     task: str | None = None,
     ragged: bool = False,
     force: bool = False,
     **read: Unpack[ReadOptions],
 ) -> Converted:
-    """Converts PEFT folders to one orbax checkpoint, or an adapter of one to PEFT.
+    """Converts PEFT folders to one checkpoint, or an adapter of a checkpoint to PEFT.
 
     The direction follows from the input. Nothing is lost either way, but a PEFT folder
     comes back with its scale folded into B (alpha = r).
@@ -54,6 +54,7 @@ def convert(
     Args:
       folders: PEFT folders, or one checkpoint.
       out: what to create.
+      to: format of the checkpoint, one of `jaxmerge.io.formats.FORMATS`.
       task: name of the adapter to take from a checkpoint that holds several.
       ragged: give each module its own rank (PEFT only).
       force: replace a folder that holds an adapter and nothing else.
@@ -63,11 +64,16 @@ def convert(
       Refusal: what cannot be converted exactly.
     """
     from jaxmerge import io
+    from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
-    from jaxmerge.io.stored import is_orbax, load_stored
+    from jaxmerge.io.stored import load_stored
 
     check_target(out, force=force, inputs=folders)
-    if any(is_orbax(Path(folder)) for folder in folders):
+    if to not in FORMATS:
+        raise Refusal(
+            Option("to", to, quoted=True), f": expected {' or '.join(FORMATS)}"
+        )
+    if any(format_of(folder) for folder in folders):
         if len(folders) > 1:
             raise Refusal("give one checkpoint at a time")
         adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
@@ -78,8 +84,8 @@ def convert(
         adapters = io.load_peft(
             folders, **{**read, "heads": "keep" if policy == "error" else policy}
         )
-        io.save_orbax(out, adapters, force=force)
-        kind, dtype = "orbax", "float32"
+        resolve(FORMATS[to].save)(out, adapters, force=force)
+        kind, dtype = to, FORMATS[to].dtype
     return Converted(
         path=str(out),
         format=kind,

@@ -160,12 +160,13 @@ def _load(paths: Sequence[Folder], read: ReadOptions) -> Any:
 
 
 def _refuse_checkpoints(paths: Sequence[Folder], *why: str | Option) -> None:
-    from jaxmerge.io.stored import is_orbax
+    from jaxmerge.io.formats import format_of
 
     for path in paths:
-        if is_orbax(path):
+        found = format_of(path)
+        if found is not None:
             raise Refusal(
-                *(f"{path} is an orbax checkpoint; ", *why),
+                *(f"{path} is {found.says}; ", *why),
                 ", or convert its adapters to PEFT folders",
             )
 

@@ -17,7 +17,7 @@ SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 def read_record(folder: Folder) -> dict[str, Any]:
     """The record of a merge; AdapterError if the folder has none that can be used."""
     from jaxmerge.io.files import adapter_folder, checked_file
-    from jaxmerge.io.replaceable import RECORD_FILE
+    from jaxmerge.io.formats import RECORD_FILE
 
     path = adapter_folder(Path(folder)) / RECORD_FILE
     if not path.exists():

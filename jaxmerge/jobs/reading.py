@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from jaxmerge.io.options import Layout
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
 
@@ -29,7 +30,7 @@ class ReadOptions(TypedDict, total=False):
     weight_file: Literal["safetensors", "bin"] | None
     ignore_config_keys: Sequence[str]
     vera_inputs: int | Mapping[str, int] | None
-    layout: Literal["diffusers"] | None
+    layout: Layout | None
 
 
 class ModelInputs(NamedTuple):

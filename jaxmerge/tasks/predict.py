@@ -1,6 +1,7 @@
 """What a model says of every input of a task."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxmerge.models import with_updates
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import Base
-from jaxmerge.tasks.batching import batch_of, row_groups
+from jaxmerge.tasks.batching import outputs_of
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
 
@@ -44,20 +45,14 @@ def predictor(
         return with_updates(base.apply, updates)(params, inputs)
 
     def predict(task: str, updates: Mapping[str, Update]) -> np.ndarray:
-        own, count = unlabeled.inputs[task], unlabeled.count(task)
-        found: np.ndarray | None = None
-        for rows in row_groups(base, own, batch):
-            filled_up = np.resize(rows, min(batch, count))  # all batches of one size
-            answers = features(base.params, updates, batch_of(base, own, filled_up))
-            if heads:
-                answers = base.logits(heads[task], answers)
-            if found is None:
-                found = np.empty((count, *answers.shape[1:]), np.float32)
-            found[rows] = np.asarray(answers)[: len(rows)]
-            if report is not None:
-                report(task, len(rows))
-        if found is None:
-            raise Refusal(f"{base.folder}: {task} has no inputs")
+        def answers(inputs: Any) -> jax.Array:
+            found = features(base.params, updates, inputs)
+            return base.logits(heads[task], found) if heads else found
+
+        own, told = unlabeled.inputs[task], None
+        if report is not None:
+            told = partial(report, task)
+        found = outputs_of(base, own, batch, answers, report=told).astype(np.float32)
         if not np.isfinite(found).all():
             whose = f"with the adapter of {task}" if updates else "without adapters"
             raise Refusal(

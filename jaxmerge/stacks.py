@@ -140,6 +140,7 @@ def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, Low
     Zeros where the task has none, so that one program serves every task.
 
     >>> from jaxmerge.stacks import stack_adapters
+    >>> from jaxmerge.updates import dense
     >>> stacks = {"q": stack_adapters([([[3.0]], [[2.0]]), None])}
     >>> print(dense(task_updates(stacks, 0)["q"]), dense(task_updates(stacks, 1)["q"]))
     [[6.]] [[0.]]

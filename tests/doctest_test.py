@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from documented import DOCS
-from reference import ROOT
+from reference import QUICK_XLA, ROOT
 
 PAGES = sorted(
     path
@@ -50,7 +50,7 @@ def run(code, *arguments, cwd):
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "XLA_FLAGS": " ".join(QUICK_XLA), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

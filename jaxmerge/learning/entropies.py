@@ -35,6 +35,7 @@ def entropies(
     Returns:
       A function as `fit` takes it.
 
+    >>> import jax.numpy as jnp
     >>> losses = entropies(lambda params, x: x, lambda head, x: x @ head, {
     ...     "even": jnp.zeros((2, 2)), "sure": jnp.array([[99.0, 0.0], [0.0, 99.0]])})
     >>> found = losses(None, {}, {"even": jnp.eye(2), "sure": jnp.eye(2)})
@@ -73,6 +74,7 @@ def information(
       apply: see `entropies`, and so ``logits``, ``heads`` and ``merged``.
       logit_scale: see `entropy`.
 
+    >>> import jax.numpy as jnp
     >>> losses = information(lambda params, x: x, lambda head, x: x @ head, {
     ...     "one class": jnp.array([[99.0, 0.0], [99.0, 0.0]]), "two": 99 * jnp.eye(2)})
     >>> found = losses(None, {}, {"one class": jnp.eye(2), "two": jnp.eye(2)})

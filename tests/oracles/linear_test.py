@@ -1,7 +1,8 @@
 """Sums and means of updates: every official spelling is `concat` or `average`."""
 
-from functools import partial
+from functools import cache, partial
 
+import conditioning
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +68,21 @@ def test_concat_is_the_cat_of_peft(entry):
 @oracle("peft.awa.svd/*", where=lambda entry: entry.has_dw)
 def test_truncate_is_the_svd_of_peft(entry):
     rank = entry["svd_rank"] or max(entry.case.ranks)
-    merger = jm.then(jm.concat, partial(jm.truncate, rank=rank))
     weights = np.asarray(entry["weights"])
+
+    def moves(module):
+        stack = entry.stacks(scaled=True)[module]
+        whole = np.einsum("t,tmr,trn->mn", weights, stack.b, stack.a)
+        return conditioning.truncation(whole, rank)
+
     for dtype in entry.dtypes:
-        merged = entry.merge(merger, dtype, scaled=True, weights=weights)
-        entry.check(merged, dtype)
+        merged = entry.merge(truncated(rank), dtype, scaled=True, weights=weights)
+        entry.check(merged, dtype, moves=moves)
+
+
+@cache
+def truncated(rank: int):
+    return jm.then(jm.concat, partial(jm.truncate, rank=rank))
 
 
 @oracle("peft.awa.svd/clamp")
@@ -85,8 +96,7 @@ def test_no_clamp_of_singular_vectors(entry):
     assert entry.status == "not-unique"
     assert entry["svd_clamp"] < 1
     rank = entry["svd_rank"]
-    merger = jm.then(jm.concat, partial(jm.truncate, rank=rank))
-    for name, update in entry.merge(merger, scaled=True).items():
+    for name, update in entry.merge(truncated(rank), scaled=True).items():
         stack = entry.stacks(scaled=True)[name]
         u, s, vt = np.linalg.svd(sum(np.matmul(stack.b, stack.a)))
         best = (u[:, :rank] * s[:rank]) @ vt[:rank]

@@ -1,9 +1,10 @@
 """OSRM's official code: rows of A, the projection after training, mean features."""
 
+import conditioning
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden import assert_close, oracle
+from golden import assert_close, least, oracle
 
 import jaxmerge as jm
 
@@ -27,6 +28,8 @@ def test_rows(entry):
     official, projector = entry.read("A"), entry.read("P")
     assert_close(projector, official.T @ official, 1e-5)
     n = x.shape[1]
+    exact = np.zeros(n)
+    exact[: len(entry.peek("sv"))] = np.linalg.svd(x, compute_uv=False)
     moments = jm.moments_of(jnp.asarray(x))
     values, _ = jm.spectrum(moments)
     sizes = np.sqrt(np.asarray(values[::-1]) * len(x))[: len(entry.peek("sv"))]
@@ -38,13 +41,15 @@ def test_rows(entry):
             jnp.asarray(x), rank=rank, key=jax.random.key(0)
         )
     if len(x) > n - rank:
-        assert_close(ours.T @ ours, projector, 1e-5)
-    least = np.sum(np.linalg.svd(x, compute_uv=False)[n - rank :] ** 2)
+        moves = conditioning.projector(exact, rank) / np.linalg.norm(projector)
+        tolerance = least(np.float64) + conditioning.rounding(moves)
+        assert_close(ours.T @ ours, projector, tolerance)
+    least_energy = np.sum(exact[n - rank :] ** 2)
     for name, a in rows.items():
         a = np.asarray(a, np.float64)
         assert_close(a @ a.T, np.eye(rank), 2e-6, name)
         energy = np.linalg.norm(x @ a.T) ** 2
-        assert abs(energy - least) < 1e-6 * np.linalg.norm(x) ** 2, name
+        assert abs(energy - least_energy) < 1e-6 * np.linalg.norm(x) ** 2, name
 
 
 @oracle("osrm.B")
@@ -54,7 +59,7 @@ def test_projection_after_training(entry):
     update = jnp.asarray(arrays["in/osrm_B/W"] - arrays["in/osrm_B/W0"], jnp.float64)
     official = entry.read("A").astype(np.float64)
     ours = jm.osrm_project(update, jnp.asarray(official))
-    assert_close(ours.b, entry.read("B"), 2e-2, entry.id)
+    assert_close(ours.b, entry.read("B"), 8e-3, entry.id)
     assert_close(jm.dense(ours), update @ official.T @ official, 1e-5)
 
 

@@ -8,10 +8,11 @@ depends on the SVD routine, and ours takes the directions that exist.
 import math
 from functools import cache, partial
 
+import conditioning
 import jax
 import numpy as np
 import pytest
-from golden import assert_close, compiled, official_shape, oracle
+from golden import assert_close, compiled, official_directions, official_shape, oracle
 
 import jaxmerge as jm
 from jaxmerge.linalg import polar
@@ -19,15 +20,21 @@ from jaxmerge.linalg import polar
 TSV = ("core.*/tsv", "tara.TSVM", "fusion.tsvm", "fusion.tsvm_eigen")
 
 
-def official_directions(entry, matrices) -> int:
-    return int(min(official_shape(entry, matrices)) / entry.case.tasks)
+def tsv_moves(entry, module) -> float:
+    """How far rounding moves TSV-M, see `conditioning`."""
+    stack = entry.stacks()[module]
+    matrices, basis, size = conditioning.in_coordinates(entry.space, stack)
+    directions = official_directions(entry, entry.coordinates(entry.space)[module][0])
+    counts = [min(rank, directions) for rank in entry.case.ranks]
+    return conditioning.task_singular_vectors(matrices, counts, basis=basis, size=size)
 
 
 @oracle(*TSV, where=lambda entry: entry.status == "unique")
 def test_tsv(entry):
+    by = entry.get("scaling_coeffs", entry.get("scaling_factor", 1.0))
     for dtype in entry.dtypes:
-        by = entry.get("scaling_coeffs", entry.get("scaling_factor", 1.0))
-        entry.check(entry.merge_in(entry.space, jm.tsv, dtype, by=by), dtype)
+        merged = entry.merge_in(entry.space, jm.tsv, dtype, by=by)
+        entry.check(merged, dtype, moves=lambda name: by * tsv_moves(entry, name))
     if entry.space is jm.full:
         entry.check(entry.merge(jm.tsv_m))
     for name in sorted(entry.unread):  # what single tasks add
@@ -99,10 +106,11 @@ def test_singular_values_that_tsv_selects(entry):
         values = values[:, : official.shape[1]]
         assert_close(values, official, 5e-6, entry.id)
         if "sum_u" in entry.quantities:
-            u, vt = (
-                np.asarray(polar(entry.read(f"{name}/{module}").astype(np.float64)))
+            vectors = [
+                entry.read(f"{name}/{module}").astype(np.float64)
                 for name in ("sum_u", "sum_v")
-            )
+            ]
+            u, vt = (np.asarray(polar(x)) for x in vectors)
             s = np.zeros(u.shape[1])
             s[: values.size] = values.reshape(-1)
             rebuilt = entry.read(f"dW_given_sum_usv/{module}")
@@ -124,31 +132,54 @@ def test_cart(entry):
     The official KnOTS space has no null directions, ours has a static size: there the
     share is converted.
     """
-    fraction = entry["cart_pruning_rank"]
+    fraction, by = entry["cart_pruning_rank"], entry["cart_scaling_coeffs"]
     if entry.case.name == "e_deficient":
         ((matrices, _),) = entry.coordinates(entry.space).values()
         rank = math.ceil(fraction * min(official_shape(entry, matrices)))
         fraction = rank / min(matrices.shape[1:])
+
+    def moves(module):
+        matrices, basis, size = conditioning.in_coordinates(
+            entry.space, entry.stacks()[module]
+        )
+        coordinates, _ = entry.coordinates(entry.space)[module]
+        rank = math.ceil(fraction * min(coordinates.shape[1:]))
+        deviations = matrices - np.mean(matrices, axis=0)
+        moved = [
+            conditioning.truncation(x, rank, basis=basis, size=size) for x in deviations
+        ]
+        return entry["scaling_coeffs"] * by * np.linalg.norm(moved)
+
     for dtype in entry.dtypes:
         merged = entry.merge_in(
             entry.space,
             cart(fraction),
             dtype,
             by=entry["scaling_coeffs"],
-            deviations=entry["cart_scaling_coeffs"],
+            deviations=by,
         )
-        entry.check(merged, dtype)
+        entry.check(merged, dtype, moves=moves)
 
 
 @oracle("fusion.tsvm_lowrank")
 def test_sum_of_truncated_updates(entry):
     """``int(min(m, n) / T)`` directions of each task, added without polar factors."""
+
+    def rank_of(stack):
+        return int(min(stack.b.shape[1], stack.a.shape[2]) / entry.case.tasks)
+
+    def moves(module):
+        stack = entry.stacks()[module]
+        rank = rank_of(stack)
+        updates = np.matmul(stack.b, stack.a)
+        return np.linalg.norm([conditioning.truncation(x, rank) for x in updates])
+
     for dtype in entry.dtypes:
-        merged = {}
-        for module, stack in entry.stacks(dtype).items():
-            rank = int(min(stack.b.shape[1], stack.a.shape[2]) / entry.case.tasks)
-            merged[module] = sum_of_truncated(stack, rank)
-        entry.check(merged, dtype)
+        merged = {
+            module: sum_of_truncated(stack, rank_of(stack))
+            for module, stack in entry.stacks(dtype).items()
+        }
+        entry.check(merged, dtype, moves=moves)
 
 
 @partial(compiled, static_argnums=1)

@@ -5,6 +5,7 @@ The definitions are those of docs/ties.md, run from the page itself.
 
 from functools import cache, partial
 
+import conditioning
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,8 +76,16 @@ def test_peft_ties_svd(entry):
             weights=np.asarray(entry["weights"], dtype),
             each=partial(exactly, entry["density"]),
         )
-        truncate = compiled(lambda update: jm.dense(jm.truncate(update, rank=rank)))
-        entry.check({name: truncate(x) for name, x in merged.items()}, dtype)
+        whole = merged if dtype == np.float64 else whole
+        cut = {name: truncate(update, rank) for name, update in merged.items()}
+        entry.check(
+            cut, dtype, moves=lambda name: conditioning.truncation(whole[name], rank)
+        )
+
+
+@partial(compiled, static_argnums=1)
+def truncate(update, rank):
+    return jm.dense(jm.truncate(update, rank=rank))
 
 
 @oracle("mergekit.gta/ties_*", where=lambda entry: not entry["rescale"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
+import conditioning
 import jax
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import jaxmerge as jm
 FOLDER = SHARED / "golden"
 MISSING = f"golden set not found at {FOLDER}; set JAXMERGE_SHARED"
 SINGLE_PRECISION = ("a_small", "d_hetero", "h_real")  # run in float32 as well
+LEAST = {np.dtype(np.float64): 5e-6, np.dtype(np.float32): 2e-5}  # tolerances
 TESTED: dict[str, str] = {}  # id of an entry -> the test that claims it
 
 SPACES = {  # where an official code works in another space than full space
@@ -118,10 +120,17 @@ class Entry:
         """Names of the arrays beside dW, without the modules."""
         return {name.split("/")[0] for name in self._keys} - {"dW"}
 
-    def tolerance(self, dtype=np.float64) -> float:
-        """Relative Frobenius tolerance that the set suggests for dW."""
-        single = np.dtype(dtype) == np.float32
-        return self.facts["suggested_rel_fro_tol" + ("_f32" if single else "")]
+    def tolerance(self, dtype=np.float64, moves: float = 0) -> float:
+        """Relative Frobenius tolerance for dW.
+
+        The set suggests ten times the noise of the official code, which is known. That
+        of ours is not: in single precision it is another one on every processor, within
+        the bound for a result that rounding ``moves``, relative to it, so far.
+        """
+        if np.dtype(dtype) == np.float64:
+            return self.facts["suggested_rel_fro_tol"]
+        bound = least(dtype) + conditioning.rounding(moves)
+        return max(self.facts["suggested_rel_fro_tol_f32"], bound)
 
     def tolerance_of(self, name: str, dtype=np.float64) -> float:
         """The same rule for another array: ten times the noise of the official one.
@@ -130,8 +139,7 @@ class Entry:
         """
         facts = self.facts["aux"][name]
         noise = max(facts.get("unstable", {"f64": facts.get("f64_rel", 0)}).values())
-        least = 2e-5 if np.dtype(dtype) == np.float32 else 5e-6
-        return max(least, 10 * noise) if noise < 0.01 else np.inf
+        return max(least(dtype), 10 * noise) if noise < 0.01 else np.inf
 
     def read(self, name: str) -> np.ndarray:
         """One array of the entry, ``quantity`` or ``quantity/module``, to compare."""
@@ -172,30 +180,62 @@ class Entry:
         scaled=False,
         by=1.0,
         each: Callable[[tuple[int, ...]], dict[str, Any]] | None = None,
-        post: jm.Post | None = None,
         **extra,
     ) -> dict[str, np.ndarray]:
         """The same for a rule in a space, whose bases are computed once.
 
-        ``each`` gives inputs that depend on the shape [T, p, q] of the coordinates,
-        ``post`` changes the update before it is scaled.
+        ``each`` gives inputs that depend on the shape [T, p, q] of the coordinates.
         """
+        merged = self.before_and_after(
+            space, rule, None, dtype, scaled=scaled, by=by, each=each, **extra
+        )
+        return merged[0]
+
+    def before_and_after(
+        self,
+        space: jm.Space,
+        rule: Callable[..., jax.Array],
+        post: jm.Post | None,
+        dtype=np.float64,
+        *,
+        scaled=False,
+        by=1.0,
+        each: Callable[[tuple[int, ...]], dict[str, Any]] | None = None,
+        **extra,
+    ) -> list[dict[str, np.ndarray]]:
+        """Merges in a space without and, if there is one, with a post."""
         ranks = tuple(self.case.ranks)
-        updates = {}
+        merged = {}
         for name, (matrices, basis) in self.coordinates(space, dtype, scaled).items():
             inputs = extra | (each(matrices.shape) if each else {})
             steps = (space, rule, ranks, post)
-            merged = _merge_in(*steps, matrices, basis, float(by), inputs)
-            updates[name] = np.asarray(merged)
-        return updates
+            merged[name] = _merge_in(*steps, matrices, basis, float(by), inputs)
+        return [
+            {name: np.asarray(merged[name][i]) for name in merged}
+            for i in range(1 if post is None else 2)
+        ]
 
-    def check(self, updates: dict, dtype=np.float64, tolerance=None) -> None:
-        """Asserts that our updates are the official ones, and of the right type."""
+    def check(
+        self,
+        updates: dict,
+        dtype=np.float64,
+        tolerance: float | None = None,
+        moves: Callable[[str], float] | None = None,
+    ) -> None:
+        """Asserts that our updates are the official ones, and of the right type.
+
+        ``moves`` gives for a module how far rounding moves its update, of which
+        `conditioning` knows.
+        """
         assert list(updates) == self.modules
         for module, official in self.by_module("dW").items():
             assert updates[module].dtype == dtype
             what = f"{self.id} dW/{module} in {np.dtype(dtype)}"
-            wanted = tolerance or self.tolerance(dtype)
+            wanted = tolerance
+            if wanted is None:
+                single = moves is not None and dtype == np.float32
+                relative = moves(module) / np.linalg.norm(official) if single else 0
+                wanted = self.tolerance(dtype, relative)
             assert_close(updates[module], official, wanted, what)
 
 
@@ -205,6 +245,11 @@ def official_shape(entry: Entry, matrices: jax.Array) -> tuple[int, int]:
     if entry.space is jm.knots_unscaled:
         p = int(np.sum(np.any(np.asarray(matrices) != 0, axis=(0, 2))))
     return p, q
+
+
+def official_directions(entry: Entry, matrices: jax.Array) -> int:
+    """How many directions of each task the official TSV-M takes."""
+    return int(min(official_shape(entry, matrices)) / entry.case.tasks)
 
 
 @functools.partial(compiled, static_argnums=0)
@@ -225,8 +270,8 @@ def _merge(merger, stack, by, extra):
 @functools.partial(compiled, static_argnums=(0, 1, 2, 3))
 def _merge_in(space, rule, ranks, post, matrices, basis, by, extra):
     update = space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
-    update = update if post is None else post(update)
-    return jm.dense(jm.scale(update, by=by))
+    updates = [update] if post is None else [update, post(update)]
+    return [jm.dense(jm.scale(update, by=by)) for update in updates]
 
 
 def distance(ours, official) -> float:
@@ -237,8 +282,14 @@ def distance(ours, official) -> float:
 
 
 def assert_close(ours, official, tolerance: float, what: str = "") -> None:
+    assert tolerance <= conditioning.WIDEST, f"{what}: {tolerance:.2e} asserts nothing"
     found = distance(ours, official)
     assert found <= tolerance, f"{what}: {found:.2e} from official, not {tolerance:.2e}"
+
+
+def least(dtype) -> float:
+    """The smallest tolerance that the set suggests for results in a precision."""
+    return LEAST[np.dtype(dtype)]
 
 
 @functools.cache

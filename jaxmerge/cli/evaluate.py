@@ -71,10 +71,9 @@ def evaluate(
     """
     start_jax()
     from jaxmerge.jobs import evaluating
-    from jaxmerge.reports import scores as report
+    from jaxmerge.reports.scores import evaluation
 
     console = Console(as_json=as_json, quiet=quiet)
-    report.check_plot(plot, force=force)
     found = evaluating.evaluate(
         merged,
         folders or None,
@@ -85,15 +84,15 @@ def evaluate(
         limit=limit,
         batch=batch,
         max_length=max_length,
+        plot=plot,
+        force=force,
         progress=console.progress,
         **read,
     )
-    if plot is not None:
-        report.write_plot(found.evaluation, plot)
 
     def lines() -> Iterator[Any]:
-        yield from report.evaluation(found.evaluation)
+        yield from evaluation(found.evaluation)
         yield from (f"note: {note}" for note in found.notes)
-        yield from (f"wrote {path}" for path in [plot] if path)
+        yield from (f"wrote {path}" for path in [found.plot] if path)
 
     console.result(found.to_json(), lines)

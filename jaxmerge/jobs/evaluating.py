@@ -18,6 +18,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.reports.scores import check_plot, write_plot
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks import load_labels, predictor
 from jaxmerge.tasks.bases import check_layers
@@ -33,6 +34,7 @@ class Evaluated:
       data: folder of the inputs.
       evaluation: what was found.
       notes: what a reader should know.
+      plot: file that was written.
     """
 
     merged: str
@@ -40,10 +42,12 @@ class Evaluated:
     data: str
     evaluation: Evaluation
     notes: tuple[str, ...]
+    plot: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
         return {
+            "plot": None if self.plot is None else str(self.plot),
             "merged": self.merged,
             "base": self.base,
             "data": self.data,
@@ -63,6 +67,8 @@ def evaluate(
     limit: int | None = None,
     batch: int = 64,
     max_length: int | None = None,
+    plot: Folder | None = None,
+    force: bool = False,
     progress: Progress = silent,
     **read: Unpack[ReadOptions],
 ) -> Evaluated:
@@ -83,6 +89,8 @@ def evaluate(
       limit: number of inputs of each task, taken at even distances; by default all.
       batch: number of inputs that go through the model at a time.
       max_length: number of tokens to which texts are truncated.
+      plot: file for a plot, as PNG.
+      force: replace the plot.
       progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
@@ -92,6 +100,8 @@ def evaluate(
     Raises:
       Refusal: data without labels, or files that do not belong together.
     """
+    drawn = None if plot is None else Path(plot)
+    check_plot(drawn, force=force)
     if folders is None:
         folders, recorded = recorded_inputs(Path(merged))
         names = recorded if names is None else names
@@ -119,12 +129,15 @@ def evaluate(
         )
         own = {t: task_updates(adapters.stacks, i) for i, t in enumerate(labels)}
         found = evaluate_merge(predict, own, task_updates(whole.stacks, 0), labels)
+    if drawn is not None:
+        write_plot(found, drawn)
     return Evaluated(
         merged=str(merged),
         base=str(base),
         data=str(data),
         evaluation=found,
         notes=unlabeled.notes,
+        plot=drawn,
     )
 
 

@@ -15,7 +15,7 @@ class Option(NamedTuple):
     Attributes:
       name: that of the keyword in Python.
       value: what to give, as plain text without quotes; "" where the option is only
-        named, "True" for what is switched on.
+        named (unless quoted: that is an empty text), "True" for what is switched on.
       quoted: the value stands in quotes in Python.
       listed: it is one entry of a list in Python.
 
@@ -29,7 +29,7 @@ class Option(NamedTuple):
     listed: bool = False
 
     def __str__(self) -> str:
-        value = repr(self.value) if self.quoted and self.value else self.value
+        value = repr(self.value) if self.quoted else self.value
         if self.listed:
             value = f"[{value}]"
         return f"{self.name}={value}" if value else self.name

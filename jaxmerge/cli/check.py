@@ -13,7 +13,6 @@ from jaxmerge.cli.flags import (
     DATA_FILES,
     BaseFolder,
     Folders,
-    Heads,
     Json,
     LogitScale,
     MaxLength,
@@ -35,7 +34,7 @@ _COLUMNS = (
 )
 
 
-@partial(with_read_options, fixed={"heads": Heads.keep, "allow_zero": True})
+@partial(with_read_options, fixed={"heads": "keep", "allow_zero": True})
 def check(
     *,
     folders: Folders,

@@ -12,7 +12,6 @@ from jaxmerge.cli.flags import (
     BaseFolder,
     BatchSize,
     DataFolder,
-    Heads,
     Json,
     Limit,
     MaxLength,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from jaxmerge.jobs.collecting import Collected
 
 
-@partial(with_read_options, fixed={"heads": Heads.keep})
+@partial(with_read_options, fixed={"heads": "keep"})
 def collect(
     *,
     folders: Annotated[

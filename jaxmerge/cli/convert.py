@@ -1,16 +1,13 @@
 """``jaxmerge convert``: PEFT folders <-> orbax checkpoints."""
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
-from jaxmerge.io.formats import FORMATS
+from jaxmerge.io.formats import FormatName
 from jaxmerge.runtime import start_jax
-
-Format = StrEnum("Format", {name: name for name in FORMATS})
 
 
 @with_read_options
@@ -20,8 +17,8 @@ def convert(
     out: Out,
     read: dict[str, Any],
     to: Annotated[
-        Format, typer.Option(help="Format of the checkpoint that is written.")
-    ] = Format.orbax,
+        FormatName, typer.Option(help="Format of the checkpoint that is written.")
+    ] = "orbax",
     task: Annotated[
         str | None,
         typer.Option(help="Name of the adapter to take from a checkpoint of several."),
@@ -44,7 +41,7 @@ def convert(
     from jaxmerge.jobs import converting
 
     found = converting.convert(
-        folders, out=out, to=to.value, task=task, ragged=ragged, force=force, **read
+        folders, out=out, to=to, task=task, ragged=ragged, force=force, **read
     )
 
     def lines():

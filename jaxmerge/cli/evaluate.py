@@ -11,7 +11,6 @@ from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import (
     DATA_FILES,
     BaseFolder,
-    Heads,
     Json,
     MaxLength,
     Names,
@@ -23,7 +22,7 @@ from jaxmerge.cli.flags import (
 from jaxmerge.runtime import start_jax
 
 
-@partial(with_read_options, fixed={"heads": Heads.keep, "allow_zero": True})
+@partial(with_read_options, fixed={"heads": "keep", "allow_zero": True})
 def evaluate(
     *,
     merged: Annotated[Path, typer.Argument(help="Folder of a merged PEFT adapter.")],

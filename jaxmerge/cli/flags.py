@@ -3,14 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
-from jaxmerge.io.options import Layout as LayoutName
+from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
@@ -77,30 +76,13 @@ MaxLength = Annotated[
 ]
 
 
-class Heads(StrEnum):
-    """What becomes of saved modules besides LoRA."""
-
-    error = "error"
-    first = "first"
-    mean = "mean"
-    keep = "keep"
-
-
-class WeightFile(StrEnum):
-    safetensors = "safetensors"
-    bin = "bin"
-
-
-Layout = StrEnum("Layout", {name: name for name in get_args(LayoutName)})
-
-
 def _read_options(
     heads: Annotated[
-        Heads,
+        HeadPolicy,
         typer.Option(
             help="What becomes of saved modules besides LoRA, such as classifiers."
         ),
-    ] = Heads.error,
+    ] = "error",
     assume_alpha: Annotated[
         str | None,
         typer.Option(
@@ -145,23 +127,23 @@ def _read_options(
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
     return {
-        "heads": heads.value,
+        "heads": heads,
         "assume_alpha": _alpha(assume_alpha),
         "strip_prefix": strip_prefix,
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
         "allow_zero": allow_zero,
-        "weight_file": weight_file and weight_file.value,
+        "weight_file": weight_file,
         "ignore_config_keys": tuple(ignore_config_key or ()),
         "vera_inputs": _vera_inputs(vera_input or []),
-        "layout": layout and layout.value,
+        "layout": layout,
     }
 
 
 def with_read_options(
     command: Callable[..., None],
     *,
-    heads: Heads = Heads.error,
+    heads: HeadPolicy = "error",
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """A command whose parameter ``read`` is filled from the flags of reading.

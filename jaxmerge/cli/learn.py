@@ -3,10 +3,9 @@
 import logging
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +16,6 @@ from jaxmerge.cli.flags import (
     DataFolder,
     Folders,
     Force,
-    Heads,
     Json,
     LogitScale,
     MaxLength,
@@ -36,26 +34,12 @@ if TYPE_CHECKING:
     from jaxmerge.jobs.fitting import Learnt
 
 
-class Loss(StrEnum):
-    distillation = "distillation"
-    features = "features"
-    entropy = "entropy"
-    information = "information"
-    null_space = "null-space"
+Loss = Literal["distillation", "features", "entropy", "information", "null-space"]
+Start = Literal["auto", "method"]
+Objective = Literal["tchebycheff", "tchebycheff-absolute", "linear"]
 
 
-class Start(StrEnum):
-    auto = "auto"
-    method = "method"
-
-
-class Objective(StrEnum):
-    tchebycheff = "tchebycheff"
-    tchebycheff_absolute = "tchebycheff-absolute"
-    linear = "linear"
-
-
-@partial(with_read_options, heads=Heads.keep)
+@partial(with_read_options, heads="keep")
 def learn(
     *,
     folders: Folders,
@@ -88,14 +72,14 @@ def learn(
             "predictions (as in the papers), the same less the entropy of their mean, "
             "or the share of the inputs that its adapter no longer sees (NSC)."
         ),
-    ] = Loss.distillation,
+    ] = "distillation",
     start: Annotated[
         Start,
         typer.Option(
             help="Begin at the scale that serves the objective best, or with the "
             "number that the pipeline gives as initial."
         ),
-    ] = Start.auto,
+    ] = "auto",
     temperature: Annotated[
         float, typer.Option(help="Temperature of the predictions that are compared.")
     ] = 1.0,
@@ -184,10 +168,10 @@ def learn(
             names=split(names),
             text_heads=text_heads,
             shared=shared,
-            loss=loss.value,
-            start=start.value,
+            loss=loss,
+            start=start,
             temperature=temperature,
-            objective=objective.value if objective else "",
+            objective=objective or "",
             preference=numbers(preference, "--preference"),
             alpha=alpha,
             rate=rate,
@@ -198,7 +182,7 @@ def learn(
             max_length=max_length,
             accumulate=accumulate,
             work=work,
-            dtype=dtype and dtype.value,
+            dtype=dtype,
             force=force,
             progress=console.progress,
             **read,

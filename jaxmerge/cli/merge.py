@@ -1,9 +1,8 @@
 """``jaxmerge merge``: adapter folders in, one adapter folder out."""
 
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,16 +28,8 @@ if TYPE_CHECKING:
     from jaxmerge.jobs.merging import Merged
 
 
-class Dense(StrEnum):
-    error = "error"
-    truncate = "truncate"
-    full = "full"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Dense = Literal["error", "truncate", "full"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @with_read_options
@@ -104,7 +95,7 @@ def merge(
         typer.Option(
             help="Refuse dense results, truncate them, or write weight deltas."
         ),
-    ] = Dense.error,
+    ] = "error",
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Dtype of the output; that of the inputs unless given."),
@@ -138,7 +129,7 @@ def merge(
         "seed": seed,
         "stats": stats,
     }
-    output = {"rank": _rank(rank), "energy": energy, "dense": dense.value}
+    output = {"rank": _rank(rank), "energy": energy, "dense": dense}
     if dry_run:
         from jaxmerge.cli.plan import show
         from jaxmerge.jobs.planning import plan
@@ -161,7 +152,7 @@ def merge(
         batch=batch,
         max_length=max_length,
         ragged=ragged,
-        dtype=dtype and dtype.value,
+        dtype=dtype,
         chunk=chunk,
         force=force,
         progress=console.progress,

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxmerge.io.errors import AdapterError, either
 from jaxmerge.refusals import Option
+from jaxmerge.types import Folder
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
@@ -16,7 +17,7 @@ TORCH_FILE = "adapter_model.bin"
 _LARGEST_CONFIG = 16 * 2**20  # bytes
 
 
-def adapter_folder(folder: str | os.PathLike[str]) -> Path:
+def adapter_folder(folder: Folder) -> Path:
     """The folder as a path; AdapterError if there is none."""
     path = Path(folder)
     try:

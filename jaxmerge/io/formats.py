@@ -7,11 +7,13 @@ may be replaced. Nothing here imports JAX or the libraries of the formats.
 
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from jaxmerge.types import Folder
+
+FormatName = Literal["orbax"]
 RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
 
 
@@ -36,7 +38,7 @@ class Format(NamedTuple):
     dtype: str
 
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[FormatName, Format] = {
     "orbax": Format(
         says="an orbax checkpoint",
         mark="jaxmerge-orbax",
@@ -51,7 +53,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def format_of(path: str | os.PathLike[str]) -> Format | None:
+def format_of(path: Folder) -> Format | None:
     """The format of a folder by its record; None for PEFT's, and for no record."""
     try:
         record = json.loads((Path(path) / RECORD_FILE).read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from jaxmerge.io.keys import KeyTable, rename_modules, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
+from jaxmerge.types import Folder
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,7 @@ class OpenAdapter:
     heads: dict[str, str]
 
 
-def open_adapters(
-    folders: Sequence[str | os.PathLike[str]], options: ReadOptions
-) -> list[OpenAdapter]:
+def open_adapters(folders: Sequence[Folder], options: ReadOptions) -> list[OpenAdapter]:
     """Opens every folder; AdapterError for the first that cannot be read exactly."""
     if isinstance(folders, str | os.PathLike):
         raise AdapterError(f"expected a list of adapter folders, found {folders!r}")
@@ -77,7 +76,7 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _open_adapter(
-    name: str, folder: str | os.PathLike[str], path: Path, options: ReadOptions
+    name: str, folder: Folder, path: Path, options: ReadOptions
 ) -> OpenAdapter:
     config, tensors, table = _open_files(path, options)
     if not table.modules:

@@ -9,6 +9,7 @@ from jaxmerge.io.errors import AdapterError, given, show
 from jaxmerge.refusals import Option
 
 Layout = Literal["diffusers"]  # of weight files without a config
+WeightFile = Literal["safetensors", "bin"]
 HeadPolicy = Literal["error", "first", "mean", "keep"]
 
 
@@ -22,7 +23,7 @@ class ReadOptions:
     add_prefix: str = ""
     allow_different_bases: bool = False
     allow_zero: bool = False
-    weight_file: Literal["safetensors", "bin"] | None = None
+    weight_file: WeightFile | None = None
     ignore_config_keys: Sequence[str] = ()
     vera_inputs: int | Mapping[str, int] | None = None
     layout: Layout | None = None

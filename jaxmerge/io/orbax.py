@@ -5,7 +5,6 @@ provenance) is JSON beside them, so that no name from a file ever becomes a path
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxmerge.io.files import checked_file
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.io.staging import staged_folder
-from jaxmerge.types import AdapterStack, LowRank, Update
+from jaxmerge.types import AdapterStack, Folder, LowRank, Update
 
 _FORMAT = "jaxmerge-orbax-1"
 _LEAVES = "leaves"
@@ -39,9 +38,7 @@ _DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
 Modules = Mapping[str, AdapterStack] | Mapping[str, Update]
 
 
-def save_orbax(
-    path: str | os.PathLike[str], value: Adapters | Modules, *, force: bool = False
-) -> None:
+def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) -> None:
     """Saves adapters or merged updates as an orbax checkpoint.
 
     Args:
@@ -71,7 +68,7 @@ def save_orbax(
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_orbax(path: str | os.PathLike[str]) -> Adapters | dict[str, Any]:
+def load_orbax(path: Folder) -> Adapters | dict[str, Any]:
     """Reads what `save_orbax` wrote: the same value, static ranks and kinds included.
 
     Raises:

@@ -1,6 +1,5 @@
 """What a merge would be, from headers alone: no tensor is read."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.serving import VLLM_RANKS, vllm_max_lora_rank
 from jaxmerge.io.survey import Conflict, conflicts
 from jaxmerge.refusals import Message, Option
+from jaxmerge.types import Folder
 
 _FLOAT32 = 4  # bytes
 
@@ -109,7 +109,7 @@ class Plan:
 
 
 def plan_peft(
-    folders: Sequence[str | os.PathLike[str]],
+    folders: Sequence[Folder],
     *,
     read_tensors: bool = False,
     **options: Any,

@@ -1,6 +1,5 @@
 """PEFT folders -> `Adapters`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,15 +11,16 @@ from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
-from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions
+from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions, WeightFile
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, read_finite
 from jaxmerge.refusals import Option
 from jaxmerge.stacks import stack_adapters
+from jaxmerge.types import Folder
 
 
 def load_peft(
-    folders: Sequence[str | os.PathLike[str]],
+    folders: Sequence[Folder],
     *,
     heads: HeadPolicy = "error",
     assume_alpha: float | Literal["rank"] | None = None,
@@ -28,7 +28,7 @@ def load_peft(
     add_prefix: str = "",
     allow_different_bases: bool = False,
     allow_zero: bool = False,
-    weight_file: Literal["safetensors", "bin"] | None = None,
+    weight_file: WeightFile | None = None,
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Layout | None = None,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from jaxmerge.io.formats import RECORD_FILE, format_of_record
+from jaxmerge.types import Folder
 
 CARD_FILE = "README.md"
 STATISTICS_FILE = "statistics.json"  # in every folder of statistics
@@ -73,7 +74,7 @@ ADAPTER = Replaceable("an adapter", _of_adapter)
 STATISTICS = Replaceable("statistics", _of_statistics)
 
 
-def _entries(folder: str | Path, above: str = "") -> Iterator[str]:
+def _entries(folder: Folder, above: str = "") -> Iterator[str]:
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     if above and not entries:

@@ -10,14 +10,15 @@ from pathlib import Path
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.replaceable import ADAPTER, Replaceable
 from jaxmerge.refusals import Option
+from jaxmerge.types import Folder
 
 
 @contextlib.contextmanager
 def staged_folder(
-    out: str | os.PathLike[str],
+    out: Folder,
     *,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike[str]] = (),
+    inputs: Sequence[Folder] = (),
     kind: Replaceable = ADAPTER,
 ) -> Generator[Path, None, None]:
     """Gives a new folder beside ``out`` to fill; on success it becomes ``out``.
@@ -59,10 +60,10 @@ def staged_folder(
 
 
 def check_target(
-    out: str | os.PathLike[str],
+    out: Folder,
     *,
     force: bool,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Sequence[Folder],
     kind: Replaceable = ADAPTER,
 ) -> None:
     """Refuses what `staged_folder` would not replace; AdapterError says why."""
@@ -92,7 +93,7 @@ def check_target(
         )
 
 
-def _holds(folder: Path, path: str | os.PathLike[str]) -> bool:
+def _holds(folder: Path, path: Folder) -> bool:
     """Whether a path is an existing folder or lies in it, by whatever names."""
     real = Path(path).resolve()
     return any(

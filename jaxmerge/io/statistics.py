@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
 from jaxmerge.io.tensors import SafetensorsFile
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.stats.moments import Statistics
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 _FORMAT = "jaxmerge-moments-1"
 
 
-def save_moments(
-    path: str | os.PathLike[str], statistics: "Mapping[str, Statistics]"
-) -> None:
+def save_moments(path: Folder, statistics: "Mapping[str, Statistics]") -> None:
     """Saves module -> `Moments` or `Sketch` of one task, or of tasks stacked.
 
     Tensors are named ``module:field``; a file of this name is replaced at once.
@@ -55,7 +54,7 @@ def save_moments(
 
 
 def load_moments(
-    path: str | os.PathLike[str], modules: Iterable[str] | None = None
+    path: Folder, modules: Iterable[str] | None = None
 ) -> "dict[str, Statistics]":
     """Reads what `save_moments` wrote, with the modules in order of their names.
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from jaxmerge.io.replaceable import (
 )
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.refusals import Option
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
@@ -199,7 +199,7 @@ class StatisticsFolder:
             raise AdapterError(f"{self.path}: {error}") from error
 
 
-def open_statistics(folder: str | os.PathLike[str]) -> StatisticsFolder:
+def open_statistics(folder: Folder) -> StatisticsFolder:
     """Opens what `save_statistics` or ``jaxmerge.collect`` wrote, without its values.
 
     Raises:
@@ -239,12 +239,12 @@ def open_statistics(folder: str | os.PathLike[str]) -> StatisticsFolder:
 
 
 def save_statistics(
-    out: str | os.PathLike[str],
+    out: Folder,
     tasks: "Mapping[str, Mapping[str, Statistics]] | Iterable[OfTask]",
     *,
     measured: Mapping[str, Any] | None = None,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike[str]] = (),
+    inputs: Sequence[Folder] = (),
 ) -> StatisticsFolder:
     """Writes a folder of statistics, whole or not at all.
 

@@ -1,21 +1,19 @@
 """Adapters on disk, whichever format they are in."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
 from jaxmerge.io.formats import RECORD_FILE, format_of, resolve
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters
 
 
-def load_stored(
-    path: str | os.PathLike[str], **read: Any
-) -> "Adapters | dict[str, Any]":
+def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
     """Reads one PEFT folder, its heads included, or a folder of another format.
 
     Args:

@@ -34,7 +34,7 @@ from jaxmerge.io.serving import vllm_max_lora_rank
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.refusals import Option
-from jaxmerge.types import LowRank, Update
+from jaxmerge.types import Folder, LowRank, Update
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class SaveReport:
 
 
 def save_peft(
-    out: str | os.PathLike[str],
+    out: Folder,
     updates: Mapping[str, Update],
     *,
     like: Adapters,
@@ -83,7 +83,7 @@ def save_peft(
     card: str | Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     force: bool = False,
-    inputs: Sequence[str | os.PathLike[str]] = (),
+    inputs: Sequence[Folder] = (),
 ) -> SaveReport:
     """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
 
@@ -223,7 +223,7 @@ def _as_delta(updates: Mapping[str, Update], policy: str, *, truncated: bool) ->
 
 
 def _write_folder(
-    out: str | os.PathLike[str],
+    out: Folder,
     output: Output,
     settings: Mapping[str, Any],
     *,

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmerge.io import AdapterError
-from jaxmerge.jobs.reading import Folder
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.types import Folder
 
 _OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
 _SAMPLE = {"batch", "limit", "max_length"}

@@ -7,27 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
-from jaxmerge.io.options import Layout
+from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
     from jaxmerge.tasks import Base, Unlabeled
 
-Folder = str | os.PathLike[str]
-
 
 class ReadOptions(TypedDict, total=False):
     """Options of `jaxmerge.io.load_peft`, which documents them."""
 
-    heads: Literal["error", "first", "mean", "keep"]
+    heads: HeadPolicy
     assume_alpha: float | Literal["rank"] | None
     strip_prefix: str
     add_prefix: str
     allow_different_bases: bool
     allow_zero: bool
-    weight_file: Literal["safetensors", "bin"] | None
+    weight_file: WeightFile | None
     ignore_config_keys: Sequence[str]
     vera_inputs: int | Mapping[str, int] | None
     layout: Layout | None

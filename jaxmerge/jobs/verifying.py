@@ -20,8 +20,9 @@ from jaxmerge.jobs.merge_record import (
     read_record,
 )
 from jaxmerge.jobs.progress import Progress, silent
-from jaxmerge.jobs.reading import Folder, refusing_bad_input
+from jaxmerge.jobs.reading import refusing_bad_input
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters

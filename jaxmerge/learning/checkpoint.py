@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.types import Folder
 
 _KEPT = 2  # a kill while the last one is written leaves the one before
 _LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces
@@ -28,7 +29,7 @@ class Checkpoints:
       identity: digests of what determines the fit, see `fit_identity`.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
+    def __init__(self, folder: Folder, identity: Mapping[str, str]):
         self._folder, self._identity = Path(folder).absolute(), dict(identity)
         self._versions = {name: version(name) for name in _LIBRARIES}
 

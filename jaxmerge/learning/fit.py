@@ -4,7 +4,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -32,7 +31,7 @@ from jaxmerge.learning.step import (
     gradient_by_task,
 )
 from jaxmerge.mapping import map_modules
-from jaxmerge.types import AdapterStack, Learned, Update
+from jaxmerge.types import AdapterStack, Folder, Learned, Update
 
 Step = Callable[..., tuple[FitState, Record]]
 
@@ -78,7 +77,7 @@ def fit(
     shared: bool = False,
     accumulate: bool = False,
     steps_per_call: int = 10,
-    checkpoint: str | Path | None = None,
+    checkpoint: Folder | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Fitted:
     """Fits the coefficients phi of a learned merge by gradient descent.

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
@@ -41,7 +42,7 @@ class Work:
         running in it.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, Any]):
+    def __init__(self, folder: Folder, identity: Mapping[str, Any]):
         self.folder: Path = Path(folder)
         self._path = self.folder / _RECORD
         self._identity = dict(identity)

@@ -107,12 +107,12 @@ def k_means(points: jax.Array, initial: jax.Array, *, iterations: int) -> jax.Ar
     """
     norms = jnp.sum(points * points, axis=1)
 
-    def assign(centres):
+    def assign(centres: jax.Array) -> jax.Array:
         squares = jnp.sum(centres * centres, axis=1)
         cross = linalg.matmul(points, centres.T)
         return jnp.argmin(norms[:, None] - 2 * cross + squares[None, :], axis=1)
 
-    def move(_, centres):
+    def move(_: Any, centres: jax.Array) -> jax.Array:
         members = jax.nn.one_hot(assign(centres), centres.shape[0], dtype=points.dtype)
         count = jnp.sum(members, axis=0)[:, None]
         means = linalg.matmul(members.T, points) / jnp.maximum(count, 1)
@@ -182,6 +182,6 @@ def lora_lego(
     return LowRank(b=b * output, a=a)
 
 
-def _unit_rows(x):
+def _unit_rows(x: jax.Array) -> jax.Array:
     size = linalg.root(jnp.sum(x * x, axis=1, keepdims=True))
     return linalg.divide(x, size)

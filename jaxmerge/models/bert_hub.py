@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,12 +9,13 @@ import jax.numpy as jnp
 
 from jaxmerge.models import hub
 from jaxmerge.models.bert import BertConfig, init_bert
+from jaxmerge.types import Folder
 
 HEADS = ("cls.", "classifier.", "qa_outputs.")  # layers after the encoder, left unread
 
 
 def load_bert(
-    folder: str | Path, *, dtype: Any = jnp.float32
+    folder: Folder, *, dtype: Any = jnp.float32
 ) -> tuple[BertConfig, dict[str, Any]]:
     """Reads the encoder of a Hugging Face BERT folder.
 
@@ -50,7 +50,7 @@ def load_bert(
         raise ValueError(f"{folder}: {error}") from None
 
 
-def save_bert(folder: str | Path, config: BertConfig, params: Any) -> None:
+def save_bert(folder: Folder, config: BertConfig, params: Any) -> None:
     """Writes a BERT as a folder that transformers' BertModel and `load_bert` read."""
     raw = {"architectures": ["BertModel"], "model_type": "bert"}
     tensors = hub.from_flax(params["bert"])

@@ -26,6 +26,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxmerge.types import Folder
+
 CONFIG, WEIGHTS, INDEX = (
     "config.json",
     "model.safetensors",
@@ -33,7 +35,7 @@ CONFIG, WEIGHTS, INDEX = (
 )
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: Folder) -> dict[str, Any]:
     """Reads ``config.json`` of a Hugging Face model folder.
 
     Raises:
@@ -59,7 +61,7 @@ def refuse_others(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:
 
 
 def read_tensors(
-    folder: str | Path, *, keep: Callable[[str], bool] = bool
+    folder: Folder, *, keep: Callable[[str], bool] = bool
 ) -> dict[str, jax.Array]:
     """Reads the weights of a model folder, one file or many with an index.
 
@@ -89,7 +91,7 @@ def read_tensors(
 
 
 def write_folder(
-    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Any]
+    folder: Folder, config: Mapping[str, Any], tensors: Mapping[str, Any]
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors``, as transformers reads them."""
     folder = Path(folder)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,12 +9,13 @@ import jax
 from jaxmerge.models import hub
 from jaxmerge.models.llama import LlamaConfig, init_llama
 from jaxmerge.models.rope import Llama3Scaling
+from jaxmerge.types import Folder
 
 HEADS = ("lm_head.", "score.")  # layers after the decoder, left unread
 
 
 def load_llama(
-    folder: str | Path, *, dtype: Any = None
+    folder: Folder, *, dtype: Any = None
 ) -> tuple[LlamaConfig, dict[str, Any]]:
     """Reads the decoder of a Hugging Face Llama folder, of one file or many.
 
@@ -46,7 +46,7 @@ def load_llama(
         raise ValueError(f"{folder}: {error}") from None
 
 
-def save_llama(folder: str | Path, config: LlamaConfig, params: Any) -> None:
+def save_llama(folder: Folder, config: LlamaConfig, params: Any) -> None:
     """Writes a decoder as a folder that LlamaModel and `load_llama` read."""
     raw = {"architectures": ["LlamaModel"], "model_type": "llama"}
     raw |= dataclasses.asdict(config)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 
 from jaxmerge.models import hub
 from jaxmerge.models.vit import VisionConfig, init_vision
+from jaxmerge.types import Folder
 
 
 def load_vision(
-    folder: str | Path, *, dtype: Any = jnp.float32
+    folder: Folder, *, dtype: Any = jnp.float32
 ) -> tuple[VisionConfig, dict[str, Any]]:
     """Reads the vision tower of a Hugging Face CLIP folder.
 
@@ -45,7 +45,7 @@ def load_vision(
         raise ValueError(f"{folder}: {error}") from None
 
 
-def save_vision(folder: str | Path, config: VisionConfig, params: Any) -> None:
+def save_vision(folder: Folder, config: VisionConfig, params: Any) -> None:
     """Writes a vision tower as a folder that transformers and `load_vision` read."""
     projected = config.projection_dim is not None
     name = "CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +26,7 @@ from jaxmerge.models.adapt import Apply
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
+from jaxmerge.types import Folder
 
 PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]
@@ -84,7 +84,7 @@ class Base(NamedTuple):
         return scale
 
 
-def load_base(folder: str | os.PathLike[str]) -> Base:
+def load_base(folder: Folder) -> Base:
     """Reads the base model of adapters.
 
     ``bert`` and ``llama`` read texts and have the heads of sequence classification;
@@ -101,7 +101,7 @@ def load_base(folder: str | os.PathLike[str]) -> Base:
     return _kind_of(folder, raw).load(folder, raw)
 
 
-def base_files(folder: str | os.PathLike[str]) -> tuple[Inputs, tuple[str, ...]]:
+def base_files(folder: Folder) -> tuple[Inputs, tuple[str, ...]]:
     """What the base in a folder reads, and names of the files that `load_base` reads.
 
     Raises:

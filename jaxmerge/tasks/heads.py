@@ -1,6 +1,5 @@
 """The head of every task: saved by its adapter, or text vectors of its classes."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from jaxmerge.models import head_from_hub
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
 from jaxmerge.tasks.unlabeled import Unlabeled
+from jaxmerge.types import Folder
 
 
 def task_heads(
-    base: Base, adapters: Adapters, vectors: str | os.PathLike[str] | None = None
+    base: Base, adapters: Adapters, vectors: Folder | None = None
 ) -> dict[str, Any]:
     """The head of every task, by name, as ``base.logits`` takes it.
 
@@ -129,9 +129,7 @@ def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
     refuse_biases(adapters)
 
 
-def text_heads(
-    path: str | os.PathLike[str], tasks: tuple[str, ...]
-) -> dict[str, jax.Array]:
+def text_heads(path: Folder, tasks: tuple[str, ...]) -> dict[str, jax.Array]:
     """task -> vectors of its classes [C, d], from a safetensors file.
 
     Raises:

@@ -1,6 +1,5 @@
 """Labels beside the inputs, where a file has them."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from jaxmerge.tasks.heads import head_shape
 from jaxmerge.tasks.images import open_arrays
 from jaxmerge.tasks.texts import read_rows
 from jaxmerge.tasks.unlabeled import Unlabeled, spread
+from jaxmerge.types import Folder
 
 FIELD, KEY = "label", "labels"  # of a line of texts, of an archive of images
 
 
 def load_labels(
-    folder: str | os.PathLike[str], unlabeled: Unlabeled, heads: Mapping[str, Any]
+    folder: Folder, unlabeled: Unlabeled, heads: Mapping[str, Any]
 ) -> dict[str, np.ndarray | None]:
     """Reads for each task the classes [N] of its inputs; None where a file has none.
 

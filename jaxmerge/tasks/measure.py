@@ -1,6 +1,7 @@
 """Statistics of the inputs of layers for every task, through the base model."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ def measure(
         own = unlabeled.inputs[task]
         batches = batches_of(base, own, batch)
         if report is not None:
-            batches = _reported(batches, lambda count: report(task, count))
+            batches = _reported(batches, partial(report, task))
         statistics = collect((base.params, _updates(adapters, task)), batches)
         for module, value in statistics.items():
             if not all(np.isfinite(part).all() for part in value):
@@ -82,7 +83,9 @@ def measure(
     return ((task, of_task(task)) for task in unlabeled.inputs)
 
 
-def modules_ending(base: Base, unlabeled: Unlabeled, endings: Sequence[str]) -> list:
+def modules_ending(
+    base: Base, unlabeled: Unlabeled, endings: Sequence[str]
+) -> list[str]:
     """Linear layers of the base by the ends of their names, as PEFT's target_modules.
 
     Args:

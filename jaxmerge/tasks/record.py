@@ -1,6 +1,5 @@
 """What a job read beside the adapters, as JSON values with digests."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,14 @@ from jaxmerge.io.files import sha256
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import base_files
 from jaxmerge.tasks.unlabeled import data_files
+from jaxmerge.types import Folder
 
 PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
 
 
 def files_read(
-    base: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    base: Folder,
+    data: Folder,
     tasks: Sequence[str],
     text_heads: Path | None = None,
 ) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """A base model and inputs of every task, for mergers that run the model."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmerge.io import Adapters
@@ -12,6 +11,7 @@ from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
 from jaxmerge.tasks.record import files_read
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
+from jaxmerge.types import Folder
 
 
 class SampleFiles(NamedTuple):
@@ -63,8 +63,8 @@ class SampleFiles(NamedTuple):
 
 def read_sample(
     adapters: Adapters,
-    base: str | Path,
-    data: str | Path,
+    base: Folder,
+    data: Folder,
     *,
     batch: int = 16,
     limit: int | None = None,

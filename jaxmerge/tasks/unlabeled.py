@@ -12,6 +12,7 @@ from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, Inputs
 from jaxmerge.tasks.images import read_images
 from jaxmerge.tasks.texts import Texts, load_tokenizer, read_texts, tokenise
+from jaxmerge.types import Folder
 
 DEFAULT_LENGTH = 128  # tokens
 PLACES = {
@@ -56,7 +57,7 @@ class Unlabeled(NamedTuple):
 
 
 def load_unlabeled(
-    folder: str | Path,
+    folder: Folder,
     tasks: tuple[str, ...],
     base: Base,
     *,
@@ -117,9 +118,7 @@ def spread(count: int, limit: int | None) -> np.ndarray:
     return np.arange(taken) * count // taken
 
 
-def data_files(
-    folder: str | Path, tasks: Sequence[str], kind: Inputs
-) -> dict[str, Path]:
+def data_files(folder: Folder, tasks: Sequence[str], kind: Inputs) -> dict[str, Path]:
     """task -> the file that `load_unlabeled` reads for it.
 
     Raises:

@@ -51,4 +51,5 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *import_module("jaxmerge.api").__all__])
+    dunders = [name for name in globals() if name.startswith("__")]
+    return sorted([*dunders, *import_module("jaxmerge.api").__all__])

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
+from jaxmerge.folders import Folder
 from jaxmerge.jobs.reading import ReadOptions
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters

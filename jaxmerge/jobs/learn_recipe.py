@@ -15,6 +15,7 @@ from jaxmerge.learning.objectives import linear_scalarisation, smooth_tchebychef
 from jaxmerge.learning.step import Scalarise
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
+from jaxmerge.spec.steps import STEPS
 from jaxmerge.types import Learned, Update
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -98,7 +99,7 @@ class LearnRecipe:
             raise Refusal(
                 f"{self.pipeline.text} has coefficients for the directions of each "
                 "module, which cannot be shared; leave out ",
-                *(Option("shared"), ", or learn adamerging"),
+                *(Option("shared"), f", or learn {_shareable()}"),
             )
         if self.preference is not None:
             self._set("preference", _on_simplex(self.preference))
@@ -171,6 +172,11 @@ class LearnRecipe:
             return apply_learned(self.learned, phis)(adapters.stacks)
         except Refusal as error:
             raise AdapterError(*error.message) from error
+
+
+def _shareable() -> str:
+    steps = ((name, step.published) for name, step in STEPS.items())
+    return " or ".join(name for name, how in steps if how is not None and how.shared)
 
 
 def _default_rate(loss: str) -> float:

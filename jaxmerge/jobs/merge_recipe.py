@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option
 from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder

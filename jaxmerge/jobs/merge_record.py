@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.types import Folder
 
 _OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
 _SAMPLE = {"batch", "limit", "max_length"}

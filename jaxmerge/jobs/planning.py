@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
+from jaxmerge.folders import Folder
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.jobs.reading import ReadOptions, task_names
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Plan

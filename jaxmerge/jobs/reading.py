@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.files import checked_file, sha256
 from jaxmerge.io.options import recorded_options
 from jaxmerge.jobs.compare import Difference, differences
@@ -22,7 +23,6 @@ from jaxmerge.jobs.merge_record import (
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import refusing_bad_input
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters

@@ -11,6 +11,7 @@ from methods import random_stack
 
 import jaxmerge as jm
 from jaxmerge import diagnostics
+from jaxmerge.spec.steps import names_of
 
 CLOSE = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 
@@ -49,8 +50,9 @@ def problem():
     return stacks, losses, batch, params
 
 
-@pytest.mark.parametrize("learned", [jm.tara_a(), jm.tara_b(), jm.adamerging()])
-def test_the_jacobian_is_that_of_finite_differences(problem, learned):
+@pytest.mark.parametrize("method", names_of("learned merger"))
+def test_the_jacobian_is_that_of_finite_differences(problem, method):
+    learned = getattr(jm, method)()
     stacks, losses, batch, params = problem
     found = diagnostics.task_jacobian(
         learned, TASKS, stacks, losses, [batch], params=params

@@ -6,9 +6,10 @@ import pytest
 
 from jaxmerge import Refusal, parse
 from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.spec.steps import names_of
 
 
-@pytest.mark.parametrize("method", ["tara_a", "tara_b", "adamerging"])
+@pytest.mark.parametrize("method", names_of("learned merger"))
 def test_a_recipe_is_recorded_whole(method):
     pipeline = parse(f"{method}|calibrate|svc")
     recipe = LearnRecipe(pipeline=pipeline, preference=(3, 1), seed=4, rate=0.1)
@@ -16,9 +17,22 @@ def test_a_recipe_is_recorded_whole(method):
     record = json.loads(json.dumps(recipe.to_record()))
     assert LearnRecipe.from_record(record | {"anchors": [0.1], "files": {}}) == recipe
     assert record["learned"] == f"{method}|calibrate|svc"
-    assert recipe.objective == ("linear" if method == "adamerging" else "tchebycheff")
-    optimizer = "adam" if method == "adamerging" else "adamw"
-    assert record["optimizer"] == optimizer
+    assert recipe.objective == pipeline.published.objective
+    assert record["optimizer"] == pipeline.published.optimizer
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "optimizer"),
+    [
+        ("tara_a", "tchebycheff", "adamw"),
+        ("tara_b", "tchebycheff", "adamw"),
+        ("adamerging", "linear", "adam"),
+    ],
+)
+def test_a_method_is_fitted_as_its_source_says(method, objective, optimizer):
+    recipe = LearnRecipe(pipeline=parse(method))
+    record = recipe.to_record()
+    assert (record["objective"], record["optimizer"]) == (objective, optimizer)
 
 
 def test_records_of_the_first_version_name_a_method_and_its_options():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from fit_problem import (
+    LEARNED,
     METHODS,
     PARAMS,
     SIZES,
@@ -48,7 +49,7 @@ def test_the_objective_falls(method):
     assert all(np.all(np.isfinite(phi)) for phi in fitted.phis.values())
 
 
-@pytest.mark.parametrize("method", ["tara_a", "tara_b", "adamerging"])
+@pytest.mark.parametrize("method", LEARNED)
 def test_step_0_is_task_arithmetic(method):
     fitted = run(method, steps=1)
     stacks, losses, batch = make_stacks(), make_losses(), next(make_batches())
@@ -169,7 +170,7 @@ def test_a_task_that_lacks_a_module():
     stacks = make_stacks()
     pair = (draw(1, 7, 2), draw(2, 2, 5))
     stacks["hidden"] = jm.stack_adapters([pair, None, pair])
-    for method in ("tara_a", "tara_b", "adamerging"):
+    for method in LEARNED:
         fitted = jm.fit(
             METHODS[method],
             TASKS,

@@ -11,12 +11,12 @@ import optax
 
 import jaxmerge as jm
 from jaxmerge.models import with_updates
+from jaxmerge.spec.steps import names_of
 
 TASKS = ("first", "second", "third")
 SIZES = {"hidden": (7, 5), "out": (6, 7)}  # module -> (m, n)
-METHODS = {
-    "tara_a": jm.tara_a(),
-    "tara_b": jm.tara_b(),
+LEARNED = names_of("learned merger")
+METHODS = {name: getattr(jm, name)() for name in LEARNED} | {
     "adamerging": jm.adamerging(clamp=False, initial=0.4),
     "tara_b on calibrated": jm.compose(jm.tara_b(), before=jm.calibrate),
     "tara_a then svc": jm.compose(jm.tara_a(), jm.svc),

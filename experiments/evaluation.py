@@ -31,6 +31,14 @@ def make_exam(
     return Exam(suite, splits, batch, jax.jit(suite.base.apply))
 
 
+def make_exams(suite: Suite, sizes: Mapping[str, int], batch: int) -> dict[str, Exam]:
+    """Exams by part, each of so many examples of every task at most."""
+    return {
+        part: make_exam(suite, part, rows=rows, batch=batch)
+        for part, rows in sizes.items()
+    }
+
+
 def accuracies(
     exam: Exam, updates: Mapping[str, Update], tasks: tuple[str, ...] | None = None
 ) -> dict[str, float]:

@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.evaluation import accuracies, make_exam, own_accuracies
+from experiments.evaluation import accuracies, make_exams, own_accuracies
 from experiments.finetune import finetune
 from experiments.lora import lora_shapes
 from experiments.methods import METHODS, ClosedForm
@@ -92,13 +92,8 @@ class Study:
         self.records = Records(results / "osrm.jsonl")
         self.suite = settings.load()
         self.shapes = lora_shapes(self.suite.base.params, self.training.lora.targets)
-        self.exams = {
-            part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
-            for part, rows in (
-                ("validation", self.training.validation),
-                ("test", self.training.test),
-            )
-        }
+        sizes = {"validation": self.training.validation, "test": self.training.test}
+        self.exams = make_exams(self.suite, sizes, settings.batch)
         self.moments = cache(self._moments)
 
     def run(self, start: Start, seed: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.evaluation import accuracies, make_exam, own_accuracies
+from experiments.evaluation import accuracies, make_exams, own_accuracies
 from experiments.methods import (
     INITIALS,
     ITERIS_INPUTS,
@@ -36,10 +36,10 @@ from experiments.methods import (
 )
 from experiments.records import Records
 from experiments.settings import Settings
+from experiments.suite import batches
 from experiments.unlabeled import (
     first_inputs,
     input_statistics,
-    model_sample,
     unlabeled_batches,
 )
 from jaxmerge.io import load_peft
@@ -47,6 +47,7 @@ from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.runtime import start_jax
 from jaxmerge.spec import Pipeline
 from jaxmerge.stats.moments import Statistics
+from jaxmerge.tasks import model_sample
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
@@ -62,15 +63,11 @@ class Experiment:
         self.suite = settings.load()
         self.tasks = tuple(task.name for task in self.suite.tasks)
         folders = [task.adapter for task in self.suite.tasks]
-        self.stacks = load_peft(folders, heads="keep").stacks
+        self.adapters = load_peft(folders, heads="keep")
+        self.stacks = self.adapters.stacks
         self.rounds = cache(self._rounds)
-        self.exams = {
-            part: make_exam(self.suite, part, rows=rows, batch=settings.batch)
-            for part, rows in (
-                ("validation", settings.validation),
-                ("test", settings.test),
-            )
-        }
+        sizes = {"validation": settings.validation, "test": settings.test}
+        self.exams = make_exams(self.suite, sizes, settings.batch)
 
     @cached_property
     def losses(self) -> Any:
@@ -95,12 +92,14 @@ class Experiment:
     def stats(self) -> Any:
         """Of the inputs of every task with its own adapter, on validation."""
         inputs = first_inputs(self.suite, rows=self.settings.validation)
-        given = {"size": self.settings.batch, "stacks": self.stacks}
+        given = {"size": self.settings.batch, "adapters": self.adapters}
         found = input_statistics(self.suite, inputs, self.stacks, **given)
         return jm.stack_moments(list(found.values()))
 
     def _rounds(self, pipeline: Pipeline) -> dict[str, jm.Update]:
-        sample = model_sample(self.suite, self.stacks, rows=ITERIS_INPUTS)
+        inputs = first_inputs(self.suite, rows=ITERIS_INPUTS).values()
+        found = [list(batches(self.suite, x, ITERIS_INPUTS)) for x in inputs]
+        sample = model_sample(self.suite.base, found, list(self.stacks))
         return pipeline.run(self.stacks, sample=sample)
 
     def closed_form(self, pipeline: str, seed: int) -> dict[str, jm.Update]:

@@ -33,7 +33,6 @@ hyper-parameters with ``functools.partial``, each to its own function:
 ``by=0.5`` would be that of `scale` and of `cart`, and a misspelled name would be lost.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -86,7 +85,6 @@ class LowRank(NamedTuple):
 
 
 Update = jax.Array | LowRank  # a dense update is just an array [m, n]
-Folder = str | os.PathLike[str]
 RealLike = float | np.integer[Any] | np.floating[Any] | np.ndarray | jax.Array
 
 

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, either
 from jaxmerge.refusals import Option
-from jaxmerge.types import Folder
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxmerge.types import Folder
+from jaxmerge.folders import Folder
 
 FormatName = Literal["orbax"]
 RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
@@ -19,7 +20,6 @@ from jaxmerge.io.keys import KeyTable, rename_modules, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
-from jaxmerge.types import Folder
 
 
 @dataclass(frozen=True)

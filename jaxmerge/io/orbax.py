@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
@@ -21,7 +22,7 @@ from jaxmerge.io.files import checked_file
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.io.staging import staged_folder
-from jaxmerge.types import AdapterStack, Folder, LowRank, Update
+from jaxmerge.types import AdapterStack, LowRank, Update
 
 _FORMAT = "jaxmerge-orbax-1"
 _LEAVES = "leaves"

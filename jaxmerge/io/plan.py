@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.factors import common_dtype
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.serving import VLLM_RANKS, vllm_max_lora_rank
 from jaxmerge.io.survey import Conflict, conflicts
 from jaxmerge.refusals import Message, Option
-from jaxmerge.types import Folder
 
 _FLOAT32 = 4  # bytes
 

@@ -6,6 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
@@ -16,7 +17,6 @@ from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, read_finite
 from jaxmerge.refusals import Option
 from jaxmerge.stacks import stack_adapters
-from jaxmerge.types import Folder
 
 
 def load_peft(

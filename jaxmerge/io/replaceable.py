@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from jaxmerge.io.formats import RECORD_FILE, format_of_record
-from jaxmerge.types import Folder
 
 CARD_FILE = "README.md"
 STATISTICS_FILE = "statistics.json"  # in every folder of statistics

@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.replaceable import ADAPTER, Replaceable
 from jaxmerge.refusals import Option
-from jaxmerge.types import Folder
 
 
 @contextlib.contextmanager

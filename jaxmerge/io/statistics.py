@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
 from jaxmerge.io.tensors import SafetensorsFile
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.stats.moments import Statistics

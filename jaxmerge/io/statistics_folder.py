@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import checked_file, sha256
 from jaxmerge.io.replaceable import (
@@ -17,7 +18,6 @@ from jaxmerge.io.replaceable import (
 )
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.refusals import Option
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
 from jaxmerge.io.formats import RECORD_FILE, format_of, resolve
-from jaxmerge.types import Folder
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters

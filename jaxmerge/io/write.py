@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jax.typing import ArrayLike
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
 from jaxmerge.io.errors import AdapterError, given, listing
@@ -34,7 +35,7 @@ from jaxmerge.io.serving import vllm_max_lora_rank
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.refusals import Option
-from jaxmerge.types import Folder, LowRank, Update
+from jaxmerge.types import LowRank, Update
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.types import Folder
 
 _KEPT = 2  # a kill while the last one is written leaves the one before
 _LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces

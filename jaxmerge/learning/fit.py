@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxmerge.folders import Folder
 from jaxmerge.learning.apply import merge
 from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.learning.divergence import all_finite, explain
@@ -31,7 +32,7 @@ from jaxmerge.learning.step import (
     gradient_by_task,
 )
 from jaxmerge.mapping import map_modules
-from jaxmerge.types import AdapterStack, Folder, Learned, Update
+from jaxmerge.types import AdapterStack, Learned, Update
 
 Step = Callable[..., tuple[FitState, Record]]
 

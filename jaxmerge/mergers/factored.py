@@ -44,8 +44,8 @@ def robust_merge(
       weights: [T], multiply B_t.
 
     Returns:
-      LowRank of rank R, the largest of the ranks. As published it contains the cross
-      terms ``B_i A_j``: it is not a function of the updates alone.
+      LowRank of the rank of the adapters. As published it contains the cross terms
+      ``B_i A_j``: it is not a function of the updates alone.
 
     Raises:
       ValueError: mixed ranks, for which the sum of factors has no meaning.
@@ -54,7 +54,9 @@ def robust_merge(
         raise ValueError(
             f"robust_merge adds factors, so all ranks must be equal; got {stack.ranks}"
         )
+    rank = max(stack.ranks)  # padding is neither an entry nor a row
     b, a = present_factors(weigh(stack, weights))
+    b, a = b[:, :, :rank], a[:, :rank]
     kept_b, kept_a = keep_largest(b, density), keep_largest(a, density)
     scales = complementary_scales(a, kept_a)
     floor = jnp.quantile(scales, 1 - density, axis=1, keepdims=True)

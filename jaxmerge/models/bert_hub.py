@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.folders import Folder
 from jaxmerge.models import hub
 from jaxmerge.models.bert import BertConfig, init_bert
-from jaxmerge.types import Folder
 
 HEADS = ("cls.", "classifier.", "qa_outputs.")  # layers after the encoder, left unread
 

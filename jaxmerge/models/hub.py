@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxmerge.types import Folder
+from jaxmerge.folders import Folder
 
 CONFIG, WEIGHTS, INDEX = (
     "config.json",

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
+from jaxmerge.folders import Folder
 from jaxmerge.models import hub
 from jaxmerge.models.llama import LlamaConfig, init_llama
 from jaxmerge.models.rope import Llama3Scaling
-from jaxmerge.types import Folder
 
 HEADS = ("lm_head.", "score.")  # layers after the decoder, left unread
 

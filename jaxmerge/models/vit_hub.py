@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.folders import Folder
 from jaxmerge.models import hub
 from jaxmerge.models.vit import VisionConfig, init_vision
-from jaxmerge.types import Folder
 
 
 def load_vision(

@@ -12,7 +12,7 @@ from jaxmerge.tasks.heads import task_heads
 from jaxmerge.tasks.labels import load_labels
 from jaxmerge.tasks.measure import measure, modules_ending
 from jaxmerge.tasks.predict import predictor
-from jaxmerge.tasks.sample import SampleFiles, read_sample
+from jaxmerge.tasks.sample import SampleFiles, model_sample, read_sample
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "load_labels",
     "load_unlabeled",
     "measure",
+    "model_sample",
     "modules_ending",
     "predictor",
     "read_sample",

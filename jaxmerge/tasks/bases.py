@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.models import (
     bert_apply,
@@ -26,7 +27,6 @@ from jaxmerge.models.adapt import Apply
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
-from jaxmerge.types import Folder
 
 PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.io.errors import listing
 from jaxmerge.io.tensors import SafetensorsFile, read_finite
@@ -14,7 +15,6 @@ from jaxmerge.models import head_from_hub
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
 from jaxmerge.tasks.unlabeled import Unlabeled
-from jaxmerge.types import Folder
 
 
 def task_heads(

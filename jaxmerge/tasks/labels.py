@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.folders import Folder
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.heads import head_shape
 from jaxmerge.tasks.images import open_arrays
 from jaxmerge.tasks.texts import read_rows
 from jaxmerge.tasks.unlabeled import Unlabeled, spread
-from jaxmerge.types import Folder
 
 FIELD, KEY = "label", "labels"  # of a line of texts, of an archive of images
 

@@ -14,8 +14,9 @@ from jaxmerge.stacks import task_updates
 from jaxmerge.stats.collection import collector
 from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.bases import Base, token_mask
-from jaxmerge.tasks.batching import batches_of
+from jaxmerge.tasks.batching import Crop, batches_of
 from jaxmerge.tasks.heads import check_adapters
+from jaxmerge.tasks.texts import cropped
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import LowRank
 
@@ -30,6 +31,7 @@ def measure(
     adapters: Adapters | None = None,
     batch: int = 16,
     sketch: int | None = None,
+    crop: Crop = cropped,
     report: Report | None = None,
 ) -> Iterator[tuple[str, dict[str, Statistics]]]:
     """Statistics of the inputs of some layers, one task after the other.
@@ -45,6 +47,7 @@ def measure(
         inputs are measured in the base as it is.
       batch: inputs that go through the model at a time.
       sketch: rows of a `Sketch` in the place of n x n.
+      crop: makes the texts of a batch narrower.
       report: called with a task and the inputs of it that go in next.
 
     Returns:
@@ -68,7 +71,7 @@ def measure(
 
     def of_task(task: str) -> dict[str, Statistics]:
         own = unlabeled.inputs[task]
-        batches = batches_of(base, own, batch)
+        batches = batches_of(base, own, batch, crop=crop)
         if report is not None:
             batches = _reported(batches, partial(report, task))
         statistics = collect((base.params, _updates(adapters, task)), batches)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.folders import Folder
 from jaxmerge.io.files import sha256
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import base_files
 from jaxmerge.tasks.unlabeled import data_files
-from jaxmerge.types import Folder
 
 PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
 

@@ -1,8 +1,9 @@
 """A base model and inputs of every task, for mergers that run the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.mergers.iteris import ModelSample
 from jaxmerge.models import layer_weights
@@ -11,7 +12,6 @@ from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
 from jaxmerge.tasks.record import files_read
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
-from jaxmerge.types import Folder
 
 
 class SampleFiles(NamedTuple):
@@ -44,21 +44,29 @@ class SampleFiles(NamedTuple):
 
     def of(self, adapters: Adapters) -> ModelSample:
         """The sample for `Pipeline.run`, its tasks in the order of the adapters."""
-        base, inputs = self.base, self.unlabeled.inputs
-        modules, first = list(adapters.stacks), inputs[adapters.names[0]]
-        batches = [
-            list(batches_of(base, inputs[task], self.batch)) for task in adapters.names
-        ]
-        weights = layer_weights(
-            base.params, modules, apply=base.apply, batch=batches[0][0]
-        )
-        return ModelSample(
-            apply=base.apply,
-            params=base.params,
-            batches=batches,
-            mask=token_mask(base, first, modules),
-            base=weights,
-        )
+        inputs = [self.unlabeled.inputs[task] for task in adapters.names]
+        batches = [list(batches_of(self.base, x, self.batch)) for x in inputs]
+        return model_sample(self.base, batches, list(adapters.stacks))
+
+
+def model_sample(
+    base: Base, batches: Sequence[Sequence[Any]], modules: Sequence[str]
+) -> ModelSample:
+    """A base model and inputs of every task, as `Pipeline.run` takes them.
+
+    Args:
+      base: the model.
+      batches: for each task a list of its batches.
+      modules: names of the layers that adapters change.
+    """
+    first = batches[0][0]
+    return ModelSample(
+        apply=base.apply,
+        params=base.params,
+        batches=batches,
+        mask=token_mask(base, first, modules),
+        base=layer_weights(base.params, modules, apply=base.apply, batch=first),
+    )
 
 
 def read_sample(

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, Inputs
 from jaxmerge.tasks.images import read_images
 from jaxmerge.tasks.texts import Texts, load_tokenizer, read_texts, tokenise
-from jaxmerge.types import Folder
 
 DEFAULT_LENGTH = 128  # tokens
-PLACES = {
+PLACES: dict[Inputs, tuple[str, ...]] = {
     "texts": (
         "{task}.jsonl",
         "{task}.jsonl.gz",

@@ -7,7 +7,6 @@ from functools import partial
 from importlib import import_module
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,8 +19,6 @@ from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, candidates
-from experiments.suite import Split, Suite, Task, batches
-from experiments.unlabeled import unlabeled_batches
 from jaxmerge.models import (
     LlamaConfig,
     VisionConfig,
@@ -30,7 +27,6 @@ from jaxmerge.models import (
     save_llama,
     save_vision,
 )
-from jaxmerge.tasks import Base
 
 CLIP = VisionConfig(
     hidden_size=8,
@@ -85,6 +81,12 @@ def write_adapter(folder, modules, seed, extra=None):
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+def name_places(monkeypatch, folder, places):
+    """The environment variables of a config."""
+    for name, place in {"ADAPTERS": "adapters", **places}.items():
+        monkeypatch.setenv(f"JAXMERGE_{name}", str(folder / place))
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Few tasks and candidates: for each of them something is compiled anew."""
@@ -120,13 +122,8 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture
 def clip(clip_folder, few, monkeypatch):
-    for name, place in (
-        ("CLIP", "clip"),
-        ("ADAPTERS", "adapters"),
-        ("HEADS", "heads.safetensors"),
-        ("IMAGES", "images"),
-    ):
-        monkeypatch.setenv(f"JAXMERGE_{name}", str(clip_folder / place))
+    places = {"HEADS": "heads.safetensors", "IMAGES": "images", "CLIP": "clip"}
+    name_places(monkeypatch, clip_folder, places)
     return clip_vision8.get_config()
 
 
@@ -155,12 +152,7 @@ def llama(tmp_path, few, monkeypatch):
                     words = [" ".join(map(str, rng.integers(1, 20, 3))) for _ in "ab"]
                     row = {"text_a": words[0], "text_b": words[1]}
                     file.write(json.dumps(row | {"label": int(rng.integers(2))}) + "\n")
-    for name, place in (
-        ("LLAMA", "llama"),
-        ("ADAPTERS", "adapters"),
-        ("TEXTS", "texts"),
-    ):
-        monkeypatch.setenv(f"JAXMERGE_{name}", str(tmp_path / place))
+    name_places(monkeypatch, tmp_path, {"LLAMA": "llama", "TEXTS": "texts"})
     return llama_nli6.get_config()
 
 
@@ -257,45 +249,6 @@ def test_every_method_has_the_same_budget():
     assert candidates(METHODS[0], settings)[0] == {"pipeline": "concat|scale(0.05)"}
 
 
-def make_suite():
-    """A suite of one task on 30 texts, whose tokens are their numbers."""
-    rng = np.random.default_rng(0)
-    sizes, rows = rng.integers(2, 40, 30), np.arange(30)
-    mask = (np.arange(48)[None] < sizes[:, None]).astype(np.int32)
-    inputs = {"attention_mask": mask, "input_ids": mask * rows[:, None]}
-    split = Split(inputs, np.zeros(30, int))
-    base = Base(**dict.fromkeys(Base._fields) | {"inputs": "texts"})
-    return Suite("texts", base, (Task("only", None, None, lambda _: split),)), split
-
-
-def test_batches_by_length_hold_every_example_once():
-    suite, split = make_suite()
-    seen = []
-    for inputs in batches(suite, split.inputs, 8):
-        rows, mask = inputs["input_ids"][:, 0], inputs["attention_mask"]
-        assert mask.shape[1] % 16 == 0
-        assert mask.sum() == split.inputs["attention_mask"][rows].sum()
-        seen += rows.tolist()
-    assert sorted(seen) == list(range(30))
-
-
-def test_unlabeled_batches_repeat_under_a_seed_and_keep_their_shape():
-    suite, split = make_suite()
-
-    def first(seed):
-        source = unlabeled_batches(suite, size=7, seed=seed)
-        return [next(source)["only"] for _ in range(12)]
-
-    one, same, other = first(0), first(0), first(1)
-    jax.tree.map(np.testing.assert_array_equal, one, same)
-    rows, others = ([x["input_ids"][:, 0] for x in found] for found in (one, other))
-    assert any((x != y).any() for x, y in zip(rows, others, strict=True))
-    assert len({x["attention_mask"].shape for x in one}) == 1
-    lengths = split.inputs["attention_mask"].sum(1)
-    usable = np.unique(np.concatenate(rows))
-    assert lengths[usable].max() <= one[0]["attention_mask"].shape[1]
-
-
 def test_records_are_found_by_what_they_are_of(tmp_path):
     records = Records(tmp_path / "results" / "rows.jsonl")
     records.add(kind="merge", candidate={"rate": 0.1}, seed=0, accuracy={"a": 0.5})
@@ -308,22 +261,3 @@ def test_records_are_found_by_what_they_are_of(tmp_path):
 def test_a_report_without_references_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no references"):
         report.read_lines(Records(tmp_path / "none.jsonl"))
-
-
-def test_padding_of_a_batch_is_not_counted():
-    from experiments.evaluation import Exam, accuracies, make_exam
-
-    split = Split(
-        np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]], np.array([0, 1, 2, 0, 0])
-    )
-    given = {
-        "inputs": "images",
-        "params": {},
-        "apply": lambda _, inputs: inputs,
-        "logits": lambda _, features: jnp.asarray(features),
-    }
-    base = Base(**dict.fromkeys(Base._fields) | given)
-    suite = Suite("identity", base, (Task("only", None, None, lambda _: split),))
-    exam = make_exam(suite, "test", batch=4)
-    assert isinstance(exam, Exam)
-    assert accuracies(exam, {}) == {"only": 0.8}

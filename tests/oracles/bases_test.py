@@ -6,9 +6,10 @@ those that are not null: the official codes keep arbitrary vectors there, ours z
 
 from functools import partial
 
+import conditioning
 import numpy as np
 from documented import code_of
-from golden import Entry, assert_close, compiled, distance, oracle
+from golden import Entry, assert_close, compiled, distance, least, oracle
 
 import jaxmerge as jm
 from jaxmerge.stacks import concatenate
@@ -18,25 +19,20 @@ COMBINE = {"mean": jm.mean_of_agreeing, "sum": jm.sum_of_agreeing}
 TARA = {name: partial(ties.tara, combine=combine) for name, combine in COMBINE.items()}
 
 
-def assert_same_directions(ours, official, values, noise: float) -> np.ndarray:
+def assert_same_directions(ours, official, values) -> np.ndarray:
     """Asserts that singular vectors agree up to sign, and gives the signs [k].
-
-    A vector is known to within ``noise`` times the largest singular value over its
-    distance to the next one.
 
     Args:
       ours, official: [k, d], one vector in a row; official may have fewer or more.
       values: [k], singular values in descending order, 0 for null directions.
-      noise: of the matrix that was decomposed, relative to its largest value.
     """
     values = np.asarray(values, np.float64)
     rank = int(np.sum(values > 0))
     ours, official = np.asarray(ours)[:rank], np.asarray(official)[:rank]
-    gaps = np.diff(values[:rank], append=0.0)
-    gaps = np.minimum(np.abs(gaps), np.abs(np.roll(gaps, 1)))
     signs = np.sign(np.sum(ours * official, axis=1))
     errors = np.linalg.norm(signs[:, None] * ours - official, axis=1)
-    bounds = noise * (1 + values[0] / gaps)
+    bounds = conditioning.rounding(1) * conditioning.directions(values[:rank])
+    assert np.max(bounds) < conditioning.WIDEST
     assert np.all(errors <= bounds), np.max(errors / bounds)
     return signs
 
@@ -46,7 +42,7 @@ def singular_values(matrices) -> np.ndarray:
     return np.sqrt(np.sum(np.square(np.asarray(matrices, np.float64)), axis=(0, 2)))
 
 
-def check_basis(entry, module, names, noise):
+def check_basis(entry, module, names):
     """U, s and V^T [p, T n] of the official code are ours, up to signs."""
     u_name, s_name, v_name = (f"{name}/{module}" for name in names)
     rows, basis = entry.coordinates(jm.knots)[module]
@@ -58,15 +54,15 @@ def check_basis(entry, module, names, noise):
     assert_close(s[:kept], official, 5e-6, f"{entry.id} {s_name}")
     if entry.has(u_name):
         s = np.where(s > 1e-5, s, 0)
-        left = assert_same_directions(basis.T, entry.read(u_name).T, s, noise)
-        right = assert_same_directions(vt, entry.read(v_name), s, noise)
+        left = assert_same_directions(basis.T, entry.read(u_name).T, s)
+        right = assert_same_directions(vt, entry.read(v_name), s)
         assert np.array_equal(left, right)
 
 
 @oracle("knots.components")
 def test_basis_of_knots(entry):
     for module in entry.modules:
-        check_basis(entry, module, ("U", "s", "V"), noise=1e-6)
+        check_basis(entry, module, ("U", "s", "V"))
 
 
 @oracle("fusion.knots_align")
@@ -93,12 +89,21 @@ def test_basis_of_core_space(entry):
             assert_close(values[name], official, 5e-6, entry.id)
         if entry.has(f"M/{module}"):
             u, vt = entry.read(f"U_B_ref/{module}"), entry.read(f"Vh_A_ref/{module}")
-            left = assert_same_directions(basis.b.T, u.T, values["B"], 1e-6)
-            right = assert_same_directions(basis.a, vt, values["A"], 1e-6)
+            left = assert_same_directions(basis.b.T, u.T, values["B"])
+            right = assert_same_directions(basis.a, vt, values["A"])
             p, q = len(left), len(right)
             turned = left[:, None] * np.asarray(cores)[:, :p, :q] * right
+            moves = [
+                np.hypot(
+                    conditioning.entrywise(values["B"][:p], core),
+                    conditioning.entrywise(values["A"][:q], core.T),
+                )
+                for core in turned
+            ]
+            relative = np.linalg.norm(moves) / np.linalg.norm(turned)
+            tolerance = least(np.float64) + conditioning.rounding(relative)
             official = entry.read(f"M/{module}")
-            assert_close(turned, official[:, :p, :q], 5e-6, entry.id)
+            assert_close(turned, official[:, :p, :q], tolerance, entry.id)
             assert not np.any(cores[:, p:])
             assert not np.any(cores[:, :, q:])
         check_unscaled_basis(entry, module)
@@ -114,10 +119,10 @@ def check_unscaled_basis(entry, module):
     if entry.has(f"knots_U/{module}"):
         s = np.where(np.arange(len(s)) < kept, s, 0)
         u = np.asarray(basis) / np.where(s > 0, s, 1)
-        left = assert_same_directions(u.T, entry.read(f"knots_U/{module}").T, s, 1e-6)
+        left = assert_same_directions(u.T, entry.read(f"knots_U/{module}").T, s)
         blocks = np.concatenate(entry.read(f"knots_Vblocks/{module}"), axis=1)
         vt = np.concatenate(rows, axis=1)
-        assert np.array_equal(assert_same_directions(vt, blocks, s, 1e-6), left)
+        assert np.array_equal(assert_same_directions(vt, blocks, s), left)
 
 
 def stored_basis(entry, names) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -174,14 +179,21 @@ def test_tara_knots(entry):
         density = tara_density(entry, matrices)
         merged[name] = u @ np.asarray(tara(matrices, density, combine))
         if entry.has(f"s/{name}"):
-            check_basis(entry, name, ("U", "s", "Vh"), noise=3e-6)
+            check_basis(entry, name, ("U", "s", "Vh"))
     entry.check(merged, tolerance=5e-6)
     if entry.status == "unique":
         assert entry.case.tasks % 2
         assert entry["topK"] == 1
+        stacks, rule = entry.stacks(), TARA[entry["merging_type"]]
         for dtype in entry.dtypes:
-            rule = TARA[entry["merging_type"]]
-            entry.check(entry.merge_in(jm.knots, rule, dtype, density=1.0), dtype)
+            updates = entry.merge_in(jm.knots, rule, dtype, density=1.0)
+            entry.check(
+                updates,
+                dtype,
+                moves=lambda name: conditioning.merged_entrywise(
+                    jm.knots, stacks[name], merged[name]
+                ),
+            )
 
 
 @partial(compiled, static_argnums=2)

@@ -2,11 +2,12 @@
 
 from functools import cache, partial
 
+import conditioning
 import jax
 import jax.numpy as jnp
 import numpy as np
 from documented import code_of
-from golden import assert_close, compiled, oracle
+from golden import assert_close, compiled, oracle, truncated
 
 import jaxmerge as jm
 
@@ -19,21 +20,35 @@ NORMS = {
 }
 
 
-@oracle("peft.fn.magnitude_prune/*", "peft.awa.magnitude_prune_svd/*")
-def test_magnitude_prune(entry):
+def pruned(entry, scaled=False) -> dict:
     """Exactly ``int(density * size)`` entries; weights may come before or after."""
-    truncated = entry.family == "peft.awa.magnitude_prune_svd"
-    prune = jm.full_space(trimmed_total(entry["density"]))
-    if truncated:
-        prune = jm.then(prune, partial(jm.truncate, rank=max(entry.case.ranks)))
-    weights = np.asarray(entry["weights"])
-    for dtype in entry.dtypes:
-        entry.check(entry.merge(prune, dtype, scaled=truncated, weights=weights), dtype)
+    weights, prune = np.asarray(entry["weights"]), prune_to(entry["density"])
+    return {
+        dtype: entry.merge(prune, dtype, scaled=scaled, weights=weights)
+        for dtype in entry.dtypes
+    }
 
 
 @cache
-def trimmed_total(density: float):
-    return jm.trim(jm.total, density=density)
+def prune_to(density: float):
+    return jm.full_space(jm.trim(jm.total, density=density))
+
+
+@oracle("peft.fn.magnitude_prune/*")
+def test_magnitude_prune(entry):
+    for dtype, updates in pruned(entry).items():
+        entry.check(updates, dtype)
+
+
+@oracle("peft.awa.magnitude_prune_svd/*")
+def test_magnitude_prune_svd(entry):
+    rank, merged = max(entry.case.ranks), pruned(entry, scaled=True)
+    for dtype, updates in merged.items():
+        entry.check(
+            {name: truncated(update, rank) for name, update in updates.items()},
+            dtype,
+            moves=lambda name: conditioning.truncation(merged[np.float64][name], rank),
+        )
 
 
 @partial(compiled, static_argnames=("norm",))

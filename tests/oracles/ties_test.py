@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from documented import code_of
-from golden import assert_close, compiled, oracle
+from golden import assert_close, compiled, oracle, truncated
 
 import jaxmerge as jm
 
@@ -67,8 +67,8 @@ def test_peft(entry):
 @oracle("peft.awa.ties_svd/*")
 def test_peft_ties_svd(entry):
     sign, rank = SIGN[entry["majority_sign_method"]], max(entry.case.ranks)
-    for dtype in entry.dtypes:
-        merged = entry.merge_in(
+    merged = {
+        dtype: entry.merge_in(
             jm.full,
             rule(ties.peft, sign=sign),
             dtype,
@@ -76,16 +76,14 @@ def test_peft_ties_svd(entry):
             weights=np.asarray(entry["weights"], dtype),
             each=partial(exactly, entry["density"]),
         )
-        whole = merged if dtype == np.float64 else whole
-        cut = {name: truncate(update, rank) for name, update in merged.items()}
+        for dtype in entry.dtypes
+    }
+    for dtype, updates in merged.items():
         entry.check(
-            cut, dtype, moves=lambda name: conditioning.truncation(whole[name], rank)
+            {name: truncated(update, rank) for name, update in updates.items()},
+            dtype,
+            moves=lambda name: conditioning.truncation(merged[np.float64][name], rank),
         )
-
-
-@partial(compiled, static_argnums=1)
-def truncate(update, rank):
-    return jm.dense(jm.truncate(update, rank=rank))
 
 
 @oracle("mergekit.gta/ties_*", where=lambda entry: not entry["rescale"])

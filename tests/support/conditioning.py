@@ -31,6 +31,16 @@ def polar(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values[0] / values))))
 
 
+def directions(values: np.ndarray) -> np.ndarray:
+    """Of every single singular vector, [k], 0 for null directions.
+
+    Args:
+      values: [k], descending, zeros for null directions.
+    """
+    out_of_all = values[0] / np.where(values > NULL * values[0], values, np.inf)
+    return np.hypot(np.linalg.norm(_turning(values), axis=0), out_of_all)
+
+
 def projector(values: np.ndarray, rank: int) -> float:
     """Of the projector onto the last ``rank`` of all right singular vectors.
 
@@ -50,11 +60,7 @@ def entrywise(values: np.ndarray, coordinates: np.ndarray) -> float:
       coordinates: X, [p, q].
     """
     sizes = np.linalg.norm(coordinates, axis=1)
-    exist = values > NULL * values[0]
-    gaps = np.abs(values[:, None] - values)
-    turning = np.outer(exist, exist) & ~np.eye(len(values), dtype=bool)
-    angles = np.where(turning, values[0] / np.where(turning, gaps, 1), 0)
-    return _together(np.triu(angles * np.maximum.outer(sizes, sizes)))
+    return _together(np.triu(_turning(values) * np.maximum.outer(sizes, sizes)))
 
 
 def truncation(
@@ -158,6 +164,14 @@ def merged_entrywise(
             )
         )
     return _in_directions_of(np.concatenate(np.matmul(stack.b, stack.a), 1), update)
+
+
+def _turning(values):
+    """``s_0 / |s_i - s_j|`` [k, k]: how far two directions turn into each other."""
+    exist = values > NULL * values[0]
+    turning = np.outer(exist, exist) & ~np.eye(len(values), dtype=bool)
+    gaps = np.abs(values[:, None] - values)
+    return np.where(turning, values[0] / np.where(turning, gaps, 1), 0)
 
 
 def _in_directions_of(matrix, update):

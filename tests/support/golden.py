@@ -274,6 +274,12 @@ def _merge_in(space, rule, ranks, post, matrices, basis, by, extra):
     return [jm.dense(jm.scale(update, by=by)) for update in updates]
 
 
+@functools.partial(compiled, static_argnums=1)
+def truncated(update, rank):
+    """The best approximation of an update of a rank, dense."""
+    return jm.dense(jm.truncate(update, rank=rank))
+
+
 def distance(ours, official) -> float:
     """Relative Frobenius distance; absolute where the official array is zero."""
     ours, official = np.asarray(ours, np.float64), np.asarray(official, np.float64)

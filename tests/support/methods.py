@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxmerge as jm
 
@@ -20,6 +21,11 @@ class Method(NamedTuple):
     rank: a bound of the rank of the result, "sum", "max" or "full".
     random: needs a key.
     data: needs statistics of inputs.
+    dense: forms matrices of the size of the updates.
+    equal_ranks: why it merges adapters of equal ranks only, if it does.
+
+    Called operation by operation, so that mergers share the programs of those that they
+    have in common; where the shapes are new, one program for a whole merge is faster.
     """
 
     merger: jm.Merger
@@ -29,14 +35,30 @@ class Method(NamedTuple):
     rank: str = "sum"
     random: bool = False
     data: bool = False
+    dense: bool = False
+    equal_ranks: str = ""
 
     def __call__(self, stack, **extra):
         return jm.dense(self.merger(stack, **self.inputs(stack) | extra))
+
+    def compiled(self, stack, **extra):
+        """The same as one program, kept for others of the same shapes and ranks."""
+        return _merge(self.merger, self.random, self.data, stack, extra)
 
     def inputs(self, stack) -> dict:
         """What a call needs beside the adapters."""
         inputs = {"key": jax.random.key(7)} if self.random else {}
         return inputs | ({"stats": statistics(stack)} if self.data else {})
+
+    def check_fits(self, ranks) -> None:
+        """Skips a test on adapters that the merger is not for."""
+        if self.equal_ranks and len({rank for rank in ranks if rank}) > 1:
+            pytest.skip(self.equal_ranks)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _merge(merger, random, data, stack, extra):
+    return Method(merger, random=random, data=data)(stack, **extra)
 
 
 RULES: dict[str, tuple[Callable, dict]] = {
@@ -85,6 +107,7 @@ def _in_space(space: str, rule: str) -> Method:
     if space == "knots_unscaled" and rule in ("iso_c", "iso_cts"):
         facts["one"] = True  # without S the spectrum of one adapter is flat already
     facts["rank"] = "full" if entrywise and space == "full" else "sum"
+    facts["dense"] = space == "full"
     return Method(SPACES[space](RULES[rule][0]), **facts)
 
 
@@ -104,7 +127,10 @@ METHODS: dict[str, Method] = {
     "tsv_m|isotropize": Method(jm.then(jm.tsv_m, jm.isotropize), one=False),
     "concat|svc": Method(jm.then(jm.concat, jm.svc)),
     "full/ties|svc": Method(
-        jm.then(jm.full_space(RULES["ties"][0]), jm.svc), one=False, rank="full"
+        jm.then(jm.full_space(RULES["ties"][0]), jm.svc),
+        one=False,
+        rank="full",
+        dense=True,
     ),
     "concat|truncate": Method(jm.then(jm.concat, partial(jm.truncate, rank=4))),
     "pico(concat)": Method(jm.pico(jm.concat), gauge=False),
@@ -116,7 +142,13 @@ METHODS: dict[str, Method] = {
     "balanced(core/ties)": Method(
         jm.balanced(jm.core_space(RULES["ties"][0]))  # the core of one is diagonal
     ),
-    "robust_merge": Method(jm.robust_merge, one=False, gauge=False, rank="max"),
+    "robust_merge": Method(
+        jm.robust_merge,
+        one=False,
+        gauge=False,
+        rank="max",
+        equal_ranks="adds factors, so all ranks must be equal",
+    ),
     "lora_lego": Method(
         jm.lora_lego, gauge=False, order=False, random=True, rank="max"
     ),

@@ -5,5 +5,6 @@ task is a variation of the same images (or of their labels) that the base fails 
 an adapter of its own; ranks, alphas and adapted modules differ between them.
 
 ``train`` makes ``base/``, ``adapters/`` and ``metrics.json``, which are committed;
-``demo`` merges the adapters in many ways and compares the merged models on all tasks.
+``demo`` merges the adapters in many ways, ``learning`` among them, and compares the
+merged models on all tasks.
 """

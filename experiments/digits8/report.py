@@ -55,7 +55,9 @@ def lines(
             for row in rows_of(results)
         ),
     )
-    yield f"The best of low rank on validation is saved: {saved.pipeline}"
+    yield (
+        f"The best of low rank on validation is saved: {saved.method}, {saved.pipeline}"
+    )
     yield f"Results, plot and that adapter are in {out} ({seconds:.0f} s)"
 
 

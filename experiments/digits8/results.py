@@ -10,12 +10,14 @@ class Result:
     Attributes:
       method: its name in the table.
       pipeline: the whole pipeline, scale included; "" for the base alone.
-      seed: of its random steps; None where there are none.
-      validation: mean normalised accuracy by which scale and density were chosen.
+      seed: of its random steps, or of the batches it learned from; None without them.
+      validation: mean normalised accuracy on validation, by which scale and density of
+        merges that are not learned were chosen.
       accuracy: task -> share of correct test images.
       normalised: task -> accuracy divided by that of the task's own adapter.
       mean_normalised: mean over tasks.
-      seconds: merging all modules once, without compilation.
+      seconds: merging all modules once, without compilation; for learned merges the
+        whole fit, with it.
     """
 
     method: str

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.digits8 import demo
+from experiments.digits8 import demo, learning
 from experiments.digits8.data import SIZES, augment, load_splits
+from experiments.digits8.learning import LEARNED
 from experiments.digits8.methods import METHODS, SCALES, Method
 from experiments.digits8.model import (
     ADAPTERS,
@@ -191,22 +192,27 @@ METHODS_OF_A_RUN = (
     Method("DARE", tuple(f"total|dare(density={d})|full" for d in (0.3, 0.7))),
 )
 SCALES_OF_A_RUN = (0.1, 0.3, 1.0)
+LEARNED_IN_A_RUN = tuple(m for m in LEARNED if m.name == "AdaMerging, taught")
+STEPS_OF_A_RUN = 10
 RUNNER = CliRunner()
 
 
 def invoke(*arguments):
-    """``python -m experiments.digits8.demo`` with two methods and few scales."""
+    """``python -m experiments.digits8.demo`` with three methods and few scales."""
     command = typer.Typer()
     command.command()(demo.main)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXMERGE_CACHE", "")
         patch.setattr(demo, "METHODS", METHODS_OF_A_RUN)
         patch.setattr(demo, "SCALES", SCALES_OF_A_RUN)
-        return RUNNER.invoke(command, [str(argument) for argument in arguments])
+        patch.setattr(demo, "LEARNED", LEARNED_IN_A_RUN)
+        patch.setattr(learning, "STEPS", STEPS_OF_A_RUN)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts in
+            return RUNNER.invoke(command, [str(argument) for argument in arguments])
 
 
 class Demonstration(NamedTuple):
-    """A run with one fixed and one random method."""
+    """A run with one fixed, one random and one learned method."""
 
     out: Path
     results: list[Result]
@@ -232,6 +238,7 @@ def test_demonstration_writes_one_line_for_each_model(demonstration):
         ("DARE", 0),
         ("DARE", 1),
         ("DARE", 2),
+        ("AdaMerging, taught", 0),
     ]
     for result in results:
         for name, accuracy in result.accuracy.items():
@@ -239,8 +246,9 @@ def test_demonstration_writes_one_line_for_each_model(demonstration):
             assert result.normalised[name] == pytest.approx(accuracy / own, abs=0.005)
         mean = np.mean(list(result.normalised.values()))
         assert result.mean_normalised == pytest.approx(mean)
-    base, arithmetic = results[0], results[1]
+    base, arithmetic, *_, taught = results
     assert arithmetic.mean_normalised > base.mean_normalised + 0.05
+    assert taught.mean_normalised > arithmetic.mean_normalised
 
 
 def test_scale_is_the_best_of_the_grid_on_validation(demonstration, adapters):
@@ -263,29 +271,33 @@ def test_demonstration_saves_a_plot_and_an_adapter(demonstration, adapters):
     saved = load_peft([out / demo.MERGED])
     assert set(saved.stacks) == set(adapters.stacks)
     record = json.loads((out / demo.MERGED / "jaxmerge.json").read_text())
-    assert record["recipe"] == {"pipeline": results[1].pipeline}
+    best = max(results[1:2] + results[-1:], key=lambda result: result.validation)
+    assert record["recipe"]["pipeline"] == best.pipeline
+    assert record["recipe"]["method"] == best.method
     exam = make_exam(TASKS, load_splits()["test"], load_base().heads)
     found = accuracies(
         load_base().params, parse("concat").run(saved.stacks), [1.0], exam
     )
-    expected = list(results[1].accuracy.values())
+    expected = list(best.accuracy.values())
     np.testing.assert_allclose(found[0], expected, atol=1.5 * ROUNDING / SIZES["test"])
 
 
 def test_demonstration_prints_all_tasks_and_methods(demonstration):
-    arithmetic = demonstration.results[1].pipeline
-    for word in [*TASKS, "Task arithmetic", "DARE", "3 seeds", arithmetic]:
+    names = ("Task arithmetic", "DARE", "AdaMerging, taught")
+    for word in [*TASKS, *names, "3 seeds", "on validation is saved: "]:
         assert word in demonstration.printed
 
 
 def test_demonstration_says_what_it_does_and_how_far_it_is(demonstration):
     plan, *progress = demonstration.progress
-    assert "2 methods: 3 merges, each at 3 scales on 1,600 validation images" in plan
-    assert "on 5,600 test images. About 2 minutes" in plan
+    assert "3 methods: 3 merges, each at 3 scales on 1,600 validation images" in plan
+    assert "on 5,600 test images, 1 of the methods learned without labels" in plan
+    assert "About 3 minutes" in plan
     assert [line.split(":")[0].split("s  ")[1] for line in progress] == [
         "base, no adapter",
         "Task arithmetic",
         "DARE",
+        "AdaMerging, taught",
     ]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from experiments.digits8.data import SIZES, load_splits
-from experiments.digits8.learning import LEARNED, LearnedMethod, learn
+from experiments.digits8.learning import LEARNED, STEPS, LearnedMethod, learn
 from experiments.digits8.methods import METHODS, SCALES, Method
 from experiments.digits8.model import ADAPTERS, Base, Exam, load_base, make_exam
 from experiments.digits8.report import draw, lines, show
@@ -104,7 +104,7 @@ def run(
         report(f"{done:2} of {len(chosen)}  {passed:4.0f} s  {what}")
 
     report(_plan(chosen))
-    setting = _prepare()
+    setting = prepare()
     results, merges = [_base_alone(setting)], []
     tell(0, f"base, no adapter: {100 * results[0].mean_normalised:.1f} %")
     for done, method in enumerate(chosen, 1):
@@ -142,7 +142,7 @@ def _chosen_methods(names: Sequence[str] | None) -> list[Method | LearnedMethod]
     return [known[name] for name in names] if names else list(known.values())
 
 
-def _prepare() -> Setting:
+def prepare() -> Setting:
     base, splits = load_base(), load_splits()
     adapters = load_peft([ADAPTERS / name for name in TASKS])
     exams = {s: make_exam(TASKS, splits[s], base.heads) for s in ("validation", "test")}
@@ -186,7 +186,9 @@ def _found(
 
 def _learn(method: LearnedMethod, setting: Setting, seed: int) -> Merge:
     stacks, started = setting.adapters.stacks, time.perf_counter()
-    updates = learn(method, stacks, setting.base, setting.images, seed=seed)
+    updates = learn(
+        method, stacks, setting.base, setting.images, seed=seed, steps=STEPS
+    )
     seconds = time.perf_counter() - started
     exam, own = setting.exams["validation"], setting.own["validation"]
     scales = np.ones(len(SCALES))  # the program for so many is there anyway

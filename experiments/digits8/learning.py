@@ -19,7 +19,7 @@ from experiments.digits8.model import Base, apply, logits
 from experiments.digits8.tasks import TASKS
 from jaxmerge.tasks.unlabeled import task_batches
 
-STEPS = 100
+STEPS = 100  # in the demonstration
 RATE = 1e-2
 BATCH = 16  # images of each task in a step
 FIRST_BATCHES = 4  # from which the start is found
@@ -53,6 +53,7 @@ def learn(
     images: Images,
     *,
     seed: int,
+    steps: int,
 ) -> dict[str, jm.Update]:
     """Fits the coefficients of a method, and merges with them.
 
@@ -62,6 +63,7 @@ def learn(
       base: the model.
       images: of every task, without labels.
       seed: of the batches.
+      steps: of the optimiser.
     """
     tasks = tuple(TASKS)
     heads = {name: base.heads[task.head] for name, task in TASKS.items()}
@@ -86,8 +88,8 @@ def learn(
     start = jm.search_start(learned, tasks, stacks, losses, few(), **problem)
     fitted = jm.fit(
         *(learned, tasks, stacks, losses, batches(), optax.adam(RATE)),
-        steps=STEPS,
-        steps_per_call=STEPS,
+        steps=steps,
+        steps_per_call=min(steps, 100),
         start=start.phis,
         **problem,
     )

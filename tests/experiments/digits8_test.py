@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from experiments.digits8 import demo, learning
+from experiments.digits8 import demo
 from experiments.digits8.data import SIZES, augment, load_splits
 from experiments.digits8.learning import LEARNED
 from experiments.digits8.methods import METHODS, SCALES, Method
@@ -206,7 +206,7 @@ def invoke(*arguments):
         patch.setattr(demo, "METHODS", METHODS_OF_A_RUN)
         patch.setattr(demo, "SCALES", SCALES_OF_A_RUN)
         patch.setattr(demo, "LEARNED", LEARNED_IN_A_RUN)
-        patch.setattr(learning, "STEPS", STEPS_OF_A_RUN)
+        patch.setattr(demo, "STEPS", STEPS_OF_A_RUN)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts in
             return RUNNER.invoke(command, [str(argument) for argument in arguments])
 

@@ -24,6 +24,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.learning.fit import Progress as FitProgress
+from jaxmerge.learning.null_space import check_seen
 from jaxmerge.learning.work import Work, work_identity
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
@@ -214,6 +215,8 @@ def learn(
     with refusing_bad_input():
         if loss in WITH_HEADS:
             recipe = replace(recipe, logit_scale=model.scale(logit_scale))
+        if loss == "null-space":
+            check_seen(adapters.names, adapters.stacks)
         identity = work_identity(recipe.to_record(), adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:

@@ -72,10 +72,8 @@ def read_model_inputs(
 ) -> ModelInputs:
     """Reads everything, and refuses what does not belong together.
 
-    Without heads their mapping is empty, and the loss is that of null spaces: every
-    adapter must have one.
+    Without heads their mapping is empty.
     """
-    from jaxmerge.learning.null_space import check_seen
     from jaxmerge.tasks import load_base, load_unlabeled, task_heads
     from jaxmerge.tasks.heads import check_fit, check_saved
     from jaxmerge.tasks.record import files_read
@@ -97,7 +95,6 @@ def read_model_inputs(
             heads = task_heads(model, adapters, text_heads)
         else:
             check_saved(adapters, model.head_module)
-            check_seen(adapters.names, adapters.stacks)
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled, files)

@@ -121,6 +121,7 @@ def test_an_adapter_that_sees_nothing_is_refused_before_the_fit(place, tmp_path)
     said = refuse(*flags, "-o", tmp_path / "out")
     assert "'dtd' has an adapter in none of 2 measured modules" in said
     assert everything(tmp_path) == before
+    succeed(*flags, "--loss", "features", "--steps", "2", "-o", tmp_path / "out")
 
 
 def test_checkpoints_that_another_version_left_are_refused(

@@ -1,6 +1,5 @@
 """Test settings: x64, strict promotion, no rank promotion, eight CPU devices."""
 
-import ctypes
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import programs
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -24,15 +24,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs():
-    """Bounds the memory of a long run.
-
-    Thousands of small programs leave holes all over the heap, which the C library keeps
-    unless it is asked to give them back; glibc alone can be asked.
-    """
+def no_programs_of_other_files():
     yield
-    jax.clear_caches()
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    programs.forget()
+
+
+@pytest.fixture(autouse=True)
+def not_too_many_programs():
+    yield
+    if programs.count() > programs.MOST:
+        programs.forget()
 
 
 @pytest.fixture

@@ -74,6 +74,19 @@ def test_root_falls_through():
     np.testing.assert_array_equal(slopes, [0.25, 0, 0, 0, np.nan])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_division_by_zero_is_zero(dtype):
+    """In value and derivatives; what is not a number stays visible."""
+    x = jnp.array([3.0, 3.0, 0.0, np.nan, 3.0, 3.0], dtype)
+    y = jnp.array([2.0, 0.0, 0.0, 1.0, np.nan, np.inf], dtype)
+    quotient = linalg.divide(x, y)
+    assert quotient.dtype == linalg.divide(1, y).dtype == dtype
+    np.testing.assert_array_equal(quotient, [1.5, 0, 0, np.nan, np.nan, 0])
+    of_x, of_y = (jax.vmap(jax.grad(linalg.divide, i))(x, y) for i in (0, 1))
+    np.testing.assert_array_equal(of_x[:3], [0.5, 0, 0])
+    np.testing.assert_array_equal(of_y[:3], [-0.75, 0, 0])
+
+
 @pytest.mark.parametrize("shape", [(9, 3, 7), (3, 9, 2), (2, 5, 9), (4, 4, 4)])
 def test_svd_of_product_is_the_svd_of_the_product(shape):
     m, k, n = shape
@@ -116,15 +129,16 @@ def test_batches_equal_single_matrices(shape):
         (linalg.svd_of_product, (b, a)),
         (linalg.polar, (x,)),
     ]:
-        single = jax.tree.map(lambda *x: jnp.stack(x), *map(function, *_flat(inputs)))
+        single = map(jax.jit(function), *_flat(inputs))
+        single = jax.tree.map(lambda *x: jnp.stack(x), *single)
         for batched in (function, jax.vmap(function), jax.vmap(jax.vmap(function))):
-            together = jax.tree.leaves(batched(*inputs))
+            together = jax.tree.leaves(jax.jit(batched)(*inputs))
             for got, one in zip(together, jax.tree.leaves(single), strict=True):
                 np.testing.assert_allclose(got, one.reshape(got.shape), atol=1e-12)
-    single = jnp.stack([gradient(one) for one in _flat((x,))[0]])
+    single = jnp.stack(list(map(jax.jit(gradient), _flat((x,))[0])))
     together = jax.jit(jax.vmap(jax.vmap(gradient)))(x)
     np.testing.assert_allclose(together, single.reshape(x.shape), atol=1e-10)
-    np.testing.assert_allclose(gradient(x), together, atol=1e-10)
+    np.testing.assert_allclose(jax.jit(gradient)(x), together, atol=1e-10)
 
 
 def _flat(arrays):

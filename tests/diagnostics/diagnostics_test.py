@@ -12,6 +12,9 @@ from jaxmerge import diagnostics
 from jaxmerge.stacks import task_norms
 
 DIAGNOSE = jax.jit(diagnostics.diagnose)
+EFFECTIVE_RANKS = jax.jit(diagnostics.effective_ranks)
+CROWDING = jax.jit(diagnostics.crowding)
+OVERLAPS = jax.jit(diagnostics.overlaps)
 CLOSE = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 
 
@@ -60,7 +63,7 @@ def degenerate():
 
 
 def test_effective_ranks_are_those_of_the_explicit_stacks():
-    found = diagnostics.effective_ranks(stacked(MIXED))
+    found = EFFECTIVE_RANKS(stacked(MIXED))
     pairs = [pair for pair in MIXED if pair is not None]
     updates = [(b @ a).ravel() for b, a in pairs]
     directions = [
@@ -76,14 +79,14 @@ def test_effective_ranks_are_those_of_the_explicit_stacks():
 
 def test_copies_of_an_adapter_span_what_it_spans():
     (one,) = random_pairs([3])
-    alone, twice = (diagnostics.effective_ranks(stacked([one] * t)) for t in (1, 2))
+    alone, twice = (EFFECTIVE_RANKS(stacked([one] * t)) for t in (1, 2))
     CLOSE(twice.updates, 1.0)
     CLOSE(twice.directions, alone.directions)
     CLOSE(alone.directions, alone.own_directions[0])
 
 
 def test_overlaps_are_those_of_explicit_projections():
-    found = diagnostics.overlaps(stacked(MIXED))
+    found = OVERLAPS(stacked(MIXED))
     for side, values, random, size in (
         (0, found.b, found.random_b, 7),
         (1, found.a, found.random_a, 6),
@@ -120,7 +123,7 @@ def test_crowding_is_the_spectrum_of_all_b_before_and_after():
     stack = stacked(MIXED)
     b = np.hstack([pair[0] for pair in MIXED if pair is not None])
     u, s, _ = np.linalg.svd(b, full_matrices=False)
-    found = diagnostics.crowding(stack)
+    found = CROWDING(stack)
     CLOSE(found.values, s)
     CLOSE(found.norm, np.linalg.norm(b))
     CLOSE(found.effective_rank, entropy_rank(s))
@@ -129,11 +132,11 @@ def test_crowding_is_the_spectrum_of_all_b_before_and_after():
     share = s**2 / np.sum(s**2)
     CLOSE(diagnostics.sharing_scores(stack), share)
     shrink = u @ np.diag(1 / (1 + 2 * share)) @ u.T  # three tasks are present
-    after = diagnostics.crowding(jm.calibrate(stack))
+    after = CROWDING(jm.calibrate(stack))
     CLOSE(after.values, np.linalg.svd(shrink @ b, compute_uv=False))
     assert after.effective_rank > found.effective_rank
     assert after.condition < found.condition
-    shared = diagnostics.overlaps(stack).b
+    shared = OVERLAPS(stack).b
     CLOSE(found.largest_overlap, np.max(shared - np.diag(np.diag(shared))))
 
 
@@ -234,9 +237,9 @@ def test_the_gauge_changes_only_what_says_so():
     assert abs(after.ranks.directions - before.ranks.directions) > 1e-3
     assert abs(after.before.effective_rank - before.before.effective_rank) > 1e-3
     canonical = [jm.balance(stacked(x)) for x in (pairs, other)]
-    crowded = [diagnostics.crowding(stack) for stack in canonical]
+    crowded = [CROWDING(stack) for stack in canonical]
     jax.tree.map(CLOSE, crowded[1], crowded[0])
-    ranks = [diagnostics.effective_ranks(stack) for stack in canonical]
+    ranks = [EFFECTIVE_RANKS(stack) for stack in canonical]
     jax.tree.map(CLOSE, ranks[1], ranks[0])
 
 
@@ -248,7 +251,7 @@ def test_order_and_padding_of_tasks_change_nothing():
     CLOSE(turned.signs.pairs, found.signs.pairs[::-1, ::-1])
     CLOSE(turned.ranks.directions, found.ranks.directions)
     CLOSE(turned.after.values, found.after.values)
-    alone = diagnostics.overlaps(stacked(pairs[1:]))
+    alone = OVERLAPS(stacked(pairs[1:]))
     CLOSE(alone.a, found.overlaps.a[1:, 1:])
 
 
@@ -260,7 +263,7 @@ def test_overlap_above_random():
 def test_the_condition_of_crowded_outputs_leaves_out_what_is_noise():
     def crowding(*columns):
         pairs = [(np.array(b)[:, None], np.ones((1, 2))) for b in columns]
-        return diagnostics.crowding(jm.stack_adapters(pairs)).condition
+        return CROWDING(jm.stack_adapters(pairs)).condition
 
     found = crowding([4.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0])
     assert found == pytest.approx(2**0.5, rel=1e-6)

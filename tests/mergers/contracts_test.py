@@ -1,13 +1,14 @@
-"""What every merger does under vmap, grad and a sweep, and with inputs of a call."""
+"""What every merger does under jit, vmap and grad, and with inputs of a call."""
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import METHODS, distance, random_stack, tolerance
+from methods import METHODS, check_jit, distance, random_stack, tolerance
 
 import jaxmerge as jm
 
@@ -15,35 +16,50 @@ NAMES = sorted(METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_jit_equals_eager_and_traces_once(name):
+    """In single precision; in double it is among the laws."""
+    check_jit(METHODS[name], np.float32)
+
+
+class Run(NamedTuple):
+    update: jax.Array
+    loss: jax.Array  # sum(update * target)
+    gradient: jm.AdapterStack
+
+
+@cache
+def differentiated(name):
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(stack, inputs, target):
+        update = METHODS[name](stack, **inputs)
+        return jnp.sum(update * target), update
+
+    return loss
+
+
+def run(name, stack, inputs=None) -> Run:
+    """A merge and its gradient, as one program for all laws of a merger."""
+    inputs = METHODS[name].inputs(stack) if inputs is None else inputs
+    m, n = stack.b.shape[1], stack.a.shape[2]
+    target = np.random.default_rng(1).normal(size=(m, n))
+    (loss, update), gradient = differentiated(name)(stack, inputs, target)
+    return Run(update, loss, gradient)
+
+
+def stack_for(name, seed=0):
+    ranks = (3, 3, 3) if METHODS[name].equal_ranks else (3, 2, 3)
+    return random_stack(ranks, 9, 10, seed=seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_modules_equals_a_loop(name):
-    stacks = [random_stack((3, 3), 9, 8, seed=seed) for seed in range(3)]
+    stacks = [stack_for(name, seed) for seed in range(3)]
     together = jax.jit(jax.vmap(METHODS[name].__call__))(
         jax.tree.map(lambda *x: jnp.stack(x), *stacks)
     )
     for merged, stack in zip(together, stacks, strict=True):
-        assert distance(merged, METHODS[name].compiled(stack)) < tolerance(np.float64)
-
-
-@cache
-def value_and_gradient(name):
-    """Of ``sum(update * target)`` in the factors, compiled once for two laws."""
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(stack, inputs, target):
-        return jnp.sum(METHODS[name](stack, **inputs) * target)
-
-    def run(stack, inputs):
-        m, n = stack.b.shape[1], stack.a.shape[2]
-        target = np.random.default_rng(1).normal(size=(m, n))
-        return loss(stack, inputs, target)
-
-    return run
-
-
-def stack_for(name):
-    ranks = (3, 3, 3) if METHODS[name].equal_ranks else (3, 2, 3)
-    return random_stack(ranks, 9, 10)
+        assert distance(merged, run(name, stack).update) < tolerance(np.float64)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +74,7 @@ def test_gradients_are_finite(name):
         "zero": stack.replace(b=stack.b.at[1].set(0)),
     }
     for kind, each in kinds.items():
-        _, gradient = value_and_gradient(name)(each, METHODS[name].inputs(each))
+        gradient = run(name, each).gradient
         finite = jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), gradient)
         assert all(jax.tree.leaves(finite)), kind
 
@@ -77,25 +93,24 @@ def test_gradient_equals_finite_differences(name, crowded):
 
     def at(step):
         moved = jax.tree.map(lambda x, d: x + step * d, stack, direction)
-        return value_and_gradient(name)(moved, inputs)
+        return run(name, moved, inputs)
 
-    (ahead, _), (behind, _), (_, gradient) = at(step), at(-step), at(0.0)
-    slopes = jax.tree.map(lambda x, d: jnp.sum(x * d), gradient, direction)
-    expected = float(ahead - behind) / (2 * step)
+    expected = float(at(step).loss - at(-step).loss) / (2 * step)
+    slopes = jax.tree.map(lambda x, d: jnp.sum(x * d), at(0.0).gradient, direction)
     slope = float(slopes.a + slopes.b)
     assert slope == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_inputs_are_ignored_and_inputs_not_changed(name):
-    stack = random_stack((3, 3), 9, 8)
+    stack = stack_for(name)
     before = jax.tree.map(np.array, stack)
     plain, with_unknown = (
         jax.make_jaxpr(partial(METHODS[name].__call__, **extra))(stack)
         for extra in ({}, {"statistics": None})
     )
     assert str(with_unknown) == str(plain)
-    assert np.array_equal(*(METHODS[name].compiled(stack) for _ in range(2)))
+    assert np.array_equal(*(run(name, stack).update for _ in range(2)))
     chex.assert_trees_all_equal(stack, before)
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_one_adapter_is_truncated_as_well_as_can_be():
 @pytest.mark.parametrize("rule", [jm.total, ties, jm.tsv])
 def test_rank_of_the_result(rule, rank):
     stack = random_stack(RANKS, M, N)
-    merged = jm.ctm(rule, rank=rank)(stack)
+    merged = jax.jit(jm.ctm(rule, rank=rank))(stack)
     assert merged.b.shape[1] == merged.a.shape[0] == min(rank, sum(RANKS))
     assert np.all(np.isfinite(jm.dense(merged)))
     if rank >= sum(RANKS) and rule is jm.total:  # nothing is lost

@@ -7,9 +7,10 @@ those that are not null: the official codes keep arbitrary vectors there, ours z
 from functools import partial
 
 import conditioning
+import jax
 import numpy as np
 from documented import code_of
-from golden import Entry, assert_close, compiled, distance, least, oracle
+from golden import Entry, assert_close, distance, least, oracle
 
 import jaxmerge as jm
 from jaxmerge.stacks import concatenate
@@ -150,7 +151,7 @@ def test_knots_with_sum_of_signs(entry):
     blocks = [matrices for matrices, _ in coordinates.values()]
     size = sum(block[0].size for block in blocks)
     count = int(size * entry["topK"] / 100) + 1
-    threshold = np.asarray(compiled(jm.magnitude_threshold)(blocks, count))
+    threshold = np.asarray(jax.jit(jm.magnitude_threshold)(blocks, count))
     merged = {}
     for name, (matrices, u) in coordinates.items():
         kept = np.where(np.abs(matrices) >= threshold[:, None, None], matrices, 0)
@@ -196,7 +197,7 @@ def test_tara_knots(entry):
             )
 
 
-@partial(compiled, static_argnums=2)
+@partial(jax.jit, static_argnums=2)
 def tara(matrices, density, combine):
     return ties.tara(matrices, density=density, combine=combine)
 

@@ -6,11 +6,12 @@ has their steps. All but LoRA-LEGO need equal ranks, in the official codes too.
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from documented import code_of
-from golden import assert_close, compiled, oracle
+from golden import assert_close, oracle
 
 import jaxmerge as jm
 from jaxmerge.mergers.factored import (
@@ -35,7 +36,7 @@ def share_of(entry, factors) -> float:
     return ties.keeping(int(entry.get("density", 1.0) * size), size)
 
 
-@compiled
+@jax.jit
 def add_factors(stack, weights, density_b, density_a):
     """PEFT's ``linear``, and ``magnitude_prune``, which trims before."""
     root = jnp.sqrt(jnp.abs(weights))[:, None, None]
@@ -46,7 +47,7 @@ def add_factors(stack, weights, density_b, density_a):
     )
 
 
-run_ties_on_factors = compiled(ties.peft_on_factors, static_argnames="sign")
+run_ties_on_factors = jax.jit(ties.peft_on_factors, static_argnames="sign")
 
 
 def peft(entry, dtype) -> dict[str, jm.LowRank]:
@@ -93,7 +94,7 @@ def test_equal_magnitudes_at_the_threshold(entry):
     official = entry.read(f"B/{name}")
     differs = ~np.isclose(update.b, official, rtol=0, atol=1e-5)
     count = int(entry["density"] * stack.b[0].size)
-    threshold = np.asarray(compiled(jm.magnitude_threshold)([stack.b], count))
+    threshold = np.asarray(jax.jit(jm.magnitude_threshold)([stack.b], count))
     at_threshold = np.abs(stack.b) == threshold[:, None, None]
     doubled = np.sum(at_threshold, axis=(1, 2)) > 1
     assert np.any(doubled[1:])  # the zero adapter aside
@@ -133,7 +134,7 @@ def robust_density(entry, factors) -> float:
     return ties.keeping(size - int(size * (1 - entry["mask_ratio"])) + 1, size)
 
 
-@compiled
+@jax.jit
 def robust_merge_of_tara(stack, density_b, density_a):
     kept_b = jm.keep_largest(stack.b, density_b)
     kept_a = jm.keep_largest(stack.a, density_a)
@@ -187,7 +188,7 @@ def test_lora_lego(entry):
         entry.check({name: np.asarray(update)}, dtype)
 
 
-@partial(compiled, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3))
 def lego(stack, initial, rank, reweight, output):
     units = semantic_units(stack, align=False)
     norms = [jnp.linalg.norm(x, axis=1, keepdims=True) for x in units]

@@ -9,10 +9,11 @@ rank / min(p, q) is the official result on its range, which is what these tests 
 from functools import cache, partial
 
 import conditioning
+import jax
 import numpy as np
 import pytest
 from documented import code_of
-from golden import assert_close, compiled, least, official_directions, oracle
+from golden import assert_close, least, official_directions, oracle
 
 import jaxmerge as jm
 
@@ -198,7 +199,7 @@ def test_iso_cts_of_dependent_adapters_stays_in_the_span(dtype):
     b, a = rng.normal(size=(12, 3)), rng.normal(size=(3, 10))
     pairs = [(b, a), (b[:, :2], a[:2]), (b[:, 1:], a[1:])]
     stack = jm.stack_adapters(pairs, dtype=dtype)
-    merged = np.asarray(compiled(jm.full_space(jm.iso_cts))(stack))
+    merged = np.asarray(jax.jit(jm.full_space(jm.iso_cts))(stack))
     span, _ = np.linalg.qr(b)
     assert_close(span @ (span.T @ merged), merged, 1e-5)
     assert np.linalg.matrix_rank(merged, tol=1e-3) == 3
@@ -219,10 +220,10 @@ def test_iso_cts_of_a_small_common_share(ranks, m, n, fraction):
     pairs = [(rng.normal(size=(m, r)), rng.normal(size=(r, n))) for r in ranks]
     stack = jm.stack_adapters(pairs, dtype=np.float64)
     rule = iso_cts(fraction)
-    merged = compiled(jm.full_space(rule))(stack)
+    merged = jax.jit(jm.full_space(rule))(stack)
     d = min(m, n, sum(ranks))
     values = np.linalg.svd(np.asarray(merged), compute_uv=False)
     assert_close(values[:d], np.full(d, values[0]), 1e-9)
     assert_close(values[d:], np.zeros(min(m, n) - d), 1e-9)
-    core = jm.dense(compiled(jm.core_space(rule))(stack))
+    core = jm.dense(jax.jit(jm.core_space(rule))(stack))
     assert_close(core, merged, 1e-9)

@@ -1,5 +1,7 @@
 """Learned coefficients: merges, objectives, gradients and training of the TARA code."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +22,23 @@ PATH = 3e-4  # ten steps of an optimiser divide by roots of small gradients
 
 
 def prepared(entry, name):
-    """Bases with the LoRA scale folded in, and the official phi in our shape."""
-    method = METHODS[name]
-    bases = {
-        module: method.prepare(stack)
-        for module, stack in entry.stacks(scaled=True).items()
-    }
-    return method, bases
+    """A method and its bases, with the LoRA scale folded in."""
+    return METHODS[name], bases_of(entry.case, METHODS[name])
+
+
+@cache
+def bases_of(case, method):
+    return prepare(method, case.stacks(scaled=True))
+
+
+@partial(jax.jit, static_argnums=0)
+def prepare(method, stacks):
+    return {module: method.prepare(stack) for module, stack in stacks.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def merge(method, phis, bases):
+    return {name: jm.dense(method.apply(phis[name], bases[name])) for name in bases}
 
 
 def in_our_shape(phi, method, basis):
@@ -37,14 +49,15 @@ def in_our_shape(phi, method, basis):
 def test_merges(entry):
     method, bases = prepared(entry, entry.family.removeprefix("tara."))
     if entry.raises:  # more directions than outputs: ours keeps min(m, K)
-        updates = [method.apply(method.init(basis), basis) for basis in bases.values()]
-        assert all(np.all(np.isfinite(jm.dense(update))) for update in updates)
+        first = {module: method.init(basis) for module, basis in bases.items()}
+        updates = merge(method, first, bases)
+        assert all(np.all(np.isfinite(update)) for update in updates.values())
         return
-    updates = {}
-    for module, basis in bases.items():
-        phi = in_our_shape(entry.read(f"phi/{module}"), method, basis)
-        updates[module] = np.asarray(jm.dense(method.apply(phi, basis)))
-    entry.check(updates)
+    phis = {
+        module: in_our_shape(entry.read(f"phi/{module}"), method, basis)
+        for module, basis in bases.items()
+    }
+    entry.check(merge(method, phis, bases))
 
 
 @oracle("tara.init/*")
@@ -70,6 +83,15 @@ def rank_regulariser(updates, phis):
     return jnp.mean(1 - jnp.stack(ranks))
 
 
+@partial(jax.jit, static_argnums=0)
+def regulariser(method, phis, bases):
+    def loss(phis):
+        updates = {m: method.apply(phis[m], bases[m]) for m in bases}
+        return rank_regulariser(updates, phis)
+
+    return jax.value_and_grad(loss)(phis)
+
+
 @oracle("tara.reg_loss/*")
 def test_regulariser(entry):
     name = entry.name.removeprefix("tara.reg_loss/")
@@ -82,36 +104,46 @@ def test_regulariser(entry):
         module: in_our_shape(official.peek(f"phi/{module}"), method, basis)
         for module, basis in bases.items()
     }
-
-    def loss(phis):
-        updates = {m: method.apply(phis[m], bases[m]) for m in bases}
-        return entry["lambda_reg"] * rank_regulariser(updates, phis)
-
-    value, gradient = jax.value_and_grad(loss)(phis)
+    value, gradient = regulariser(method, phis, bases)
+    value, gradient = jax.tree.map(lambda x: entry["lambda_reg"] * x, (value, gradient))
     assert_close(value.reshape(1), entry.read("loss").reshape(1), SINGLE, entry.id)
     for module in bases:
         grad = entry.read(f"grad_phi/{module}")
         assert_close(gradient[module].ravel(), grad.ravel(), 2e-3, entry.id)
 
 
-@oracle("stch.*")
-def test_scalarisations(entry):
+def options_of(entry):
     arrays = entry.case.arrays
-    logits = [jnp.asarray(arrays[f"in/logits/{t}"], jnp.float64) for t in range(3)]
-    options = {
+    return {
         "preference": jnp.asarray(
             arrays[f"in/pref/{entry['preference']}"], jnp.float64
         ),
         "anchors": jnp.asarray(arrays[f"in/baseline/{entry['baseline']}"], jnp.float64),
     }
 
+
+def scalarise(values, options, alpha):
+    """Linear unless there is an alpha."""
+    if alpha is None:
+        return jm.linear_scalarisation(values, **options)
+    return jm.smooth_tchebycheff(values, alpha=alpha, **options)
+
+
+@jax.jit
+def scalarised(logits, options, alpha):
     def loss(logits):
         values = jnp.stack([jm.entropy(x) for x in logits])
-        if entry.family == "stch.default":
-            return jm.linear_scalarisation(values, **options), values
-        return jm.smooth_tchebycheff(values, alpha=entry["alpha"], **options), values
+        return scalarise(values, options, alpha), values
 
-    (value, values), gradients = jax.value_and_grad(loss, has_aux=True)(logits)
+    return jax.value_and_grad(loss, has_aux=True)(logits)
+
+
+@oracle("stch.*")
+def test_scalarisations(entry):
+    arrays = entry.case.arrays
+    logits = [jnp.asarray(arrays[f"in/logits/{t}"], jnp.float64) for t in range(3)]
+    alpha = None if entry.family == "stch.default" else entry["alpha"]
+    (value, values), gradients = scalarised(logits, options_of(entry), alpha)
     assert_close(values, entry.read("H").ravel(), SINGLE, entry.id)
     official = [entry.read(f"grad_logits/{t}") for t in range(3)]
     if not np.all(np.isfinite(entry.read("loss"))):  # ours does not overflow
@@ -131,54 +163,57 @@ def test_entropy(entry):
     assert_close(gradient, entry.read("grad_logits"), SINGLE, entry.id)
 
 
-def network_loss(entry, method, bases):
-    """The loss of a two-layer network as a function of the coefficients."""
-    arrays = {k: jnp.asarray(v, jnp.float64) for k, v in entry.case.arrays.items()
-              if k.startswith(("in/net", "in/pref", "in/base"))}  # fmt: skip
-    options = {
-        "preference": arrays[f"in/pref/{entry['preference']}"],
-        "anchors": arrays[f"in/baseline/{entry['baseline']}"],
-    }
+@partial(jax.jit, static_argnums=0)
+def network_loss(name, phis, bases, arrays, options, alpha, lambda_reg):
+    """The loss of a two-layer network in the coefficients, with its gradient."""
+    method = METHODS[name]
 
     def logits(updates):
         first, second = (
-            arrays[f"in/net/{module}/W"] + jm.dense(updates[module])
+            arrays[f"{module}/W"] + jm.dense(updates[module])
             for module in ("blk.fc1", "blk.fc2")
         )
         for t in range(3):
-            hidden = jnp.tanh(arrays[f"in/net/x/{t}"] @ first.T)
-            yield (hidden @ second.T) @ arrays[f"in/net/H/{t}"].T
+            hidden = jnp.tanh(arrays[f"x/{t}"] @ first.T)
+            yield (hidden @ second.T) @ arrays[f"H/{t}"].T
 
     def loss(phis):
         updates = {m: method.apply(phis[m], bases[m]) for m in bases}
         outputs = list(logits(updates))
         values = jnp.stack([jm.entropy(x) for x in outputs])
-        if entry.get("loss_type") == "default":
-            value = jm.linear_scalarisation(values, **options)
-        else:
-            value = jm.smooth_tchebycheff(values, alpha=entry["alpha"], **options)
         expanded = phis
-        if entry["merge_type"] == "weight":  # one coefficient stands for r directions
+        if name == "weight":  # one coefficient stands for r directions
             expanded = {m: phis[m][bases[m].owners] for m in bases}
-        return value + entry["lambda_reg"] * rank_regulariser(
-            updates, expanded
-        ), outputs
+        regularised = lambda_reg * rank_regulariser(updates, expanded)
+        return scalarise(values, options, alpha) + regularised, outputs
 
-    return loss
+    return jax.value_and_grad(loss, has_aux=True)(phis)
+
+
+def of_network(entry):
+    """The method of an entry, its bases, and the loss in phis."""
+    name, prefix = entry["merge_type"], "in/net/"
+    method, bases = prepared(entry, name)
+    arrays = {
+        key.removeprefix(prefix): jnp.asarray(value, jnp.float64)
+        for key, value in entry.case.arrays.items()
+        if key.startswith(prefix)
+    }
+    alpha = None if entry.get("loss_type") == "default" else entry["alpha"]
+    given = bases, arrays, options_of(entry), alpha, float(entry["lambda_reg"])
+    return method, bases, lambda phis: network_loss(name, phis, *given)
 
 
 @oracle("phi.grad/*")
 def test_gradients_through_a_network(entry):
-    name = entry["merge_type"]
-    method, bases = prepared(entry, name)
+    method, bases, loss = of_network(entry)
     phis = {
         module: in_our_shape(
-            entry.case.arrays[f"in/phi/{name}/{module}"], method, basis
+            entry.case.arrays[f"in/phi/{entry['merge_type']}/{module}"], method, basis
         )
         for module, basis in bases.items()
     }
-    loss = network_loss(entry, method, bases)
-    (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(phis)
+    (value, logits), gradient = loss(phis)
     assert_close(value.reshape(1), entry.read("loss").reshape(1), 2e-5, entry.id)
     for t in range(3):
         if entry.has(f"logits/{t}"):
@@ -190,8 +225,7 @@ def test_gradients_through_a_network(entry):
 
 @oracle("phi.adamw/*")
 def test_training(entry):
-    method, bases = prepared(entry, entry["merge_type"])
-    loss = jax.jit(jax.value_and_grad(network_loss(entry, method, bases), has_aux=True))
+    method, bases, loss = of_network(entry)
     optimiser = optax.adamw(entry["lr"], weight_decay=entry["weight_decay"])
     phis = {
         module: jnp.full_like(method.init(basis), entry["lamda"] / entry.case.tasks)
@@ -221,7 +255,8 @@ def test_equal_coefficients_are_task_arithmetic(name, ranks):
         ],
         dtype=np.float64,
     )
-    method = METHODS[name]
-    basis = method.prepare(stack)
-    update = method.apply(jnp.full_like(method.init(basis), 0.4), basis)
-    assert_close(jm.dense(update), 0.4 * jm.dense(jm.concat(stack)), 1e-12)
+    method, stacks = METHODS[name], {"q": stack}
+    bases = prepare(method, stacks)
+    phis = {"q": jnp.full_like(method.init(bases["q"]), 0.4)}
+    exact = 0.4 * np.sum(np.matmul(stack.b, stack.a), axis=0)
+    assert_close(merge(method, phis, bases)["q"], exact, 1e-12)

@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import assert_close, compiled, oracle
+from golden import assert_close, oracle
 
 import jaxmerge as jm
 from jaxmerge.stacks import concatenate
@@ -20,8 +21,8 @@ def calibrated(merger):
 
 PLAIN = {name: calibrated(merger) for name, merger in MERGERS.items()}
 PICO = {name: jm.pico(merger) for name, merger in MERGERS.items()}
-calibrate = compiled(jm.calibrate)
-deltas = compiled(lambda stack: jm.full.project(stack)[0])
+calibrate = jax.jit(jm.calibrate)
+deltas = jax.jit(lambda stack: jm.full.project(stack)[0])
 
 
 @oracle("pico.calibrate/*")
@@ -72,7 +73,7 @@ def test_folder_mode(entry):
                 assert_close(b[task, :, :rank], official, least, entry.id)
 
 
-@partial(compiled, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def folder(stack, compensate):
     shrunk = jm.calibrate(stack)
     if not compensate:

@@ -12,7 +12,7 @@ import conditioning
 import jax
 import numpy as np
 import pytest
-from golden import assert_close, compiled, official_directions, official_shape, oracle
+from golden import assert_close, official_directions, official_shape, oracle
 
 import jaxmerge as jm
 from jaxmerge.linalg import polar
@@ -20,21 +20,19 @@ from jaxmerge.linalg import polar
 TSV = ("core.*/tsv", "tara.TSVM", "fusion.tsvm", "fusion.tsvm_eigen")
 
 
-def tsv_moves(entry, module) -> float:
-    """How far rounding moves TSV-M, see `conditioning`."""
-    stack = entry.stacks()[module]
-    matrices, basis, size = conditioning.in_coordinates(entry.space, stack)
-    directions = official_directions(entry, entry.coordinates(entry.space)[module][0])
-    counts = [min(rank, directions) for rank in entry.case.ranks]
-    return conditioning.task_singular_vectors(matrices, counts, basis=basis, size=size)
-
-
 @oracle(*TSV, where=lambda entry: entry.status == "unique")
 def test_tsv(entry):
     by = entry.get("scaling_coeffs", entry.get("scaling_factor", 1.0))
+
+    def moves(module):
+        matrices, _ = entry.coordinates(entry.space)[module]
+        most = official_directions(entry, matrices)
+        ranks = [min(rank, most) for rank in entry.case.ranks]
+        return by * conditioning.tsv(entry.space, entry.stacks()[module], ranks=ranks)
+
     for dtype in entry.dtypes:
         merged = entry.merge_in(entry.space, jm.tsv, dtype, by=by)
-        entry.check(merged, dtype, moves=lambda name: by * tsv_moves(entry, name))
+        entry.check(merged, dtype, moves=moves)
     if entry.space is jm.full:
         entry.check(entry.merge(jm.tsv_m))
     for name in sorted(entry.unread):  # what single tasks add
@@ -139,16 +137,11 @@ def test_cart(entry):
         fraction = rank / min(matrices.shape[1:])
 
     def moves(module):
-        matrices, basis, size = conditioning.in_coordinates(
-            entry.space, entry.stacks()[module]
-        )
-        coordinates, _ = entry.coordinates(entry.space)[module]
-        rank = math.ceil(fraction * min(coordinates.shape[1:]))
-        deviations = matrices - np.mean(matrices, axis=0)
-        moved = [
-            conditioning.truncation(x, rank, basis=basis, size=size) for x in deviations
-        ]
-        return entry["scaling_coeffs"] * by * np.linalg.norm(moved)
+        matrices, _ = entry.coordinates(entry.space)[module]
+        rank = math.ceil(fraction * min(matrices.shape[1:]))
+        stack = entry.stacks()[module]
+        moved = conditioning.cart(entry.space, stack, rank=rank, by=by)
+        return entry["scaling_coeffs"] * moved
 
     for dtype in entry.dtypes:
         merged = entry.merge_in(
@@ -182,7 +175,7 @@ def test_sum_of_truncated_updates(entry):
         entry.check(merged, dtype, moves=moves)
 
 
-@partial(compiled, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def sum_of_truncated(stack, rank):
     updates = map(jm.LowRank, stack.b, stack.a)
     return sum(jm.dense(jm.truncate(update, rank=rank)) for update in updates)

@@ -3,9 +3,10 @@
 from functools import partial
 
 import conditioning
+import jax
 import numpy as np
 from documented import code_of
-from golden import assert_close, compiled, oracle, project
+from golden import assert_close, oracle, project
 
 import jaxmerge as jm
 
@@ -23,7 +24,7 @@ def sum_of_kept(matrices, **extra):
 
 ELECT = {name: partial(jm.elect, combine=combine) for name, combine in COMBINE.items()}
 RULES = {"ties": ELECT, "tv": {"mean": mean_of_kept, "sum": sum_of_kept}}
-run_whole_model = compiled(ties.knots, static_argnames=("space", "rule"))
+run_whole_model = jax.jit(ties.knots, static_argnames=("space", "rule"))
 
 
 def ties_per_module(matrices, *, density, **extra):

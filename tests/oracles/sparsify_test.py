@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from documented import code_of
-from golden import assert_close, compiled, oracle, truncated
+from golden import assert_close, oracle, truncated
 
 import jaxmerge as jm
 
@@ -51,7 +51,7 @@ def test_magnitude_prune_svd(entry):
         )
 
 
-@partial(compiled, static_argnames=("norm",))
+@partial(jax.jit, static_argnames=("norm",))
 def without_outliers(matrix, density, top, norm=None):
     """The largest entries but for the ``top`` share of them, at the old norm."""
     (result,) = jm.keep_largest(matrix[None], density)
@@ -110,7 +110,7 @@ def test_rescaled_and_breadcrumbs(entry):
         entry.check(merged, dtype)
 
 
-@partial(compiled, static_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3))
 def combine(sparse, weights, consensus, normalize):
     if consensus is None:
         return jm.total(sparse * weights[:, None, None])
@@ -162,7 +162,7 @@ def test_dare_of_peft(entry):
         density=entry["density"],
     )
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    draws = compiled(jax.vmap(lambda key: thin(matrices, key=key)))(keys)
+    draws = jax.jit(jax.vmap(lambda key: thin(matrices, key=key)))(keys)
     draws = np.asarray(draws, np.float64)
     mean, spread = np.mean(draws, axis=0), np.std(draws, axis=0)
     official_mean, official_spread = (

@@ -6,11 +6,12 @@ The definitions are those of docs/ties.md, run from the page itself.
 from functools import cache, partial
 
 import conditioning
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from documented import code_of
-from golden import assert_close, compiled, oracle, truncated
+from golden import assert_close, oracle, truncated
 
 import jaxmerge as jm
 
@@ -26,8 +27,8 @@ SIGN = {
     "frequency": jm.sign_of_count,
     "count": jm.sign_of_count,
 }
-run_whole_model = compiled(ties.knots, static_argnames=("space", "rule"))
-run_fusion_bench = compiled(ties.fusion_bench, static_argnames="rule")
+run_whole_model = jax.jit(ties.knots, static_argnames=("space", "rule"))
+run_fusion_bench = jax.jit(ties.fusion_bench, static_argnames="rule")
 
 
 @cache

@@ -130,10 +130,23 @@ def task_singular_vectors(
     )
 
 
-def in_coordinates(
-    space: jm.Space, stack: jm.AdapterStack
-) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """What spectral rules see of adapters: matrices, their basis, size of an error.
+def cart(space: jm.Space, stack: jm.AdapterStack, *, rank: int, by: float) -> float:
+    """Of CART of adapters in a space, which keeps ``rank`` directions of each."""
+    matrices, basis, size = _in_coordinates(space, stack)
+    deviations = matrices - np.mean(matrices, axis=0)
+    return by * _together(
+        [truncation(x, rank, basis=basis, size=size) for x in deviations]
+    )
+
+
+def tsv(space: jm.Space, stack: jm.AdapterStack, *, ranks: Sequence[int]) -> float:
+    """Of TSV-M of adapters in a space."""
+    matrices, basis, size = _in_coordinates(space, stack)
+    return task_singular_vectors(matrices, ranks, basis=basis, size=size)
+
+
+def _in_coordinates(space, stack):
+    """What spectral rules see: matrices, their basis, and the size of an error.
 
     Core space has the singular values of full space.
     """

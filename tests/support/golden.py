@@ -30,15 +30,6 @@ SPACES = {  # where an official code works in another space than full space
     "core.core": jm.core,
 }
 
-# hundreds of small programs are compiled, each to run a few times
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-if jax.__version__.startswith("0.10."):  # later versions of XLA do not know it
-    OPTIONS["xla_cpu_use_fusion_emitters"] = False
-compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
-
 
 class Case:
     """Inputs of one case: T adapters for each module."""
@@ -252,7 +243,7 @@ def official_directions(entry: Entry, matrices: jax.Array) -> int:
     return int(min(official_shape(entry, matrices)) / entry.case.tasks)
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _project(space, stack):
     return space.project(stack)
 
@@ -262,19 +253,19 @@ def project(space: jm.Space, stack: jm.AdapterStack):
     return jax.tree.map(np.asarray, _project(space, stack))
 
 
-@functools.partial(compiled, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _merge(merger, stack, by, extra):
     return jm.dense(jm.scale(merger(stack, **extra), by=by))
 
 
-@functools.partial(compiled, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _merge_in(space, rule, ranks, post, matrices, basis, by, extra):
     update = space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
     updates = [update] if post is None else [update, post(update)]
     return [jm.dense(jm.scale(update, by=by)) for update in updates]
 
 
-@functools.partial(compiled, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
 def truncated(update, rank):
     """The best approximation of an update of a rank, dense."""
     return jm.dense(jm.truncate(update, rank=rank))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,3 +204,19 @@ def distance(x, y) -> float:
 def tolerance(dtype) -> float:
     """The one tolerance of the laws, by precision."""
     return 2e-4 if np.dtype(dtype) == np.float32 else 1e-9
+
+
+def check_jit(method: Method, dtype) -> None:
+    """A merger gives the same compiled, and is traced once for one shape."""
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def traced(stack, weights):
+        return method(stack, weights=weights)
+
+    for seed in range(2):
+        stack = random_stack((3, 3, 3), 14, 11, dtype=dtype, seed=seed)
+        weights = jnp.array([1.0, 0.5, 2.0], dtype)
+        compiled, eager = (merge(stack, weights=weights) for merge in (traced, method))
+        assert distance(compiled, eager) < tolerance(dtype)

@@ -18,7 +18,7 @@ NAMES = sorted(METHODS)
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_equals_eager_and_traces_once(name):
     """In single precision; in double it is among the laws."""
-    check_jit(METHODS[name], np.float32)
+    check_jit(METHODS[name], (3, 3, 3), 14, 11, dtype=np.float32)
 
 
 class Run(NamedTuple):

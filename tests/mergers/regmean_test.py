@@ -299,6 +299,15 @@ def test_first_round_of_iteris_is_regmean(model):
         assert distance(jm.dense(merged[name]), jm.dense(exact[name])) < 1e-8
 
 
+def test_posts_follow_iteris_as_any_merger_of_whole_models(model):
+    stacks, sample = model
+    halved = jm.Calibration(after=partial(jm.scale, by=0.5))
+    run = partial(jm.iteris, iterations=1)
+    merged = jm.calibrated_model(run, halved)(stacks, sample=sample)
+    for name, update in run(stacks, sample=sample).items():
+        assert distance(jm.dense(merged[name]), 0.5 * jm.dense(update)) < 1e-12
+
+
 @pytest.mark.parametrize("with_base", [False, True])
 def test_second_round_of_iteris_is_least_squares(model, with_base):
     """On inputs of the merged model, towards outputs on inputs of each adapter."""

@@ -206,7 +206,7 @@ def tolerance(dtype) -> float:
     return 2e-4 if np.dtype(dtype) == np.float32 else 1e-9
 
 
-def check_jit(method: Method, dtype) -> None:
+def check_jit(method: Method, ranks, m, n, *, dtype) -> None:
     """A merger gives the same compiled, and is traced once for one shape."""
     chex.clear_trace_counter()
 
@@ -216,7 +216,7 @@ def check_jit(method: Method, dtype) -> None:
         return method(stack, weights=weights)
 
     for seed in range(2):
-        stack = random_stack((3, 3, 3), 14, 11, dtype=dtype, seed=seed)
-        weights = jnp.array([1.0, 0.5, 2.0], dtype)
+        stack = random_stack(ranks, m, n, dtype=dtype, seed=seed)
+        weights = jnp.linspace(0.5, 2.0, len(ranks), dtype=dtype)
         compiled, eager = (merge(stack, weights=weights) for merge in (traced, method))
         assert distance(compiled, eager) < tolerance(dtype)

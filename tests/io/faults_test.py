@@ -1,0 +1,92 @@
+"""Small inputs on which versions failed in the field: each behaves as its line says.
+
+The inputs are reference material, so these tests are skipped without it. A small twin
+of every input stands with the other tests of its kind.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import cli_samples as cli
+import numpy as np
+import pytest
+import safetensors.numpy
+
+MERGE = "merge {in}/a {in}/b --pipeline concat --out {out}"
+
+
+class Refused(NamedTuple):
+    """A command that must end with exit code 2, one or two lines, and no output.
+
+    Attributes:
+      message: pattern of what it says, searched for in its message.
+      command: the command line; ``{in}`` is the folder of the fault, ``{out}`` a folder
+        that does not exist.
+    """
+
+    message: str
+    command: str = MERGE
+
+
+class Summed(NamedTuple):
+    """A merge that must be the sum of its inputs.
+
+    Attributes:
+      says: pattern of what the command says.
+      name: from a key without its factor to the name of the module.
+      command: the command line, as in `Refused`.
+      inputs: folders of the adapters, below the folder of the fault.
+    """
+
+    says: str = ""
+    name: Callable[[str], str] = lambda key: key.removeprefix("base_model.model.")
+    command: str = MERGE
+    inputs: tuple[str, ...] = ("a", "b")
+
+
+# one line for each input, or several under "<folder>: <case>"
+FAULTS: dict[str, Refused | Summed] = {}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_of_the_field(shared, tmp_path, case):
+    folder = shared / "faults" / case.partition(":")[0]
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    fault, out = FAULTS[case], tmp_path / "out"
+    places = {"in": folder, "out": out}
+    arguments = [word.format(**places) for word in fault.command.split()]
+    if isinstance(fault, Refused):
+        said = cli.refuse(*arguments)
+        assert re.search(fault.message, said), said
+        assert list(tmp_path.iterdir()) == []
+        return
+    said = cli.succeed(*arguments)
+    assert re.search(fault.says, said), said
+    total: dict[str, np.ndarray] = {}
+    for name in fault.inputs:
+        for module, update in raw_updates(folder / name, fault.name).items():
+            total[module] = total.get(module, 0) + update
+    cli.close(raw_updates(out), total)
+
+
+def raw_updates(
+    folder: Path, name: Callable[[str], str] = Summed().name
+) -> dict[str, np.ndarray]:
+    """module -> update of a LoRA folder of one rank, read without jaxmerge."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = {
+        key: value.astype(np.float64)
+        for file in folder.glob("*.safetensors")
+        for key, value in safetensors.numpy.load_file(file).items()
+    }
+    scale = float(config["lora_alpha"]) / float(config["r"])
+    ends = [".lora_A.weight", ".lora_B.weight"]
+    keys = [key.removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])]
+    return {
+        name(key): scale * tensors[key + ends[1]] @ tensors[key + ends[0]]
+        for key in keys
+    }

@@ -18,6 +18,10 @@ import safetensors.numpy
 MERGE = "merge {in}/a {in}/b --pipeline concat --out {out}"
 
 
+def without_prefix(key: str) -> str:
+    return key.removeprefix("base_model.model.")
+
+
 class Refused(NamedTuple):
     """A command that must end with exit code 2, one or two lines, and no output.
 
@@ -42,7 +46,7 @@ class Summed(NamedTuple):
     """
 
     says: str = ""
-    name: Callable[[str], str] = lambda key: key.removeprefix("base_model.model.")
+    name: Callable[[str], str] = without_prefix
     command: str = MERGE
     inputs: tuple[str, ...] = ("a", "b")
 
@@ -74,7 +78,7 @@ def test_a_fault_of_the_field(shared, tmp_path, case):
 
 
 def raw_updates(
-    folder: Path, name: Callable[[str], str] = Summed().name
+    folder: Path, name: Callable[[str], str] = without_prefix
 ) -> dict[str, np.ndarray]:
     """module -> update of a LoRA folder of one rank, read without jaxmerge."""
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -1,5 +1,6 @@
 """``jaxmerge convert``: PEFT folders <-> orbax checkpoints."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +45,13 @@ def convert(
         folders, out=out, to=to, task=task, ragged=ragged, force=force, **read
     )
 
-    def lines():
+    def lines() -> Iterator[str]:
         yield (
             f"{found.path}: {len(found.adapters)} adapters, {found.modules} modules, "
             f"as {found.format} ({found.dtype})"
         )
         if found.zero_modules:
             yield f"  {found.zero_modules} modules whose update is zero are left out"
+        yield from (f"  note: {note}" for note in found.notes)
 
     Console(as_json=as_json, quiet=quiet).result(found.to_json(), lines)

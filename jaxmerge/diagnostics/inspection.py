@@ -20,11 +20,13 @@ class Inspection:
       tasks: each adapter by itself, or the merged updates of a checkpoint.
       findings: of several adapters together; None for one, or for merged updates.
       reactions: of the losses, where there was a model.
+      notes: what reading the adapters changed or left out.
     """
 
     tasks: tuple[TaskSummary, ...]
     findings: Findings | None = None
     reactions: Reactions | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> tuple[str, ...]:
@@ -41,6 +43,7 @@ class Inspection:
         document: dict[str, Any] = {
             "tasks": [task.to_json() for task in self.tasks],
             "diagnostics": None,
+            "notes": list(self.notes),
         }
         if self.findings is not None:
             said = verdict.of_all(self.findings.pairs)
@@ -58,12 +61,14 @@ def inspect_adapters(stored: Adapters | Mapping[str, Any]) -> Inspection:
       stored: adapters, or what an orbax checkpoint holds: module -> stack or update.
     """
     if isinstance(stored, Adapters):
-        names, stacks = stored.names, stored.stacks
+        names, stacks, notes = stored.names, stored.stacks, stored.notes
     else:
+        notes = ()
         stacks = {m: v for m, v in stored.items() if isinstance(v, AdapterStack)}
         count = max((len(stack.ranks) for stack in stacks.values()), default=0)
         names = tuple(f"task {task}" for task in range(count))
     return Inspection(
         tasks=tuple(summarize(stored)),
         findings=find(names, stacks) if len(names) > 1 else None,
+        notes=notes,
     )

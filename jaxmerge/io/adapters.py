@@ -28,6 +28,7 @@ class Source:
       scales: module -> factor that was folded into b.
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
+      notes: what reading changed or left out, for people.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Source:
     dtype: str
     scales: Mapping[str, float]
     zero_modules: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -93,6 +95,11 @@ class Adapters:
             heads=(self.heads[t],),
             sources=(self.sources[t],),
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading changed or left out, with the folder where it did."""
+        return tuple(f"{s.path}: {note}" for s in self.sources for note in s.notes)
 
     @property
     def dtype(self) -> np.dtype:

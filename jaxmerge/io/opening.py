@@ -31,6 +31,7 @@ class OpenAdapter:
       files: the files that make up the adapter.
       specs: module (renamed) -> spec.
       heads: saved non-LoRA tensors, name -> tensor key.
+      notes: what reading changed or left out, for people.
     """
 
     name: str
@@ -40,6 +41,7 @@ class OpenAdapter:
     tensors: TensorFile
     specs: dict[str, FactorSpec]
     heads: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def open_adapters(folders: Sequence[Folder], options: ReadOptions) -> list[OpenAdapter]:

@@ -195,7 +195,13 @@ def _rebuild_adapters(record: Mapping[str, Any], leaves: list[np.ndarray]) -> Ad
             for heads in record["heads"]
         ),
         sources=tuple(
-            Source(**{**source, "zero_modules": tuple(source["zero_modules"])})
+            Source(
+                **{
+                    **source,
+                    "zero_modules": tuple(source["zero_modules"]),
+                    "notes": tuple(source.get("notes", ())),
+                }
+            )
             for source in record["sources"]
         ),
         options=ReadOptions(**recorded_options(record["options"])),

@@ -209,6 +209,9 @@ def _notes(
     def note(*parts: str | Option) -> None:
         notes.append(Message(parts))
 
+    for adapter in opened:
+        for said in adapter.notes:
+            note(f"{adapter.folder}: {said}")
     partial = sum(1 for module in modules.values() if 0 in module.ranks)
     if partial:
         note(

@@ -154,4 +154,5 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         dtype=common_dtype(spec.dtype for spec in specs.values()).name,
         scales={module: spec.scale for module, spec in specs.items()},
         zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
+        notes=adapter.notes,
     )

@@ -140,7 +140,7 @@ def check(
         max_length=unlabeled.max_length,
         standings=found,
         files={task: {"path": x.path, "file": file} for task, x, file in pairs},
-        notes=(*unlabeled.notes, *_notes(found)),
+        notes=(*adapters.notes, *unlabeled.notes, *_notes(found)),
     )
 
 

@@ -152,12 +152,13 @@ def collect(
         written = io.save_statistics(
             out, tasks, measured=record, force=force, inputs=inputs
         )
+    read_notes = () if found.adapters is None else found.adapters.notes
     return Collected(
         written=written,
         sketch=sketch,
         seconds=time.perf_counter() - clock,
         size=size_of(written.path, written.sha256),
-        notes=(*unlabeled.notes, *_notes(written, sketch)),
+        notes=(*read_notes, *unlabeled.notes, *_notes(written, sketch)),
     )
 
 

@@ -23,6 +23,7 @@ class Converted:
       modules: how many modules they adapt.
       zero_modules: how many modules were left out, as their update is zero.
       dtype: dtype of the tensors.
+      notes: what reading changed or left out.
     """
 
     path: str
@@ -31,10 +32,12 @@ class Converted:
     modules: int
     zero_modules: int
     dtype: str
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {**self.__dict__, "adapters": list(self.adapters)}
+        lists = {"adapters": list(self.adapters), "notes": list(self.notes)}
+        return {**self.__dict__, **lists}
 
 
 def convert(
@@ -94,6 +97,7 @@ def convert(
         modules=len(adapters.stacks),
         zero_modules=sum(len(source.zero_modules) for source in adapters.sources),
         dtype=dtype,
+        notes=adapters.notes,
     )
 
 

@@ -136,7 +136,7 @@ def evaluate(
         base=str(base),
         data=str(data),
         evaluation=found,
-        notes=unlabeled.notes,
+        notes=(*adapters.notes, *unlabeled.notes),
         plot=drawn,
     )
 

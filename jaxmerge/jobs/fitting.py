@@ -255,7 +255,11 @@ def learn(
         record=record,
         seconds=time.perf_counter() - clock,
         size=size_of(out, saved.files),
-        notes=(*unlabeled.notes, *warnings(recipe, outcome, adapters.names)),
+        notes=(
+            *adapters.notes,
+            *unlabeled.notes,
+            *warnings(recipe, outcome, adapters.names),
+        ),
     )
 
 

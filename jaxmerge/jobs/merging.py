@@ -168,7 +168,7 @@ def merge(
         saved=saved,
         seconds=time.perf_counter() - clock,
         size=size_of(out, saved.files),
-        notes=tuple(_notes(recipe, saved)),
+        notes=(*adapters.notes, *_notes(recipe, saved)),
     )
 
 

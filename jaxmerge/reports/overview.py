@@ -31,6 +31,7 @@ def inspection(found: "Inspection", *, each: bool = False) -> Iterator[Any]:
         yield from _together(found.findings, each=each)
     if found.reactions is not None:
         yield from _through_model(found.reactions)
+    yield from (f"note: {note}" for note in found.notes)
     yield from (f"verdict: {line}" for line in found.verdicts)
 
 

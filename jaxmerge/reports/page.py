@@ -101,6 +101,7 @@ def page(inspected: "Inspection", plots: Sequence[Plot]) -> str:
         f'<p class="verdict"><strong>{title}</strong> {escape(line)}</p>\n'
         for title, line in zip(_VERDICTS, inspected.verdicts, strict=False)
     )
+    said += "".join(f"<p>note: {escape(note)}</p>\n" for note in inspected.notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -1,7 +1,6 @@
 """Finding and opening the files of an adapter folder; nothing is trusted."""
 
 import hashlib
-import json
 import os
 import stat
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, either
 from jaxmerge.refusals import Option
+from jaxmerge.untrusted.json_text import read_json
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
 TORCH_FILE = "adapter_model.bin"
-_LARGEST_CONFIG = 16 * 2**20  # bytes
 
 
 def adapter_folder(folder: Folder) -> Path:
@@ -93,16 +92,7 @@ def sha256(path: Path) -> str:
 def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
     path = folder / CONFIG_FILE
-    if checked_file(path).stat().st_size > _LARGEST_CONFIG:
-        raise AdapterError(f"{path}: too large to be an adapter config")
-    try:
-        config = json.loads(
-            path.read_text(encoding="utf-8-sig"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-        )
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: not valid JSON ({error})") from error
+    config = json_of(path)
     if not isinstance(config, dict):
         raise AdapterError(
             f"{path}: expected a JSON object, found {type(config).__name__}"
@@ -110,12 +100,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+def json_of(path: Path) -> Any:
+    """The value of a JSON file; AdapterError if it is none, or is too large."""
+    checked_file(path)
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: not valid JSON ({error})") from error

@@ -10,6 +10,7 @@ import safetensors
 
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.torch_file import TorchFile
+from jaxmerge.untrusted.safetensors_header import read_header
 
 _DTYPES = {
     "F64": np.float64,
@@ -69,18 +70,17 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
+            header = read_header(path)
             self._file = safetensors.safe_open(path, framework="numpy")
-            self.metadata: dict[str, str] = self._file.metadata() or {}
-            keys = self._file.keys()
-            slices = {key: self._file.get_slice(key) for key in keys}
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise AdapterError(
                 f"{path}: not a complete safetensors file ({error}); "
                 "download or save it again"
             ) from error
+        self.metadata: dict[str, str] = dict(header.metadata)
         self.infos: dict[str, TensorInfo] = {
-            key: TensorInfo(self._dtype(key, part.get_dtype()), tuple(part.get_shape()))
-            for key, part in slices.items()
+            key: TensorInfo(self._dtype(key, entry.dtype), entry.shape)
+            for key, entry in sorted(header.tensors.items())
         }
 
     def _dtype(self, key: str, name: str) -> np.dtype:

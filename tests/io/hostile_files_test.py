@@ -118,10 +118,9 @@ NAMES = [
     "a/../b",
     "~root",
     "C:\\x",
-    "nul\x00",
-    "\n",
     "%s",
 ]
+UNSHOWABLE = ["nul\x00", "\n", "\x1b[2Jfc", "\x9b2J", "fc\u202ecb", "a\rb"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,6 +139,12 @@ def test_module_names_never_become_paths(tmp_path, name):
     )
     assert list(io.load_peft([place / "out"]).stacks) == [name]
     assert list(io.load_orbax(place / "ckpt").stacks) == [name]
+
+
+@pytest.mark.parametrize("name", UNSHOWABLE)
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path, name):
+    folder = samples.write(tmp_path / "in", samples.linear(name))
+    samples.refuse(folder, "a name that cannot be shown")
 
 
 @samples.CALM

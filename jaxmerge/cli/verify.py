@@ -96,6 +96,8 @@ def _lines(found: "Verified"):
     if found.read_by_fit:
         states = ", ".join(f"{k} {v}" for k, v in found.read_by_fit.items())
         yield f"  with the stored coefficients, the fit is not repeated ({states})"
+    for note in found.notes:
+        yield f"  {note}"
     versions = found.to_json()["versions"]
     then, now = versions["then"], versions["now"]
     if then != now and found.differences:

@@ -91,13 +91,17 @@ def sha256(path: Path) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
-    path = folder / CONFIG_FILE
-    config = json_of(path)
-    if not isinstance(config, dict):
+    return read_object(folder / CONFIG_FILE)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; AdapterError if it holds none."""
+    found = json_of(path)
+    if not isinstance(found, dict):
         raise AdapterError(
-            f"{path}: expected a JSON object, found {type(config).__name__}"
+            f"{path}: expected a JSON object, found {type(found).__name__}"
         )
-    return config
+    return found
 
 
 def json_of(path: Path) -> Any:

@@ -1,8 +1,8 @@
 """How adapters are read: the options that loading, planning and verifying share."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from jaxmerge.io.errors import AdapterError, given, show
@@ -29,7 +29,7 @@ class ReadOptions:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ignore_config_keys", tuple(self.ignore_config_keys))
+        self._check_plain()
         check_head_policy(self.heads)
         if self.assume_alpha not in (None, "rank"):
             checked_alpha(self.assume_alpha, Option("assume_alpha"))
@@ -46,6 +46,22 @@ class ReadOptions:
             if size is not None and (type(size) is not int or size < 1):
                 option = Option("vera_inputs")
                 raise AdapterError(option, f": {show(size)} is not an input size")
+
+    def _check_plain(self) -> None:
+        """Refuses values of another type than the default."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in (bool, str) and not isinstance(value, kind):
+                expected = "text" if kind is str else "True or False"
+                raise AdapterError(given(field.name, value), f": expected {expected}")
+        keys: Any = self.ignore_config_keys
+        names = isinstance(keys, Iterable) and not isinstance(keys, str | Mapping)
+        listed: tuple[Any, ...] = tuple(keys) if names else ()
+        if not names or not all(isinstance(name, str) for name in listed):
+            raise AdapterError(
+                given("ignore_config_keys", keys), ": expected a list of names"
+            )
+        object.__setattr__(self, "ignore_config_keys", listed)
 
 
 def recorded_options(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Replaceable(NamedTuple):
         patterns = self.owned(folder)
         return [
             name
-            for name in _entries(folder)
+            for name in entries(folder)
             if not any(fnmatchcase(name, pattern) for pattern in patterns)
         ]
 
@@ -49,6 +49,19 @@ class Replaceable(NamedTuple):
 def statistics_file(task: str) -> str:
     """Name of the file with the statistics of a task."""
     return f"{task}.safetensors"
+
+
+def entries(folder: Folder, above: str = "") -> Iterator[str]:
+    """Every file and link below a folder, and every folder with nothing in it."""
+    with os.scandir(folder) as scanned:
+        found = sorted(scanned, key=lambda entry: entry.name)
+    if above and not found:
+        yield above
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from entries(entry.path, f"{above}{entry.name}/")
+        else:
+            yield f"{above}{entry.name}"
 
 
 def _of_adapter(folder: Path) -> tuple[str, ...]:
@@ -72,18 +85,6 @@ def _of_statistics(folder: Path) -> tuple[str, ...]:
 
 ADAPTER = Replaceable("an adapter", _of_adapter)
 STATISTICS = Replaceable("statistics", _of_statistics)
-
-
-def _entries(folder: Folder, above: str = "") -> Iterator[str]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    if above and not entries:
-        yield above
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _entries(entry.path, f"{above}{entry.name}/")
-        else:
-            yield f"{above}{entry.name}"
 
 
 def _read(path: Path) -> dict[str, Any]:

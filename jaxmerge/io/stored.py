@@ -1,16 +1,19 @@
 """Adapters on disk, whichever format they are in."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.files import checked_file
+from jaxmerge.io.fields import PATH, TEXT, Fields, Items, check_fields
+from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE, format_of, resolve
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters
+
+_INPUT = Fields({"path": PATH, "name": TEXT}, others=True)
+_INPUTS = Fields({"inputs": Items(_INPUT, least=1)}, others=True)
 
 
 def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
@@ -39,13 +42,14 @@ def recorded_inputs(folder: Path) -> tuple[list[Path], list[str]]:
     """
     path = folder / RECORD_FILE
     try:
-        inputs = json.loads(checked_file(path).read_text(encoding="utf-8"))["inputs"]
-        found = [(Path(entry["path"]), str(entry["name"])) for entry in inputs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_object(path)
+        check_fields(record, _INPUTS, path)
+    except AdapterError as error:
         raise AdapterError(
-            f"{path}: does not say of which adapters the merge was made ({error!r}); "
-            "give their folders"
+            f"{error}; it does not say of which adapters the merge was made, give "
+            "their folders"
         ) from error
+    found = [(Path(entry["path"]), entry["name"]) for entry in record["inputs"]]
     for place, name in found:
         if not place.is_dir():
             raise AdapterError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmerge import io
-from jaxmerge.io.files import SAFETENSORS_FILE, sha256
+from jaxmerge.io.files import SAFETENSORS_FILE, read_object, sha256
 from jaxmerge.io.tensors import Described, open_tensors
 from jaxmerge.types import AdapterStack
 
@@ -44,31 +44,36 @@ def differences(found: Path, expected: Path, files: Iterable[str]) -> list[Diffe
             result += _json_differences(name, ours, theirs)
         elif name == SAFETENSORS_FILE:
             result += _adapter_differences(found, expected)
+            result += _metadata_differences(name, ours, theirs)
         else:
             result += _tensor_differences(name, ours, theirs, _any)
+            result += _metadata_differences(name, ours, theirs)
     return result
 
 
 def _json_differences(name: str, ours: Path, theirs: Path) -> list[Difference]:
     try:
-        found = json.loads(ours.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return [Difference(name, f"is not JSON ({error})")]
-    expected = json.loads(theirs.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        return [Difference(name, "is not a JSON object")]
+        found = read_object(ours)
+    except io.AdapterError as error:
+        return [Difference(name, f"is not JSON that can be read: {error}")]
+    expected = read_object(theirs)
     return [
         Difference(
             f"{name}: {key}",
             f"is {_shown(found, key)}, expected {_shown(expected, key)}",
         )
         for key in sorted(found.keys() | expected.keys())
-        if found.get(key) != expected.get(key)
+        if _as_json(found, key) != _as_json(expected, key)
     ]
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
-    return json.dumps(values[key])[:80] if key in values else "absent"
+    return _as_json(values, key)[:80]
+
+
+def _as_json(values: dict[str, Any], key: str) -> str:
+    """A value as it is written, so that 1, 1.0 and true are not the same."""
+    return json.dumps(values[key], sort_keys=True) if key in values else "absent"
 
 
 def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
@@ -92,19 +97,47 @@ def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
         if size > 0:
             result.append(Difference(f"module {module}", "differs", size))
 
-    def is_other(key: str) -> bool:
-        return (
-            ".lora_A." not in key
-            and ".lora_B.weight" not in key
-            and (".lora_embedding_" not in key)
-        )
+    files = (found / SAFETENSORS_FILE, expected / SAFETENSORS_FILE)
+    result += _dtype_differences(*files)
+    return result + _tensor_differences(SAFETENSORS_FILE, *files, _is_no_factor)
 
-    return result + _tensor_differences(
-        SAFETENSORS_FILE,
-        found / SAFETENSORS_FILE,
-        expected / SAFETENSORS_FILE,
-        is_other,
+
+def _is_no_factor(key: str) -> bool:
+    return (
+        ".lora_A." not in key
+        and ".lora_B.weight" not in key
+        and (".lora_embedding_" not in key)
     )
+
+
+def _dtype_differences(ours: Path, theirs: Path) -> list[Difference]:
+    """Factors that are kept in another dtype, whatever their values."""
+    found, expected = open_tensors(ours).infos, open_tensors(theirs).infos
+    return [
+        Difference(
+            f"{ours.name}: {key}",
+            f"is {found[key].dtype}, expected {expected[key].dtype}",
+        )
+        for key in sorted(found.keys() & expected.keys())
+        if not _is_no_factor(key) and found[key].dtype != expected[key].dtype
+    ]
+
+
+def _metadata_differences(name: str, ours: Path, theirs: Path) -> list[Difference]:
+    """What the header of a weight file says beside its tensors."""
+    try:
+        found = open_tensors(ours).metadata
+    except io.AdapterError:
+        return []  # it is said already that the file cannot be read
+    expected = open_tensors(theirs).metadata
+    return [
+        Difference(
+            f"{name}: metadata {key!r}",
+            f"is {found.get(key)!r:.80}, expected {expected.get(key)!r:.80}",
+        )
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    ]
 
 
 def _any(key: str) -> bool:
@@ -142,8 +175,9 @@ def _tensor_differences(
             says = f"is {_kind(found.infos[key])}, not {_kind(expected.infos[key])}"
             result.append(Difference(where, says))
         else:
-            x, y = (f.read(key).astype(np.float64) for f in (found, expected))
+            x, y = (f.read(key) for f in (found, expected))
             if not np.array_equal(x, y):
+                x, y = (values.astype(np.float64) for values in (x, y))
                 scale = float(np.linalg.norm(y)) or 1.0
                 size = float(np.linalg.norm(x - y)) / scale
                 result.append(Difference(where, "differs", size))

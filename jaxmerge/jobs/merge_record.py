@@ -1,22 +1,28 @@
 """The record of a merged folder, and where what it names is now."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
+from jaxmerge.io.errors import show
+from jaxmerge.io.fields import check_fields
+from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLES
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.spec import Pipeline, PipelineError, parse
 
 _OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
-_SAMPLE = {"batch", "limit", "max_length"}
-SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
-    """The record of a merge; AdapterError if the folder has none that can be used."""
-    from jaxmerge.io.files import adapter_folder, checked_file
+    """The record of a merge, every field checked.
+
+    Raises:
+      AdapterError: the folder has none, or none that can be used; names the field.
+    """
+    from jaxmerge.io.files import adapter_folder, read_object
     from jaxmerge.io.formats import RECORD_FILE
 
     path = adapter_folder(Path(folder)) / RECORD_FILE
@@ -25,38 +31,94 @@ def read_record(folder: Folder) -> dict[str, Any]:
             f"{folder}: has no {RECORD_FILE}; only folders written by `jaxmerge.merge` "
             "or `jaxmerge.learn` can be verified"
         )
-    try:
-        record = json.loads(checked_file(path).read_text(encoding="utf-8"))
-        tells_how = not record["recipe"].keys().isdisjoint(("pipeline", "learned"))
-        usable = tells_how and (
-            record["format"] == 1
-            and isinstance(record["recipe"][kind(record)], str)
-            and all(
-                entry["path"] and dict(entry["sha256"])
-                for entry in (
-                    *record["inputs"],
-                    *record["recipe"].get("files", {}).values(),
-                )
-            )
-            and all(name in record["output"] for name in (*SETTINGS, "sha256"))
-            and isinstance(record["read_options"], dict)
-            and isinstance(record["versions"], dict)
-            and files_of(record).keys() <= _OPTIONS.keys()
-            and record["recipe"].get("sample", {}).keys() <= _SAMPLE
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(f"{path}: not a record of a merge ({error!r})") from error
-    if not tells_how:
+    record = read_object(path)
+    check_fields(record, RECORD, path)
+    kinds = [name for name in RECIPES if name in record["recipe"]]
+    if not kinds:
         raise AdapterError(
             f"{path}: does not say how the merge was made, so it cannot be computed "
             "again; save it with card=<the pipeline as text>"
         )
-    if not usable or record["output"]["heads"] == "table":
+    if len(kinds) > 1:
         raise AdapterError(
-            f"{path}: not made by `jaxmerge.merge` from a pipeline, so it cannot be "
-            "computed again"
+            f"{path}: field recipe: has {' and '.join(kinds)}, expected one of them"
         )
+    check_fields(record["recipe"], RECIPES[kinds[0]], path, "recipe")
+    if record["output"]["heads"] == "table":
+        raise AdapterError(
+            f"{path}: field output.heads: a table of saved modules, which the record "
+            "does not hold, so the merge cannot be computed again"
+        )
+    _check_inputs(record, path)
+    _check_recipe(record, path)
     return record
+
+
+def _check_inputs(record: Mapping[str, Any], path: Path) -> None:
+    from jaxmerge.io.options import ReadOptions, recorded_options
+
+    options = recorded_options(record["read_options"])
+    for name in options.keys() - {field.name for field in fields(ReadOptions)}:
+        raise AdapterError(
+            f"{path}: field read_options.{show(name)[1:-1]}: is not an option of "
+            "reading; the record was changed, or another version wrote it"
+        )
+    try:
+        ReadOptions(**options)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: field read_options: {error}") from error
+    names = [entry["name"] for entry in record["inputs"]]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise AdapterError(
+                f"{path}: field inputs[{index}].name: {name!r} is that of another input"
+            )
+
+
+def _check_recipe(record: Mapping[str, Any], path: Path) -> None:
+    """What the fields of a recipe must be together."""
+    recipe = record["recipe"]
+    if kind(record) == "learned":
+        from jaxmerge.jobs.learn_recipe import LearnRecipe
+
+        try:
+            LearnRecipe.from_record(recipe)
+        except Refusal as error:
+            raise AdapterError(f"{path}: field recipe: ", *error.message) from error
+        return
+    try:
+        pipeline = parse(recipe["pipeline"])
+    except PipelineError as error:
+        said = error.message
+        raise AdapterError(f"{path}: field recipe.pipeline: ", *said) from error
+    _check_pipeline(pipeline, record, path)
+
+
+def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -> None:
+    recipe, tasks = record["recipe"], len(record["inputs"])
+    weights = recipe.get("weights")
+    if weights is not None and len(weights) != tasks:
+        raise AdapterError(
+            f"{path}: field recipe.weights: {len(weights)} weights for {tasks} inputs"
+        )
+    if pipeline.learned:
+        raise AdapterError(
+            f"{path}: field recipe.pipeline: {pipeline.text!r} has coefficients to "
+            "learn; a learned merge has the field recipe.learned in its place"
+        )
+    if pipeline.random and recipe.get("seed") is None:
+        raise AdapterError(
+            f"{path}: field recipe.seed: is missing, and {pipeline.text!r} draws at "
+            "random"
+        )
+    needed = set(ROLES[:1]) if pipeline.statistics else set()
+    needed |= set(ROLES[1:]) if pipeline.model else set()
+    if recipe.get("files", {}).keys() != needed:
+        expected = " and ".join(sorted(needed)) or "nothing"
+        raise AdapterError(
+            f"{path}: field recipe.files: {pipeline.text!r} reads {expected} beside "
+            f"the adapters, found {sorted(recipe.get('files', {}))}"
+        )
 
 
 def kind(record: Mapping[str, Any]) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.files import checked_file, sha256
+from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.options import recorded_options
+from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.jobs.compare import Difference, differences
 from jaxmerge.jobs.merge_record import (
-    SETTINGS,
     files_of,
     input_paths,
     kind,
@@ -22,7 +23,15 @@ from jaxmerge.jobs.merge_record import (
 )
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import refusing_bad_input
-from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
+from jaxmerge.jobs.record_fields import SETTINGS
+from jaxmerge.jobs.recorded import (
+    card_differences,
+    files_differences,
+    notes,
+    record_differences,
+    unnamed_files,
+)
+from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE, names_read
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
@@ -40,6 +49,7 @@ class Verified:
       recomputed: whether the merge was computed again; not if its inputs changed.
       tolerance: relative difference of a module that counts as rounding.
       read_by_fit: role -> "unchanged", "changed" or "missing", of what a fit read.
+      notes: what the folder or its record hold that nothing can be compared with.
     """
 
     path: str
@@ -48,6 +58,7 @@ class Verified:
     recomputed: bool
     tolerance: float
     read_by_fit: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def serious(self) -> tuple[Difference, ...]:
@@ -76,7 +87,9 @@ class Verified:
             "tolerance": self.tolerance,
             "differences": [found._asdict() for found in self.differences],
             "recipe": self.record["recipe"],
+            "inputs": {e["name"]: e["path"] for e in self.record["inputs"]},
             "read_by_fit": self.read_by_fit,
+            "notes": list(self.notes),
             "versions": {"then": then, "now": {name: version(name) for name in then}},
         }
 
@@ -93,9 +106,10 @@ def verify(
 ) -> Verified:
     """Computes a merged folder again and compares.
 
-    Inputs, statistics and outputs are also checked against the SHA-256 in its record.
-    Of a learned merge the coefficients are taken as they were stored, the fit is not
-    repeated.
+    Inputs, statistics and outputs are also checked against the SHA-256 in its record,
+    and the record against what was read: everything in the folder is compared, or told
+    in a note. Of a learned merge the coefficients are taken as they were stored, the
+    fit is not repeated.
 
     Args:
       folder: written by `jaxmerge.merge` or `jaxmerge.learn`.
@@ -123,7 +137,9 @@ def verify(
     found = [*_changed_inputs(record, paths), *_changed_reading(record, read)]
     changed = bool(found)
     found += _changed_outputs(record, folder)
-    if not changed:
+    if changed:
+        found += unnamed_files(folder, record, None)
+    else:
         with progress("computing again", 1) as advance:
             found += _differences_from_record(record, folder, paths, read)
             advance(1)
@@ -134,6 +150,7 @@ def verify(
         recomputed=not changed,
         tolerance=tolerance,
         read_by_fit=_read_by_fit(record),
+        notes=tuple(notes(folder, record, paths)),
     )
 
 
@@ -163,9 +180,14 @@ def _changed_files(
 ) -> Iterator[Difference]:
     for name, digest in digests.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = sha256(path) if path.is_file() else None
+        except OSError as error:
+            yield Difference(str(path), f"cannot be read ({error.strerror})")
+            continue
+        if found is None:
             yield Difference(str(path), "is missing")
-        elif sha256(path) != digest:
+        elif found != digest:
             yield Difference(str(path), f"{says} (SHA-256 differs from the record)")
 
 
@@ -182,7 +204,8 @@ def _differences_from_record(
     adapters = io.load_peft(paths, **recorded_options(record["read_options"]))
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
-    written = dict(record["output"]["sha256"])
+    found = list(_unread(record, adapters, read))
+    extra: dict[str, Any] = {}
     if kind(record) == "pipeline":
         with refusing_bad_input():
             recipe = MergeRecipe.from_record(record["recipe"], adapters, read)
@@ -190,15 +213,56 @@ def _differences_from_record(
     else:
         try:
             updates, biases = _apply_phi(record, adapters, folder / PHI_FILE), None
+            extra = {name: _tensors(folder / name) for name in (PHI_FILE, HISTORY_FILE)}
         except (ValueError, TypeError) as error:  # AdapterError is a ValueError
-            return [Difference(PHI_FILE, f"cannot be used: {error}")]
-        for given in (PHI_FILE, HISTORY_FILE):
-            written.pop(given, None)
+            return [*found, Difference(PHI_FILE, f"cannot be used: {error}")]
     settings = {name: record["output"][name] for name in SETTINGS}
     with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
         again = Path(scratch) / "again"
-        io.save_peft(again, updates, like=adapters, biases=biases, **settings)
-        return differences(folder, again, written)
+        saved = io.save_peft(
+            *(again, updates),
+            like=adapters,
+            biases=biases,
+            card=record["recipe"],
+            extra_files=extra,
+            **settings,
+        )
+        written = {**record["output"]["sha256"], **saved.files}.keys()
+        files = sorted(written - {RECORD_FILE, CARD_FILE})
+        found += unnamed_files(folder, record, again)
+        found += record_differences(record, adapters, again)
+        found += differences(folder, again, files)
+        found += card_differences(folder, record, again, saved.energy)
+    return found
+
+
+def _unread(
+    record: Mapping[str, Any], adapters: "Adapters", read: Mapping[str, Path]
+) -> Iterator[Difference]:
+    """Files beside the adapters that are read and not in the record, or in it only."""
+    from jaxmerge import io
+    from jaxmerge.jobs.merge_recipe import ROLE
+
+    entries = files_of(record)
+    expected = {}
+    if ROLE in read:
+        statistics = io.open_statistics(read[ROLE]).of(adapters.names)
+        expected[ROLE] = statistics.sha256
+    if "base" in read:
+        groups = names_read(read["base"], read["data"], adapters.names)
+        for role, (_, names) in groups.items():
+            known = entries[role]["sha256"]
+            expected[role] = {name: known.get(name, "") for name in names}
+    for role, files in expected.items():
+        where = f"{RECORD_FILE}: recipe.files.{role}.sha256"
+        yield from files_differences(where, entries[role]["sha256"], files)
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from jaxmerge.io.tensors import SafetensorsFile
+
+    file = SafetensorsFile(checked_file(path))
+    return {name: file.read(name) for name in file.infos}
 
 
 def _apply_phi(

@@ -32,22 +32,32 @@ def files_read(
     Raises:
       ValueError: a file that is missing.
     """
-    base, data = Path(base), Path(data)
-    inputs, model_files = base_files(base)
-    paths = data_files(data, tasks, inputs).values()
-    groups = {
-        "base": (base, model_files),
-        "data": (data, [path.relative_to(data).as_posix() for path in paths]),
-    }
-    if text_heads is not None and inputs == "images":
-        groups["text heads"] = (text_heads.parent, (text_heads.name,))
     return {
         role: {
             "path": str(folder),
             "sha256": {name: _digest(folder / name) for name in names},
         }
-        for role, (folder, names) in groups.items()
+        for role, (folder, names) in names_read(base, data, tasks, text_heads).items()
     }
+
+
+def names_read(
+    base: Folder,
+    data: Folder,
+    tasks: Sequence[str],
+    text_heads: Path | None = None,
+) -> dict[str, tuple[Path, Sequence[str]]]:
+    """Role -> folder and names of the files, as for `files_read`, without digests."""
+    base, data = Path(base), Path(data)
+    inputs, model_files = base_files(base)
+    paths = data_files(data, tasks, inputs).values()
+    groups: dict[str, tuple[Path, Sequence[str]]] = {
+        "base": (base, model_files),
+        "data": (data, [path.relative_to(data).as_posix() for path in paths]),
+    }
+    if text_heads is not None and inputs == "images":
+        groups["text heads"] = (text_heads.parent, (text_heads.name,))
+    return groups
 
 
 def _digest(path: Path) -> str:

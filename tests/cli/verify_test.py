@@ -36,7 +36,7 @@ def rewrite(path, change):
     """Changes the tensors of a file in place."""
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
-    safetensors.numpy.save_file(tensors, path)
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def edit(path, change):
@@ -164,6 +164,95 @@ def test_other_changed_files(tmp_path):
     assert f"{WEIGHTS} is missing" in failed(out)[0]
 
 
+def test_a_record_that_lacks_a_file_is_a_difference(tmp_path):
+    """A forger who empties the record does not hide what was changed."""
+    out = merged(tmp_path)
+    edit(out / "jaxmerge.json", lambda record: record["output"].update(sha256={}))
+    assert f"{WEIGHTS} has no SHA-256 in the record" in failed(out)[0]
+    rewrite(out / WEIGHTS, lambda tensors: tensors[Q_B].__imul__(2))
+    assert "module h.0.q differs by 1" in failed(out)[0]
+
+
+def test_a_record_that_lacks_a_file_of_an_input_is_a_difference(tmp_path):
+    out = merged(tmp_path)
+
+    def change(record):
+        del record["inputs"][1]["sha256"][WEIGHTS]
+        record["inputs"][2].update(base_model="org/other", weight_file="other.bin")
+
+    edit(out / "jaxmerge.json", change)
+    text, _ = failed(out)
+    assert f"inputs[1].sha256 has no SHA-256 of {WEIGHTS}, which is read" in text
+    assert "inputs[2].base_model is 'org/other', expected 'org/base'" in text
+    assert "inputs[2].weight_file is 'other.bin'" in text
+
+
+def test_everything_in_the_folder_is_compared_or_named(tmp_path):
+    out = merged(tmp_path)
+    (out / "adapter_model.bin").write_bytes(b"another adapter")
+    (out / "empty").mkdir()
+    (out / ".gitattributes").write_text("*.safetensors filter=lfs")
+    text, report = failed(out)
+    assert "adapter_model.bin is not part of the merge" in text
+    assert "empty/ is not part of the merge" in text
+    assert "not compared: .gitattributes" in text
+    (out / "adapter_model.bin").unlink()
+    (out / "empty").rmdir()
+    report = document("verify", out)
+    assert report["identical"]
+    assert report["notes"] == ["not part of the merge and not compared: .gitattributes"]
+
+
+def test_a_changed_card_is_named_by_its_line(tmp_path):
+    out = merged(tmp_path, "-p", "concat", "--energy", "0.9")
+    card = out / "README.md"
+    good = card.read_text()
+    card.write_text(good.replace("| dtd |", "| cars |", 1))
+    text, report = failed(out)
+    assert "README.md: line" in text
+    assert len(report["differences"]) == 1
+    card.write_text(good + "\nbetter than all others")
+    assert "better than all others" in failed(out)[0]
+    share = next(line for line in good.splitlines() if "| h.0" in line)
+    card.write_text(good.replace(share, share[:-8] + "000000 |"))
+    assert "README.md: line" in failed(out)[0]
+    card.write_text(good)
+    edit(
+        out / "jaxmerge.json", lambda record: record["inputs"][0].update(name="trucks")
+    )
+    text, report = failed(out)
+    assert "README.md: line" in text
+    assert any("only the record gives" in note for note in report["notes"])
+
+
+def test_the_header_of_weights_and_the_dtype_of_factors_are_compared(tmp_path):
+    out = merged(tmp_path)
+    tensors = safetensors.numpy.load_file(out / WEIGHTS)
+    safetensors.numpy.save_file(tensors, out / WEIGHTS, metadata={"format": "tf"})
+    accept_output(out)
+    assert "metadata 'format' is 'tf', expected 'pt'" in failed(out)[0]
+    rewrite(out / WEIGHTS, lambda t: t.update({Q_A: t[Q_A].astype(np.float64)}))
+    accept_output(out)
+    assert f"{Q_A} is float64, expected float32" in failed(out)[0]
+
+
+def test_options_of_reading_are_told(tmp_path):
+    out = merged(tmp_path)
+
+    def change(record):
+        record["read_options"]["allow_zero"] = True
+        del record["read_options"]["add_prefix"]
+
+    edit(out / "jaxmerge.json", change)
+    report = document("verify", out)
+    assert report["identical"]
+    said = " ".join(report["notes"])
+    assert "allow_zero=True" in said
+    assert "is the default: add_prefix" in said
+    edit(out / "jaxmerge.json", lambda record: record["read_options"].update(zzz=1))
+    assert "field read_options.zzz" in refuse("verify", out)
+
+
 def test_a_changed_input_is_named_and_nothing_is_computed(tmp_path, monkeypatch):
     out = merged(tmp_path)
     weights = tmp_path / "in" / "dtd" / WEIGHTS
@@ -182,8 +271,11 @@ def test_a_changed_recipe_does_not_give_this_result(tmp_path):
         record["recipe"]["pipeline"] = "elect|trim(density=0.5)|core|scale(0.4)"
 
     edit(out / "jaxmerge.json", change)
-    _, report = failed(out)
+    text, report = failed(out)
     assert report["largest_difference"] == pytest.approx(0.25, rel=1e-3)
+    assert "README.md: line" in text
+    card = out / "README.md"
+    card.write_text(card.read_text().replace("scale(0.3)", "scale(0.4)"))
     lenient = ("verify", out, "--tolerance", 0.3)
     assert "verified up to rounding" in succeed(*lenient)
 

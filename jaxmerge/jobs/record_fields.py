@@ -1,0 +1,103 @@
+"""What the fields of the record of a merge may be."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from jaxmerge.io.fields import (
+    COUNT,
+    DIGESTS,
+    FLAG,
+    NUMBER,
+    PATH,
+    TEXT,
+    WHOLE,
+    Fields,
+    Items,
+    Maybe,
+    Table,
+    Value,
+    number,
+    one_of,
+    whole,
+)
+from jaxmerge.io.options import HeadPolicy
+
+ROLES = ("statistics", "base", "data")  # of what a merge reads beside the adapters
+SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
+
+_ANY = Value("anything", lambda _: True)
+_FILES = Fields({"path": PATH, "sha256": DIGESTS})
+_RANK = Value(
+    "a whole number of at least 1 or 'auto'",
+    lambda value: value == "auto" or COUNT.accepts(value),
+)
+_SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
+_STEPS = Value("a whole number of at least 0", whole(0))
+_INPUT = Fields(
+    {
+        "name": Value("a name", lambda value: bool(value) and TEXT.accepts(value)),
+        "path": PATH,
+        "base_model": Maybe(TEXT),
+        "revision": Maybe(TEXT),
+        "weight_file": TEXT,
+        "sha256": DIGESTS,
+    }
+)
+_OUTPUT = Fields(
+    {
+        "rank": Maybe(_RANK),
+        "energy": Maybe(_SHARE),
+        "ragged": FLAG,
+        "dense": one_of(("error", "truncate", "full")),
+        "dtype": one_of(("float32", "float16", "bfloat16")),
+        "heads": one_of((*get_args(HeadPolicy), "table")),
+        "kind": one_of(("adapter", "delta")),
+        "sha256": DIGESTS,
+    }
+)
+RECORD = Fields(
+    {
+        "format": Value("1", lambda value: type(value) is int and value == 1),
+        "versions": Fields({"jaxmerge": TEXT, "jax": TEXT}),
+        "recipe": Table(_ANY),
+        "read_options": Table(_ANY),  # `ReadOptions` checks them
+        "inputs": Items(_INPUT, least=1),
+        "output": _OUTPUT,
+    }
+)
+_OF_PIPELINE = Fields(
+    {"pipeline": TEXT},
+    {
+        "weights": Maybe(Items(NUMBER)),
+        "seed": Maybe(WHOLE),
+        "files": Table(_FILES, names=one_of(ROLES)),
+        "sample": Fields(
+            optional={"batch": COUNT, "limit": Maybe(COUNT), "max_length": Maybe(COUNT)}
+        ),
+    },
+    others=True,
+)
+_OF_LEARNED = Fields(
+    {"learned": TEXT},
+    {
+        **dict.fromkeys(("loss", "start", "objective", "optimizer"), TEXT),
+        **dict.fromkeys(("temperature", "alpha", "logit_scale", "initial"), NUMBER),
+        **dict.fromkeys(("shared", "accumulate", "pico"), FLAG),
+        "rate": Maybe(NUMBER),
+        "preference": Maybe(Items(NUMBER)),
+        "steps": _STEPS,
+        "batch": COUNT,
+        "seed": WHOLE,
+        "max_length": Maybe(COUNT),
+        "anchors": Items(NUMBER),
+        "files": Table(_FILES),
+    },
+    others=True,
+)
+RECIPES = {"pipeline": _OF_PIPELINE, "learned": _OF_LEARNED}
+
+
+def unknown_entries(recipe: Mapping[str, Any], kind: str) -> list[str]:
+    """Entries of a recipe that no merge reads."""
+    schema = RECIPES[kind]
+    return [k for k in recipe if k not in schema.required and k not in schema.optional]

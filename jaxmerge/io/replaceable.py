@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmerge.disk import steps_to
 from jaxmerge.folders import Folder
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from jaxmerge.io.formats import RECORD_FILE, format_of_record
@@ -44,6 +45,34 @@ class Replaceable(NamedTuple):
             for name in entries(folder)
             if not any(fnmatchcase(name, pattern) for pattern in patterns)
         ]
+
+
+def held_in(folder: Path, path: Folder) -> bool:
+    """Whether an input is or lies in an existing folder, by whatever links.
+
+    An input folder is in it too if a link below it leads there or through it.
+    """
+    above = [folder.resolve(), *folder.resolve().parents]
+    known: dict[Path, bool] = {}
+
+    def lies_in(place: Path) -> bool:
+        if place not in known:
+            known[place] = (place.exists() and place.samefile(folder)) or (
+                place != place.parent and lies_in(place.parent)
+            )
+        return known[place]
+
+    seen: set[Path] = set()
+    waiting = [Path(path)]
+    while waiting:
+        path = waiting.pop()
+        if any(map(lies_in, steps_to(path))):
+            return True
+        real = Path(os.path.realpath(path))
+        if real.is_dir() and real not in seen and real not in above:
+            seen.add(real)
+            waiting += _links(real)
+    return False
 
 
 def statistics_file(task: str) -> str:
@@ -85,6 +114,14 @@ def _of_statistics(folder: Path) -> tuple[str, ...]:
 
 ADAPTER = Replaceable("an adapter", _of_adapter)
 STATISTICS = Replaceable("statistics", _of_statistics)
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """The links below a folder."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(path := os.path.join(place, name)):
+                yield Path(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

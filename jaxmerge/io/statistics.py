@@ -1,7 +1,5 @@
 """Statistics of inputs as one safetensors file: written whole, read back exactly."""
 
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from safetensors.numpy import save_file
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
+from jaxmerge.io.staging import staged_file
 from jaxmerge.io.tensors import SafetensorsFile
 
 if TYPE_CHECKING:
@@ -42,15 +41,8 @@ def save_moments(path: Folder, statistics: "Mapping[str, Statistics]") -> None:
             f"{module}:{field}": np.asarray(array, order="C")
             for field, array in zip(fields, value, strict=True)
         }
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with staged_file(path) as staged:
         save_file(tensors, staged, metadata={"format": _FORMAT})
-        os.replace(staged, path)
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def load_moments(

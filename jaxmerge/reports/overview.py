@@ -67,23 +67,25 @@ def check_outputs(
 
 def write_plots(found: "Inspection", folder: Path) -> list[Path]:
     """Writes every plot as PNG; gives their paths."""
+    from jaxmerge.io.staging import staged_file
     from jaxmerge.reports.drawing import render
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for plot in _plots(found):
         path = folder / f"{plot.name}.png"
-        path.write_bytes(render(plot.draw))
+        with staged_file(path) as staged:
+            staged.write_bytes(render(plot.draw))
         written.append(path)
     return written
 
 
 def write_page(found: "Inspection", path: Path) -> Path:
     """Writes the page; gives its path."""
+    from jaxmerge.io.staging import staged_file
     from jaxmerge.reports.page import page
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(found, _plots(found)), encoding="utf-8")
+    with staged_file(path) as staged:
+        staged.write_text(page(found, _plots(found)), encoding="utf-8")
     return path
 
 

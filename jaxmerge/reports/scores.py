@@ -50,10 +50,11 @@ def check_plot(path: Path | None, *, force: bool) -> None:
 
 def write_plot(found: "Evaluation", path: Path) -> None:
     """Accuracy of every task: base, own adapter, and the merge with its interval."""
+    from jaxmerge.io.staging import staged_file
     from jaxmerge.reports.drawing import render
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render(_draw(found)))
+    with staged_file(path) as staged:
+        staged.write_bytes(render(_draw(found)))
 
 
 def _range(interval: "Interval") -> str:

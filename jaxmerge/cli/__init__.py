@@ -17,7 +17,7 @@ from jaxmerge.cli import (
     plan,
     verify,
 )
-from jaxmerge.cli.exits import Commands
+from jaxmerge.cli.exits import Commands, stop_as_by_ctrl_c
 from jaxmerge.runtime import limit_threads
 
 app: typer.Typer = typer.Typer(
@@ -55,5 +55,6 @@ for _command in (
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    stop_as_by_ctrl_c()
     limit_threads()
     app(prog_name="jaxmerge")

@@ -1,13 +1,18 @@
 """How commands end: exit codes, and errors as one or two lines on stderr."""
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Generator
 from typing import Any
 
 import typer
 import typer.core
 
+from jaxmerge.disk import Mended, trouble
 from jaxmerge.refusals import Message, Option, Refusal
 
 OK, FAILED, BAD_INPUT, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
@@ -45,15 +50,53 @@ class Commands(typer.core.TyperGroup):
             shows_traceback = True
         options["standalone_mode"] = False
         try:
-            code = super().main(args=args, **options)
+            with _mended_as_notes():
+                code = super().main(args=args, **options)
+            _flush_output()
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except BrokenPipeError:  # whoever reads has seen enough
+            code = FAILED
         except Exception as error:
             if shows_traceback:
                 traceback.print_exc()
             code, message = _explain(error)
             print(f"error: {message}", file=sys.stderr)
         sys.exit(code or OK)
+
+
+def stop_as_by_ctrl_c() -> None:
+    """A request to end, and the end of the terminal, interrupt as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _flush_output() -> None:
+    """Writes what was printed, while a failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+@contextlib.contextmanager
+def _mended_as_notes() -> Generator[None, None, None]:
+    """Prints warnings of what was mended as notes, each of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Mended)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, kind: type[Warning], *where: Any) -> None:
+            if issubclass(kind, Mended):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                others(message, kind, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -67,6 +110,10 @@ def _explain(error: Exception) -> tuple[int, str]:
         return error.code, str(error)
     if isinstance(error, Refusal):
         return BAD_INPUT, as_flags(error.message)
+    reason = trouble(error)
+    if reason is not None:
+        path = getattr(error, "filename", None)
+        return BAD_INPUT, f"{path}: {reason}" if path else f"cannot write: {reason}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return INTERNAL, (
             "not enough memory; merge --chunk 1 works on one module at a time, "

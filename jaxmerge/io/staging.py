@@ -153,7 +153,7 @@ class _Place(NamedTuple):
 @contextlib.contextmanager
 def _staging(target: Path) -> Generator[_Place, None, None]:
     made = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
-    place = None
+    place: _Place | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for parent in made:
@@ -175,7 +175,7 @@ def _staging(target: Path) -> Generator[_Place, None, None]:
     finally:
         for lock in place.locks if place is not None else ():
             os.close(lock)
-    if os.path.lexists(place.staged):
+    if place is not None and os.path.lexists(place.staged):
         warnings.warn(
             f"{place.staged}: holds what {target.name} was before and cannot be "
             "removed completely; remove it yourself",

@@ -55,13 +55,22 @@ def _mend(left: Path, target: Path) -> None:
             rename_new(left, target)
             sync(target.parent)
             _say(f"{target}: restored from {left.name}, where a stopped run left it")
-        else:
+        elif not _removed_if_empty(left):
             shutil.rmtree(left)
             _say(f"{left}: removed; a stopped run left it")
     except OSError as error:
         _say(f"{left}: left by a stopped run, cannot be mended ({error.strerror})")
     finally:
         os.close(lock)
+
+
+def _removed_if_empty(folder: Path) -> bool:
+    """Nothing is lost with it: a run that has just made it makes another."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _say(message: str) -> None:

@@ -55,7 +55,7 @@ def test_the_next_run_restores_and_says_so(ask, tmp_path):
     succeed(*ask)
     before = everything(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / f".out.{MARK}.old")
-    (tmp_path / f".out.{MARK}.new").mkdir()
+    (tmp_path / f".out.{MARK}.new" / "heads").mkdir(parents=True)
     result = jaxmerge(*ask[:-1])  # without --force
     assert result.exit_code == 2
     notes = result.stderr.splitlines()

@@ -11,6 +11,7 @@ from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.options import checked_alpha
 from jaxmerge.io.patterns import compiled
 from jaxmerge.io.variants import refuse_variants
+from jaxmerge.io.wrappers import PEFT_PREFIX, unwrapped
 from jaxmerge.refusals import Option
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
@@ -192,7 +193,7 @@ def _kept_ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
             raise AdapterError(
                 f"{path}: rank_pattern[{show(name)}] must be a list of true and false"
             )
-        module = name.removeprefix("base_model.model.").split(".lora_E")[0]
+        module = unwrapped(name).name.removeprefix(PEFT_PREFIX).split(".lora_E")[0]
         ranks[module] = sum(kept)
     return ranks
 

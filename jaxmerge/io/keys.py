@@ -1,13 +1,11 @@
 """Tensor names of adapter files <-> module names and the parts of a factorisation."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxmerge.io.errors import AdapterError, listing, show
-from jaxmerge.refusals import Option
-
-PEFT_PREFIX = "base_model.model."
+from jaxmerge.io.wrappers import PEFT_PREFIX, Unwrapped, unwrapped, wrapper_note
 
 # Leaf names below a module, by the part of the factorisation that they hold.
 _PARTS = {
@@ -29,8 +27,11 @@ _REFUSED_PARTS = {
     "trainable_tokens_delta": "it replaces single embedding rows; save the adapter "
     "without trainable tokens or merge them into the base",
 }
+_MARKERS = {part.split(".")[0] for part in _PARTS} | set(_REFUSED_PARTS)
 _LONGEST_NAME = 1000  # bounds what matching names against patterns costs
 _HEAD_LEAVES = ("weight", "bias")
+_SAVED_WRAPPERS = ("modules_to_save", "original_module")
+_PEFT = "base_model."
 _PROJECTIONS = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
 
 
@@ -42,11 +43,15 @@ class KeyTable:
       modules: module -> part -> tensor key.
       heads: saved non-LoRA tensors, name without PEFT's prefix -> tensor key.
       projections: VeRA's shared "A" and "B" -> tensor key.
+      wrapped: module -> its name in the file, where wrappers were taken off it.
+      notes: what was taken off or left out, for people.
     """
 
     modules: dict[str, dict[str, str]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
     projections: dict[str, str] = field(default_factory=dict)
+    wrapped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def sort_keys(
@@ -57,46 +62,81 @@ def sort_keys(
     Args:
       keys: tensor names, such as ``base_model.model.fc.lora_A.weight``; an adapter
         name behind ``lora_A`` (``.default.``) is accepted, and files without prefix.
+        Wrappers of training are taken off, see `jaxmerge.io.wrappers`.
       path: the file, for messages.
       modules_to_save: the config's list; tensors below these modules are heads,
         whatever they are called.
     """
     table = KeyTable()
-    prefixed = {key.startswith("base_model.") for key in keys}
-    if len(prefixed) > 1:
-        strange = next(key for key in keys if not key.startswith("base_model."))
-        raise AdapterError(
-            f"{path}: some tensors start with {PEFT_PREFIX!r} and some do not "
-            f"({strange!r}); the file mixes two layouts"
-        )
+    names = _names(keys, path)
     adapter_names: set[str] = set()
+    frozen: dict[str, str] = {}
+    for key, (name, wrappers) in names.items():
+        projection, _, adapter = _split(name, ("vera_A", "vera_B"))
+        if projection == "base_model":
+            leaf = name.removesuffix(f".{adapter}") if adapter else name
+            table.projections[_PROJECTIONS[leaf]] = key
+            continue
+        name = name.removeprefix(PEFT_PREFIX)
+        module, part, adapter = _factor(name, key, path)
+        if part is None:
+            head = _head_name(name, key, path, modules_to_save)
+            copies = frozen if ".original_module." in f".{name}" else table.heads
+            _enter(copies, head, key, path)
+            continue
+        adapter_names.add(adapter)
+        _enter(table.modules.setdefault(module, {}), part, key, path)
+        if wrappers:
+            within = _split(key, _MARKERS)[0] or module
+            table.wrapped[module] = within.rpartition(PEFT_PREFIX)[2]
+    if len(adapter_names) > 1:
+        raise AdapterError(
+            f"{path}: holds several adapters ({listing(sorted(adapter_names))}); "
+            "save each in a folder of its own"
+        )
+    if any(wrappers for _, wrappers in names.values()):
+        table.notes.append(wrapper_note(w for _, ws in names.values() for w in ws))
+    if frozen:
+        _leave_out_copies(frozen, table, path)
+    return table
+
+
+def _names(keys: Collection[str], path: Path) -> dict[str, Unwrapped]:
+    """key -> its name without wrappers; all have PEFT's prefix, or none."""
     for key in keys:
         if len(key) > _LONGEST_NAME:
             raise AdapterError(
                 f"{path}: a tensor has a name of {len(key)} characters ({show(key)}); "
                 "no module of a model is called that, save the adapter again"
             )
-        projection, _, adapter = _split(key, ("vera_A", "vera_B"))
-        if projection == "base_model":
-            leaf = key.removesuffix(f".{adapter}") if adapter else key
-            table.projections[_PROJECTIONS[leaf]] = key
-            continue
-        name = key.removeprefix(PEFT_PREFIX)
-        module, part, adapter = _factor(name, key, path)
-        if part is None:
-            table.heads[_head_name(name, key, path, modules_to_save)] = key
-            continue
-        adapter_names.add(adapter)
-        parts = table.modules.setdefault(module, {})
-        if part in parts:
-            raise AdapterError(f"{path}: {parts[part]!r} and {key!r} name one tensor")
-        parts[part] = key
-    if len(adapter_names) > 1:
+    names = {key: unwrapped(key) for key in keys}
+    bare = [key for key, (name, _) in names.items() if not name.startswith(_PEFT)]
+    if 0 < len(bare) < len(names):
         raise AdapterError(
-            f"{path}: holds several adapters ({listing(sorted(adapter_names))}); "
-            "save each in a folder of its own"
+            f"{path}: some tensors start with {PEFT_PREFIX!r} and some do not "
+            f"({bare[0]!r}); the file mixes two layouts"
         )
-    return table
+    return names
+
+
+def _enter(table: dict[str, str], name: str, key: str, path: Path) -> None:
+    if name in table:
+        raise AdapterError(f"{path}: {table[name]!r} and {key!r} name one tensor")
+    table[name] = key
+
+
+def _leave_out_copies(frozen: Mapping[str, str], table: KeyTable, path: Path) -> None:
+    """Frozen copies of the base that stand beside the saved modules themselves."""
+    alone = [key for name, key in frozen.items() if name not in table.heads]
+    if alone:
+        raise AdapterError(
+            f"{path}: tensor {alone[0]!r} is the copy of the base that PEFT keeps "
+            "beside a saved module, but the module itself is not in the file; save "
+            "the adapter again"
+        )
+    table.notes.append(
+        f"left out the copies of the base beside saved modules: {listing(frozen)}"
+    )
 
 
 def _split(key: str, markers: Iterable[str]) -> tuple[str | None, str, str]:
@@ -111,10 +151,17 @@ def _split(key: str, markers: Iterable[str]) -> tuple[str | None, str, str]:
 
 def _factor(name: str, key: str, path: Path) -> tuple[str, str | None, str]:
     """(module, part, adapter name) of a tensor; part is None if it is no factor."""
-    markers = {part.split(".")[0] for part in _PARTS} | set(_REFUSED_PARTS)
-    module, marker, rest = _split(name, markers)
+    module, marker, rest = _split(name, _MARKERS)
     if module is None:
         return "", None, ""
+    owner, wrapper, _ = _split(module, _SAVED_WRAPPERS)
+    if owner is not None:
+        raise AdapterError(
+            f"{path}: tensor {key!r}: {owner!r} is saved whole and targeted by LoRA at "
+            f"once, so PEFT's wrapper of saved modules ({wrapper}) holds LoRA; train "
+            "again with it in target_modules or in modules_to_save alone (task types "
+            "with a head, such as SEQ_CLS, save that head without being asked)"
+        )
     if marker in _REFUSED_PARTS:
         raise AdapterError(f"{path}: tensor {key!r}: {_REFUSED_PARTS[marker]}")
     if module.endswith("base_layer"):
@@ -133,9 +180,10 @@ def _factor(name: str, key: str, path: Path) -> tuple[str, str | None, str]:
 
 def _head_name(name: str, key: str, path: Path, modules_to_save: Sequence[str]) -> str:
     """Name of a saved non-LoRA tensor, free of PEFT's wrapper."""
-    module, _, rest = _split(name, ("modules_to_save",))
+    module, wrapper, rest = _split(name, _SAVED_WRAPPERS)
     if module is not None:
-        name = f"{module}.{rest.partition('.')[2]}"
+        inside = rest.partition(".")[2] if wrapper == "modules_to_save" else rest
+        name = f"{module}.{inside}"
     listed = any(f".{saved}." in f".{name}" for saved in modules_to_save)
     variant = any(piece.startswith(("lora_", "vera_")) for piece in name.split("."))
     if not listed and (variant or name.rpartition(".")[2] not in _HEAD_LEAVES):
@@ -144,56 +192,3 @@ def _head_name(name: str, key: str, path: Path, modules_to_save: Sequence[str]) 
             "the file is in another layout, or of a variant that is not known here"
         )
     return name
-
-
-def rename_modules(
-    names: Iterable[str], path: Path, *, strip_prefix: str = "", add_prefix: str = ""
-) -> dict[str, str]:
-    """Old -> new module names: ``strip_prefix`` off, then ``add_prefix`` on.
-
-    A name without ``strip_prefix``, or that has ``add_prefix`` already, keeps its form.
-
-    >>> rename_modules(["m.fc", "fc2"], Path("x"), strip_prefix="m.")
-    {'m.fc': 'fc', 'fc2': 'fc2'}
-    """
-    renamed: dict[str, str] = {}
-    taken: set[str] = set()
-    for name in names:
-        new = name.removeprefix(strip_prefix)
-        new = new if new.startswith(add_prefix) else add_prefix + new
-        if not new or new in taken:
-            raise AdapterError(
-                f"{path}: with ",
-                Option("strip_prefix", strip_prefix, quoted=True),
-                " and ",
-                Option("add_prefix", add_prefix, quoted=True),
-                f" module {name!r} has no name of its own",
-            )
-        taken.add(new)
-        renamed[name] = new
-    return renamed
-
-
-def common_prefix_change(mine: Iterable[str], theirs: Iterable[str]) -> str | None:
-    """The prefix that most of ``mine`` lack to be among ``theirs``, if there is one.
-
-    >>> common_prefix_change(["h.0.fc", "h.1.fc"], ["vision.h.0.fc", "vision.h.1.fc"])
-    'vision.'
-    """
-    mine = list(mine)
-    votes: dict[str, int] = {}
-    ends = _by_last_piece(theirs)
-    for name in mine:
-        for other in ends.get(name.rpartition(".")[2], []):
-            if other.endswith(f".{name}"):
-                prefix = other[: -len(name)]
-                votes[prefix] = votes.get(prefix, 0) + 1
-    best = max(votes, key=votes.__getitem__, default=None)
-    return best if best is not None and 2 * votes[best] > len(mine) else None
-
-
-def _by_last_piece(names: Iterable[str]) -> dict[str, list[str]]:
-    table: dict[str, list[str]] = {}
-    for name in names:
-        table.setdefault(name.rpartition(".")[2], []).append(name)
-    return table

@@ -12,13 +12,14 @@ from itertools import count
 from pathlib import Path
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.config import AdapterConfig, parse_config
+from jaxmerge.io.config import AdapterConfig, matching_pattern, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
 from jaxmerge.io.files import CONFIG_FILE, adapter_folder, read_config, weight_file
-from jaxmerge.io.keys import KeyTable, rename_modules, sort_keys
+from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.tensors import TensorFile, open_tensors
 
 
@@ -85,18 +86,25 @@ def _open_adapter(
         raise AdapterError(
             f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should)"
         )
+    _check_gathered(table, tensors)
+    _check_wrapped(table, config)
     specs = _specs(table, tensors, config, options.vera_inputs)
-    renamed = rename_modules(
-        specs, path, strip_prefix=options.strip_prefix, add_prefix=options.add_prefix
+    rename = prefix_change(
+        [*specs, *table.heads],
+        strip_prefix=options.strip_prefix,
+        add_prefix=options.add_prefix,
     )
+    for names in (specs, table.heads):
+        check_names(names, [rename(n) for n in names], path, options)
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
         files=tuple(dict.fromkeys((config.path, tensors.path))),
         config=config,
         tensors=tensors,
-        specs={renamed[module]: spec for module, spec in specs.items()},
-        heads=table.heads,
+        specs={rename(module): spec for module, spec in specs.items()},
+        heads={rename(head): key for head, key in table.heads.items()},
+        notes=tuple(table.notes),
     )
 
 
@@ -117,6 +125,37 @@ def _open_files(
         tensors,
         sort_keys(tensors.infos, tensors.path, config.modules_to_save),
     )
+
+
+def _check_gathered(table: KeyTable, tensors: TensorFile) -> None:
+    """Shards of a distributed run that were saved without what they stand for."""
+    infos = tensors.infos
+    empty = [name for name, key in table.heads.items() if 0 in infos[key].shape]
+    for module, parts in table.modules.items():
+        if any(infos[key].shape == (0,) for key in parts.values()):
+            empty.append(module)
+    if empty:
+        raise AdapterError(
+            f"{tensors.path}: {listing(empty)} is empty: the shards of a distributed "
+            "run (DeepSpeed ZeRO-3, FSDP) were not gathered before saving; save the "
+            "adapter again from gathered weights"
+        )
+
+
+def _check_wrapped(table: KeyTable, config: AdapterConfig) -> None:
+    """The patterns of a config have to mean the same with and without wrappers."""
+    for patterns in (config.rank_pattern, config.alpha_pattern):
+        for module, name in table.wrapped.items() if patterns else ():
+            found = {
+                patterns.get(matching_pattern(patterns, n)) for n in (module, name)
+            }
+            if len(found) > 1:
+                raise AdapterError(
+                    f"{config.path}: a pattern of ranks or alphas matches only one of "
+                    f"the names {module!r} and {name!r} of a module, with and without "
+                    "the wrappers of its training, so its scale is unclear; correct "
+                    "rank_pattern and alpha_pattern"
+                )
 
 
 def _specs(

@@ -14,9 +14,9 @@ from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.compress import Compressed, compress
 from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.files import SAFETENSORS_FILE
-from jaxmerge.io.keys import PEFT_PREFIX
 from jaxmerge.io.output_config import output_config
 from jaxmerge.io.saved_modules import Heads, head_modules
+from jaxmerge.io.wrappers import PEFT_PREFIX
 from jaxmerge.refusals import Option
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import dense as dense_of

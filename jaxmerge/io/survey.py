@@ -6,9 +6,9 @@ from itertools import combinations
 
 from jaxmerge.io.errors import either, listing
 from jaxmerge.io.factors import merged_layout
-from jaxmerge.io.keys import common_prefix_change
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.prefixes import common_prefix_change
 from jaxmerge.refusals import Message, Option
 
 

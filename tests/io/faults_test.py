@@ -23,6 +23,10 @@ def without_prefix(key: str) -> str:
     return key.removeprefix("base_model.model.")
 
 
+def without_wrapper(key: str) -> str:
+    return key.partition("base_model.model.")[2]
+
+
 class Refused(NamedTuple):
     """A command that must end with exit code 2, one or two lines, and no output.
 
@@ -54,6 +58,21 @@ class Summed(NamedTuple):
 
 # one line for each input, or several under "<folder>: <case>"
 FAULTS: dict[str, Refused | Summed] = {
+    "06-zero3-empty-head": Refused(
+        r"a/adapter_model.safetensors: 'lm_head.weight' is empty: .* not gathered",
+        f"{MERGE} --heads first",
+    ),
+    "07-seqcls-wrapper-keys": Refused(
+        r"'classifier' is saved whole and targeted by LoRA at once.*modules_to_save"
+    ),
+    "08-orig-mod": Summed(
+        r"note: .*/a: took wrappers off .*'_orig_mod' of torch.compile",
+        name=without_wrapper,
+    ),
+    "10-ddp-module": Summed(
+        r"note: .*/b: took wrappers off .*'module' of data parallel training",
+        name=without_wrapper,
+    ),
     "verify_record_deep_json": Refused(r"jaxmerge\.json: not valid JSON", VERIFY),
     "verify_record_read_options_unknown": Refused(r"field read_options\.zzz", VERIFY),
     "verify_record_seed_text": Refused(r"field recipe\.seed: .* found 'x'", VERIFY),

@@ -5,6 +5,7 @@ pickles. See `jaxmerge.io.torch_pickle` for what may be in a pickle.
 """
 
 import io
+import math
 import pickle
 import struct
 import sys
@@ -15,11 +16,21 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.torch_pickle import Storage, Tensor, Unpickler, checked_key
+from jaxmerge.io.errors import AdapterError, show
+from jaxmerge.io.torch_pickle import (
+    LONGEST_PICKLE,
+    Storage,
+    Tensor,
+    Unpickler,
+    checked_key,
+)
+from jaxmerge.untrusted.archive import open_archive, place_of
+from jaxmerge.untrusted.text import is_plain
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_MOST_COPIES = 4  # tied weights are saved once and read twice
+_CHUNK = 2**20
 _FOREIGN_ERRORS = (  # what pickle and zipfile raise on damaged input
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -52,11 +63,12 @@ class TorchFile:
             else:
                 found, self._load = _open_stream(path)
             self.infos: dict[str, Tensor] = _tensor_table(found)
+            _refuse_copies(self.infos, path.stat().st_size)
         except AdapterError as error:
             raise AdapterError(f"{path}: ", *error.message) from error
         except _FOREIGN_ERRORS as error:
             raise AdapterError(
-                f"{path}: not a complete torch checkpoint ({error}); "
+                f"{path}: not a complete torch checkpoint ({_brief(error)}); "
                 "download it again or save it as safetensors"
             ) from error
 
@@ -64,24 +76,34 @@ class TorchFile:
         """The values of one tensor, as a contiguous array of its own."""
         tensor = self.infos[key]
         try:
-            flat = self._load(tensor.storage)
+            flat = self._load(tensor)
             # The stride of an axis that holds no second entry may be any number.
-            empty = 0 in tensor.shape
             strides = [
-                0 if empty or length == 1 else step * flat.itemsize
+                0 if length == 1 or not tensor.span else step * flat.itemsize
                 for length, step in zip(tensor.shape, tensor.stride, strict=True)
             ]
             view = np.lib.stride_tricks.as_strided(
-                flat[tensor.offset :], tensor.shape, strides, writeable=False
+                flat, tensor.shape, strides, writeable=False
             )
             return np.array(view, order="C")
+        except AdapterError as error:
+            raise AdapterError(f"{self.path}: ", *error.message) from error
         except _FOREIGN_ERRORS as error:
-            raise AdapterError(f"{self.path}: tensor {key!r}: {error}") from error
+            raise AdapterError(
+                f"{self.path}: tensor {key!r}: {_brief(error)}"
+            ) from error
 
 
-def _open_archive(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+_Load = Callable[[Tensor], np.ndarray]  # the part of a storage that a tensor is in
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:200]
+
+
+def _open_archive(path: Path) -> tuple[Any, _Load]:
     """The zip format: ``<root>/data.pkl`` and one entry ``<root>/data/<key>`` each."""
-    archive = zipfile.ZipFile(path)  # open for as long as tensors may be read
+    archive = open_archive(path)  # open for as long as tensors may be read
     entries = {entry.filename: entry for entry in archive.infolist()}
     roots = [n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -89,27 +111,49 @@ def _open_archive(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     root = roots[0]
     order = "little"
     if f"{root}byteorder" in entries:
-        order = _entry(archive, entries, f"{root}byteorder").decode()
-    found = Unpickler(io.BytesIO(_entry(archive, entries, f"{root}data.pkl"))).load()
+        order = _small(archive, entries, f"{root}byteorder").decode()
+    _checked_order(order)
+    pickled = _small(archive, entries, f"{root}data.pkl")
+    found = Unpickler(io.BytesIO(pickled)).load()
+    whole: set[str] = set()  # entries that are what their checksum says
 
-    def load(storage: Storage) -> np.ndarray:
-        data = _entry(archive, entries, f"{root}data/{storage.key}")
-        return _buffer(data, storage, order)
+    def load(tensor: Tensor) -> np.ndarray:
+        storage = tensor.storage
+        entry = _entry(entries, f"{root}data/{storage.key}")
+        if entry.file_size != storage.size * storage.dtype.itemsize:
+            raise AdapterError(f"storage {storage.key!r} is cut short")
+        if entry.filename not in whole:
+            _check_sum(archive, entry)
+            whole.add(entry.filename)
+        return _part(path, place_of(path, entry), tensor, order)
 
     return found, load
 
 
-def _entry(
+def _check_sum(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    with archive.open(entry) as file:
+        while file.read(_CHUNK):  # zipfile compares at the end
+            pass
+
+
+def _small(
     archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], name: str
 ) -> bytes:
+    entry = _entry(entries, name)
+    if entry.file_size > LONGEST_PICKLE:
+        raise AdapterError(f"the entry {name!r} is too long for an adapter")
+    return archive.read(entry)
+
+
+def _entry(entries: dict[str, zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
     if name not in entries:
-        raise AdapterError(f"the archive has no entry {name!r}")
+        raise AdapterError(f"the archive has no entry {show(name)}")
     if entries[name].compress_type != zipfile.ZIP_STORED:
         raise AdapterError("a compressed archive; torch.save never compresses")
-    return archive.read(entries[name])
+    return entries[name]
 
 
-def _open_stream(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+def _open_stream(path: Path) -> tuple[Any, _Load]:
     """The format before torch 1.6: five pickles, then the storages one by one."""
     with path.open("rb") as file:
         if Unpickler(file).load() != _LEGACY_MAGIC:
@@ -123,11 +167,9 @@ def _open_stream(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
         sizes = {tensor.storage.key: tensor.storage for tensor in _tensors(found)}
         places = _stream_places(file, keys, sizes, "little" if little else "big")
 
-    def load(storage: Storage) -> np.ndarray:
-        with path.open("rb") as file:
-            file.seek(places[storage.key])
-            data = file.read(storage.size * storage.dtype.itemsize)
-        return _buffer(data, storage, "little" if little else "big")
+    def load(tensor: Tensor) -> np.ndarray:
+        place = places[tensor.storage.key]
+        return _part(path, place, tensor, "little" if little else "big")
 
     return found, load
 
@@ -139,25 +181,37 @@ def _stream_places(
     order: Literal["little", "big"],
 ) -> dict[str, int]:
     """Byte offset of each storage; each is preceded by its length in elements."""
-    places = {}
+    places: dict[str, int] = {}
+    if not isinstance(keys, list):
+        raise AdapterError("has no list of its storages")
     for key in keys:
         if checked_key(key) not in storages:
-            raise AdapterError(f"storage {key!r} belongs to no tensor")
+            raise AdapterError(f"storage {show(key)} belongs to no tensor")
+        if key in places:
+            raise AdapterError(f"storage {show(key)} is there twice")
         size = int.from_bytes(file.read(8), order)
         if size != storages[key].size:
-            raise AdapterError(f"storage {key!r} has another length than announced")
+            raise AdapterError(f"storage {show(key)} has another length than announced")
         places[key] = file.tell()
         file.seek(size * storages[key].dtype.itemsize, 1)
     return places
 
 
-def _buffer(data: bytes, storage: Storage, order: str) -> np.ndarray:
-    if len(data) != storage.size * storage.dtype.itemsize:
-        raise AdapterError(f"storage {storage.key!r} is cut short")
-    flat = np.frombuffer(data, storage.dtype)
-    if order not in ("little", "big"):
-        raise AdapterError(f"unknown byte order {order!r}")
+def _part(path: Path, place: int, tensor: Tensor, order: str) -> np.ndarray:
+    """The numbers of a storage from the first to the last that a tensor shows."""
+    dtype = tensor.dtype
+    with path.open("rb") as file:
+        file.seek(place + tensor.offset * dtype.itemsize)
+        flat = np.fromfile(file, np.uint8, tensor.span * dtype.itemsize)
+    if flat.size < tensor.span * dtype.itemsize:
+        raise AdapterError(f"storage {show(tensor.storage.key)} is cut short")
+    flat = flat.view(dtype)
     return flat if order == sys.byteorder else flat.byteswap()
+
+
+def _checked_order(order: str) -> None:
+    if order not in ("little", "big"):
+        raise AdapterError(f"unknown byte order {show(order)}")
 
 
 def _tensors(found: Any) -> list[Tensor]:
@@ -170,9 +224,21 @@ def _tensor_table(found: Any) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise AdapterError(f"holds a {type(found).__name__}, expected named tensors")
     for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             raise AdapterError(
-                f"maps a {type(key).__name__} to a {type(value).__name__}, expected "
-                "names of tensors; a training state or nested checkpoint is no adapter"
+                f"maps {show(key)} to a {type(value).__name__}, expected tensors by "
+                "their names; a training state or nested checkpoint is no adapter"
             )
+        if not is_plain(key):
+            raise AdapterError(f"tensor {show(key)} has a name that cannot be shown")
     return dict(found)
+
+
+def _refuse_copies(tensors: dict[str, Tensor], size: int) -> None:
+    """Tensors may share a storage, but many that do would fill the memory."""
+    total = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+    if total > _MOST_COPIES * size:
+        raise AdapterError(
+            f"its tensors share their storages: {total} bytes from a file of {size}; "
+            "save it with a copy of each (tensor.clone())"
+        )

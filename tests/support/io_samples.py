@@ -4,7 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,19 @@ def refuse_in_time(folder, match):
     )  # fmt: skip
     assert re.search(match, ran.stdout)
     assert 10 < len(ran.stdout) < 1000
+
+
+@contextmanager
+def within(*, seconds, mebibytes):
+    """Fails if what happens inside takes more processor time, or Python more memory."""
+    tracemalloc.start()
+    before = time.process_time()
+    try:
+        yield
+        assert time.process_time() - before < 10 * seconds  # tracing takes its time
+        assert tracemalloc.get_traced_memory()[1] < mebibytes * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def archive(folder, pickled, *, entries=(), compression=zipfile.ZIP_STORED):

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.options import checked_alpha
-from jaxmerge.io.patterns import compiled
+from jaxmerge.io.pattern_table import PatternTable
 from jaxmerge.io.variants import refuse_variants
 from jaxmerge.io.wrappers import PEFT_PREFIX, unwrapped
 from jaxmerge.refusals import Option
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
+_PatternName = Literal["rank_pattern", "alpha_pattern"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class AdapterConfig:
         if self.peft_type == "VERA":
             return 1.0
         nominal = self.init_rank if self.peft_type == "ADALORA" else rank
-        pattern = matching_pattern(self.alpha_pattern, module)
-        alpha = self.alpha_pattern.get(pattern)
+        alpha = self.pattern_value("alpha_pattern", module)
         alpha = self.alpha if alpha is None else alpha
         if alpha is None:
             raise AdapterError(f"{self.path}: no lora_alpha, so the scale is unknown")
@@ -76,23 +77,44 @@ class AdapterConfig:
     def _expected_rank(self, module: str) -> int | None:
         if self.peft_type == "ADALORA":
             return self.rank_pattern.get(module, self.init_rank)
-        pattern = matching_pattern(self.rank_pattern, module)
-        return self.rank_pattern.get(pattern, self.rank)
+        rank = self.pattern_value("rank_pattern", module)
+        return self.rank if rank is None else rank
+
+    def pattern_value(self, name: _PatternName, module: str) -> Any:
+        """What a pattern table says of a module: the value of the first key that fits.
+
+        An entry that does not match as an expression still counts if it is the name.
+        None if there is no entry; AdaLoRA's tables are by name.
+        """
+        table = {
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": self.alpha_pattern,
+        }[name]
+        try:
+            key = self._keys[name].first(module) if name in self._keys else None
+        except ValueError as error:
+            raise AdapterError(f"{self.path}: {name} {error}") from error
+        return table.get(module if key is None else key)
+
+    @cached_property
+    def _keys(self) -> Mapping[str, PatternTable]:
+        tables = {"alpha_pattern": self.alpha_pattern}
+        if self.peft_type != "ADALORA":  # whose ranks are by name
+            tables["rank_pattern"] = self.rank_pattern
+        return {
+            name: _compiled(name, table, self.path) for name, table in tables.items()
+        }
+
+    def check_patterns(self) -> None:
+        """AdapterError for a key of a pattern that cannot be read."""
+        _ = self._keys
 
 
-def matching_pattern(patterns: Sequence[str] | Mapping[str, Any], module: str) -> str:
-    """The first pattern that PEFT applies to a module, or its name if there is none.
-
-    A pattern is a regular expression for the end of the name, at a dot. An entry that
-    does not match as an expression still counts if it is the name, letter by letter.
-
-    >>> matching_pattern(["k_proj", r"layers\\.1\\..*"], "layers.1.q_proj")
-    'layers\\\\.1\\\\..*'
-    """
-    for pattern in patterns:
-        if compiled(pattern).matches(module):
-            return pattern
-    return module
+def _compiled(name: str, table: Mapping[str, Any], path: Path) -> PatternTable:
+    try:
+        return PatternTable(table)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {name} {error}") from error
 
 
 def parse_config(
@@ -141,7 +163,7 @@ def parse_config(
         raise AdapterError(f"{path}: AdaLoRA does not use alpha_pattern; remove it")
     ranks = read.table("rank_pattern")
     ranks = _kept_ranks(ranks, path) if adalora else _ranks(ranks, path)
-    return AdapterConfig(
+    config = AdapterConfig(
         path=path,
         raw=raw,
         peft_type=peft_type,
@@ -150,9 +172,7 @@ def parse_config(
         rslora=not adalora and read.flag("use_rslora"),
         rank_pattern=ranks,
         alpha_pattern={
-            _checked_pattern("alpha_pattern", name, path): checked_alpha(
-                value, f"{path}: alpha_pattern[{name!r}]"
-            )
+            name: checked_alpha(value, f"{path}: alpha_pattern[{show(name)}]")
             for name, value in alphas.items()
         },
         init_rank=(read.rank("init_r") or _PEFT_INIT_RANK) if adalora else 0,
@@ -162,14 +182,8 @@ def parse_config(
         task_type=read.text("task_type"),
         modules_to_save=read.names("modules_to_save"),
     )
-
-
-def _checked_pattern(table: str, key: str, path: Path) -> str:
-    try:
-        compiled(key)
-    except ValueError as error:
-        raise AdapterError(f"{path}: {table} key {show(key)} {error}") from error
-    return key
+    config.check_patterns()
+    return config
 
 
 def _ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -179,10 +193,7 @@ def _ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
                 f"{path}: rank_pattern[{show(name)}] must be a positive integer, "
                 f"found {show(value)}"
             )
-    return {
-        _checked_pattern("rank_pattern", name, path): value
-        for name, value in table.items()
-    }
+    return dict(table)
 
 
 def _kept_ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:

@@ -28,7 +28,7 @@ _REFUSED_PARTS = {
     "without trainable tokens or merge them into the base",
 }
 _MARKERS = {part.split(".")[0] for part in _PARTS} | set(_REFUSED_PARTS)
-_LONGEST_NAME = 1000  # bounds what matching names against patterns costs
+_LONGEST_NAME = 500  # bounds what matching names against patterns costs
 _HEAD_LEAVES = ("weight", "bias")
 _SAVED_WRAPPERS = ("modules_to_save", "original_module")
 _PEFT = "base_model."

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.config import AdapterConfig, matching_pattern, parse_config
+from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
 from jaxmerge.io.files import CONFIG_FILE, adapter_folder, read_config, weight_file
@@ -144,11 +144,9 @@ def _check_gathered(table: KeyTable, tensors: TensorFile) -> None:
 
 def _check_wrapped(table: KeyTable, config: AdapterConfig) -> None:
     """The patterns of a config have to mean the same with and without wrappers."""
-    for patterns in (config.rank_pattern, config.alpha_pattern):
-        for module, name in table.wrapped.items() if patterns else ():
-            found = {
-                patterns.get(matching_pattern(patterns, n)) for n in (module, name)
-            }
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        for module, name in table.wrapped.items():
+            found = {config.pattern_value(pattern, n) for n in (module, name)}
             if len(found) > 1:
                 raise AdapterError(
                     f"{config.path}: a pattern of ranks or alphas matches only one of "

@@ -1,16 +1,17 @@
-"""PEFT's rule for the keys of ``rank_pattern`` and ``alpha_pattern``, in bounded time.
+"""A key of ``rank_pattern`` or ``alpha_pattern`` as PEFT reads it, in bounded time.
 
 PEFT matches ``(.*\\.)?(<key>)$`` from the start of a module's name with ``re``, which
 tries alternatives one after the other: a hostile key keeps it busy for years. Here all
-alternatives advance together, letter by letter, so the time is at most proportional to
-the length of the key times that of the name. The single letters and anchors are
-compared by ``re`` itself.
+alternatives advance together, letter by letter, and what follows a letter is computed
+once for all names. The single letters and anchors are compared by ``re`` itself.
 """
 
 import re
-from functools import lru_cache
+import warnings
+from functools import cached_property
 
-_LONGEST = 2000  # letters of a key, and steps of a compiled one
+LONGEST_KEY = 1000  # letters
+_MOST_STEPS = 2000  # of a compiled key
 _QUANTIFIER = re.compile(r"[*+?]|\{(?!\})([0-9]*)(,?)([0-9]*)\}")
 _ATOM = re.compile(
     r"\\[dDwWsSbBAZ]|\\[^a-zA-Z0-9]"  # escapes that `re` takes one by one
@@ -22,6 +23,48 @@ _LITERAL = frozenset("{}]")
 
 # A letter or an anchor for `re`, or offsets to the steps at which to go on.
 _Step = re.Pattern[str] | tuple[int, ...]
+_YES, _NO = -1, -2
+
+
+class Work:
+    """What matching may cost; one unit is about a step of one letter, 60 ns.
+
+    Raises:
+      TooMuchWork: from `spend`, when it is used up.
+    """
+
+    def __init__(self, units: float):
+        self._units = units
+
+    def spend(self, units: float) -> None:
+        self._units -= units
+        if self._units < 0:
+            raise TooMuchWork
+
+
+class TooMuchWork(Exception):
+    """Matching the keys takes longer than any adapter needs."""
+
+
+class Name:
+    """The name of a module, with what `re` could see at every place of it."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    @cached_property
+    def places(self) -> list[str]:
+        """The letters before and behind every place, and whether the text ends.
+
+        Two places at which these are equal are equal to every letter and anchor.
+        """
+        around = f"\0{self.text}\0"
+        places = [around[i : i + 2] for i in range(len(around) - 1)]
+        places[0] += "^"
+        places[-1] += "$"
+        if self.text.endswith("\n"):
+            places[-2] += "$"
+        return places
 
 
 class Pattern:
@@ -36,43 +79,70 @@ class Pattern:
     """
 
     def __init__(self, key: str):
-        if len(key) > _LONGEST:
+        if len(key) > LONGEST_KEY:
             raise _refusal("is too long")
         expression = rf"(.*\.)?({key})$"
         try:
-            whole = re.compile(expression)
-            # Without a choice in the key there is no second way to match its letters.
-            self._whole = None if re.search(r"[*+?{|()]", key) else whole
-            self._steps = [] if self._whole else _Parser(expression).parse()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what `re` may read otherwise once
+                re.compile(expression)
+                self._steps = _Parser(expression).parse()
         except (re.error, OverflowError) as error:
             raise ValueError(f"is not a regular expression ({error})") from error
         except RecursionError as error:
             raise ValueError("is nested too deeply to be a regular expression") from (
                 error
             )
+        self._numbers = {frozenset([0]): 0}
+        self._states = [frozenset([0])]
+        self._following: list[dict[str, int]] = [{}]
 
     def matches(self, module: str) -> bool:
         """Whether PEFT applies the key to a module of this name."""
-        if self._whole:
-            return self._whole.match(module) is not None
-        states = {0}
-        for place in range(len(module) + 1):
-            states = self._advance(states, module, place)
-            if len(self._steps) in states:
-                return True
+        return self.found_in(Name(module), Work(float("inf")))
+
+    def found_in(self, name: Name, work: Work) -> bool:
+        """The same, for many names and within bounds."""
+        work.spend(len(name.text))
+        state = 0
+        for number, place in enumerate(name.places):
+            following = self._following[state].get(place)
+            if following is None:
+                following = self._go_on(state, name, number, work)
+            if following < 0:
+                return following == _YES
+            state = following
         return False
 
-    def _advance(self, states: set[int], module: str, place: int) -> set[int]:
+    def _go_on(self, state: int, name: Name, number: int, work: Work) -> int:
+        """The number of the set of steps that are reached from another one."""
+        reached = self._advance(self._states[state], name.text, number, work)
+        if len(self._steps) in reached:
+            following = _YES
+        elif not reached:
+            following = _NO
+        else:
+            following = self._numbers.setdefault(reached, len(self._states))
+            if following == len(self._states):
+                self._states.append(reached)
+                self._following.append({})
+        self._following[state][name.places[number]] = following
+        return following
+
+    def _advance(
+        self, states: frozenset[int], text: str, place: int, work: Work
+    ) -> frozenset[int]:
         """The steps reached after the letter at ``place``, or the end if it is now."""
-        waiting, seen, reached = list(states), set(states), set()
+        waiting, seen, reached = list(states), set(states), set[int]()
         while waiting:
+            work.spend(15)
             state = waiting.pop()
             if state == len(self._steps):
-                return {state}
+                return frozenset([state])
             step = self._steps[state]
             if isinstance(step, tuple):
                 following = [state + offset for offset in step]
-            elif (found := step.match(module, place)) is None:
+            elif (found := step.match(text, place)) is None:
                 continue
             elif found.end() > place:
                 reached.add(state + 1)
@@ -81,13 +151,7 @@ class Pattern:
                 following = [state + 1]
             waiting += [state for state in following if state not in seen]
             seen.update(following)
-        return reached
-
-
-@lru_cache(maxsize=2**14)
-def compiled(key: str) -> Pattern:
-    """The `Pattern` of a key; a table is matched against every module."""
-    return Pattern(key)
+        return frozenset(reached)
 
 
 class _Parser:
@@ -111,7 +175,7 @@ class _Parser:
         steps: list[_Step] = []
         while self._place < len(self._text) and self._text[self._place] not in "|)":
             steps += self._repeated(self._item())
-            if len(steps) > _LONGEST:
+            if len(steps) > _MOST_STEPS:
                 raise _refusal("is too long")
         return steps
 
@@ -138,7 +202,7 @@ class _Parser:
             raise _refusal("uses a possessive quantifier")
         self._take("?")  # lazy: another order of trying, the same names
         least, most = _bounds(found)
-        if (len(steps) + 2) * max(least + 1, most or 0) > _LONGEST:
+        if (len(steps) + 2) * max(least + 1, most or 0) > _MOST_STEPS:
             raise _refusal("is too long")
         optional = [(1, len(steps) + 1), *steps]
         if most is None:

@@ -99,6 +99,7 @@ _thin_qr = _of_each_matrix(lambda x: tuple(jnp.linalg.qr(x)), "(m,k),(k,n)")
 _thin_svd = _of_each_matrix(
     lambda x: tuple(jnp.linalg.svd(x, full_matrices=False)), "(m,k),(k),(k,n)"
 )
+_triangle = _of_each_matrix(lambda x: (jnp.linalg.qr(x, mode="r"),), "(k,n)")
 _symmetric_eigen = _of_each_matrix(lambda x: tuple(jnp.linalg.eigh(x)), "(m),(m,n)")
 
 
@@ -112,6 +113,19 @@ def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     values, vectors = _symmetric_eigen(jax.lax.stop_gradient(x))
     return values, vectors
+
+
+def triangle(x: jax.Array) -> jax.Array:
+    """``R`` [..., k, n] of ``x = Q R``: the columns of x in coordinates of their span.
+
+    It has their inner products, ``R^T R = x^T x``, at k = min(m, n) numbers for each
+    column. No derivative passes through it.
+
+    >>> print(jnp.abs(triangle(jnp.array([[3.0], [4.0]]))))
+    [[5.]]
+    """
+    (found,) = _triangle(jax.lax.stop_gradient(x))
+    return found
 
 
 @jax.custom_jvp

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge import linalg
-from jaxmerge.diagnostics.overlap import overlaps
+from jaxmerge.diagnostics.overlap import shared_columns
 from jaxmerge.diagnostics.ranks import stable_rank
 from jaxmerge.learning.objectives import effective_rank
 from jaxmerge.stacks import concatenate
@@ -54,8 +54,12 @@ def crowding(stack: AdapterStack) -> Crowding:
     1.4 8.55
     1.62 4.36
     """
+    return crowding_of(stack, shared_columns(stack.b)[0])
+
+
+def crowding_of(stack: AdapterStack, shared: jax.Array) -> Crowding:
+    """`crowding`, with the overlaps [T, T] of the column spaces of B at hand."""
     _, values, _ = linalg.svd(concatenate(stack).b)
-    shared = overlaps(stack).b
     pairs = ~jnp.eye(shared.shape[0], dtype=bool)
     return Crowding(
         values=values,

@@ -1,15 +1,15 @@
 """The diagnostics of a set of adapters: by module, by pair of tasks and in total."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmerge.diagnostics import Crowding, Diagnosis, diagnose
-from jaxmerge.mapping import map_modules
+from jaxmerge.diagnostics import Crowding, Diagnosis
+from jaxmerge.diagnostics.module import diagnose_each
 from jaxmerge.types import AdapterStack
 
 SHARE = 0.9  # of the energy, for which a rank is given
@@ -100,12 +100,14 @@ class Findings:
         }
 
 
-def find(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> Findings:
-    """Diagnoses all modules of at least two adapters."""
-    arrays = jax.tree.map(
-        lambda x: np.asarray(x, np.float64),
-        jax.device_get(map_modules(diagnose, stacks)),
-    )
+def find(
+    tasks: Sequence[str],
+    stacks: Mapping[str, AdapterStack],
+    *,
+    report: Callable[[], None] | None = None,
+) -> Findings:
+    """Diagnoses all modules of at least two adapters; calls ``report`` after each."""
+    arrays = diagnose_each(stacks, report=report)
     shapes = {m: (s.b.shape[1], s.a.shape[2]) for m, s in stacks.items()}
     modules = {module: _of_module(found) for module, found in arrays.items()}
     pairs = tuple(

@@ -1,6 +1,6 @@
 """Everything that is known of some adapters before a merge."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,14 @@ class Inspection:
         return document
 
 
-def inspect_adapters(stored: Adapters | Mapping[str, Any]) -> Inspection:
+def inspect_adapters(
+    stored: Adapters | Mapping[str, Any], *, report: Callable[[], None] | None = None
+) -> Inspection:
     """Norms and spectra, and diagnostics where there are several adapters.
 
     Args:
       stored: adapters, or what an orbax checkpoint holds: module -> stack or update.
+      report: called after every module that was compared.
     """
     if isinstance(stored, Adapters):
         names, stacks, notes = stored.names, stored.stacks, stored.notes
@@ -67,8 +70,8 @@ def inspect_adapters(stored: Adapters | Mapping[str, Any]) -> Inspection:
         stacks = {m: v for m, v in stored.items() if isinstance(v, AdapterStack)}
         count = max((len(stack.ranks) for stack in stacks.values()), default=0)
         names = tuple(f"task {task}" for task in range(count))
-    return Inspection(
-        tasks=tuple(summarize(stored)),
-        findings=find(names, stacks) if len(names) > 1 else None,
-        notes=notes,
-    )
+    if len(names) < 2:
+        return Inspection(tasks=tuple(summarize(stored)), notes=notes)
+    found = find(names, stacks, report=report)
+    spectra = {module: arrays.spectra for module, arrays in found.arrays.items()}
+    return Inspection(tuple(summarize(stored, spectra)), found, notes=notes)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.types import AdapterStack
@@ -52,11 +53,14 @@ def overlaps(stack: AdapterStack) -> Overlaps:
     >>> print(found.b[0, 1].round(3), found.random_b[0, 1])
     0.5 0.5
     """
-    columns, _, _ = linalg.svd(stack.b)
-    _, _, rows = linalg.svd(stack.a)
-    b, random_b = _of_bases(columns)
-    a, random_a = _of_bases(linalg.transpose(rows))
-    return Overlaps(b=b, a=a, random_b=random_b, random_a=random_a)
+    return overlaps_within(stack, stack.b.shape[1], stack.a.shape[2])
+
+
+def overlaps_within(stack: AdapterStack, m: ArrayLike, n: ArrayLike) -> Overlaps:
+    """`overlaps` of adapters in coordinates of subspaces of m outputs and n inputs."""
+    b, larger_b = shared_columns(stack.b)
+    a, larger_a = shared_columns(linalg.transpose(stack.a))
+    return Overlaps(b=b, a=a, random_b=larger_b / m, random_a=larger_a / n)
 
 
 def above_random(overlap: jax.Array, random: jax.Array) -> jax.Array:
@@ -71,12 +75,16 @@ def above_random(overlap: jax.Array, random: jax.Array) -> jax.Array:
     return linalg.divide(overlap - random, 1 - random)
 
 
-def _of_bases(bases: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Overlaps and expectations from bases [T, d, r] with zeros for null directions."""
+def shared_columns(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Overlaps of the column spaces of [T, d, r], and the larger ranks of the pairs.
+
+    Both are [T, T], and 0 where a space has no directions.
+    """
+    bases, _, _ = linalg.svd(matrices)
     cross = linalg.einsum("idr,jds->ijrs", bases, bases)
     shared = jnp.sum(cross * cross, axis=(2, 3))
     ranks = jnp.round(jnp.sum(bases * bases, axis=(1, 2)))
     smaller = jnp.minimum(ranks[:, None], ranks[None, :])
     larger = jnp.maximum(ranks[:, None], ranks[None, :])
     found = linalg.divide(shared, smaller)
-    return found, jnp.where(smaller > 0, larger / bases.shape[1], 0)
+    return found, jnp.where(smaller > 0, larger, 0)

@@ -56,6 +56,11 @@ def effective_ranks(stack: AdapterStack) -> EffectiveRanks:
     >>> print(found.tasks.round(3), found.updates.round(3), found.directions.round(3))
     [2. 2.] 1.0 2.0
     """
+    return effective_ranks_of(stack, linalg.svd_of_product(stack.b, stack.a)[1])
+
+
+def effective_ranks_of(stack: AdapterStack, spectra: jax.Array) -> EffectiveRanks:
+    """`effective_ranks`, with the singular values [T, k] of every update at hand."""
     both = concatenate(stack)
     own = linalg.einsum("tmr,tms->trs", stack.b, stack.b) * linalg.einsum(
         "trn,tsn->trs", stack.a, stack.a
@@ -63,7 +68,7 @@ def effective_ranks(stack: AdapterStack) -> EffectiveRanks:
     every = linalg.matmul(both.b.T, both.b) * linalg.matmul(both.a, both.a.T)
     ranks_of = jax.vmap(effective_rank)
     return EffectiveRanks(
-        tasks=ranks_of(linalg.svd_of_product(stack.b, stack.a)[1]),
+        tasks=ranks_of(spectra),
         own_directions=ranks_of(_values_of_gram(own)),
         updates=effective_rank(_values_of_gram(task_gram(stack))),
         directions=effective_rank(_values_of_gram(every)),

@@ -1,15 +1,15 @@
 """Norms and spectra of adapters and of merged updates, module by module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmerge.io import Adapters
 from jaxmerge.linalg import svd_of_product
-from jaxmerge.mapping import map_modules
 from jaxmerge.types import AdapterStack, LowRank
 from jaxmerge.updates import singular_value_decomposition
 
@@ -54,10 +54,18 @@ class TaskSummary:
         return {**asdict(self), "norm": self.norm}
 
 
-def summarize(value: Adapters | Mapping[str, Any]) -> list[TaskSummary]:
-    """One summary for each adapter; one for a table of merged updates."""
+def summarize(
+    value: Adapters | Mapping[str, Any],
+    spectra: Mapping[str, ArrayLike] | None = None,
+) -> list[TaskSummary]:
+    """One summary for each adapter; one for a table of merged updates.
+
+    Args:
+      value: adapters, or module -> stack or update.
+      spectra: module -> singular values [T, k] of the adapters, where they are known.
+    """
     if isinstance(value, Adapters):
-        spectra = map_modules(_spectra_of_stack, value.stacks)
+        spectra = spectra or _each(_spectra_of_stack, value.stacks)
         kinds = {module: layout.kind for module, layout in value.layouts.items()}
         return [
             TaskSummary(
@@ -72,7 +80,7 @@ def summarize(value: Adapters | Mapping[str, Any]) -> list[TaskSummary]:
         ]
     stacks = {m: v for m, v in value.items() if isinstance(v, AdapterStack)}
     updates = {m: v for m, v in value.items() if m not in stacks}
-    spectra = map_modules(_spectra_of_stack, stacks)
+    spectra = spectra or _each(_spectra_of_stack, stacks)
     tasks = max((len(stack.ranks) for stack in stacks.values()), default=0)
     found = [
         TaskSummary(f"task {task}", None, "", _of_task(stacks, spectra, task, {}, {}))
@@ -85,14 +93,14 @@ def summarize(value: Adapters | Mapping[str, Any]) -> list[TaskSummary]:
 
 def _of_task(
     stacks: Mapping[str, AdapterStack],
-    spectra: Mapping[str, jax.Array],
+    spectra: Mapping[str, ArrayLike],
     task: int,
     kinds: Mapping[str, str],
     scales: Mapping[str, float],
 ) -> dict[str, ModuleSummary]:
     return {
         module: _module(
-            spectra[module][task],
+            np.asarray(spectra[module])[task],
             (stack.b.shape[1], stack.a.shape[2]),
             stack.ranks[task],
             kind=kinds.get(module, ""),
@@ -106,7 +114,7 @@ def _of_task(
 def _of_updates(
     updates: Mapping[str, LowRank | jax.Array],
 ) -> dict[str, ModuleSummary]:
-    spectra = map_modules(_spectrum_of_update, updates)
+    spectra = _each(_spectrum_of_update, updates)
     found = {}
     for module, update in updates.items():
         if isinstance(update, LowRank):
@@ -115,6 +123,12 @@ def _of_updates(
             (m, n), rank = update.shape, None
         found[module] = _module(spectra[module], (m, n), rank)
     return found
+
+
+def _each(fn: Callable[[Any], jax.Array], modules: Mapping[str, Any]) -> dict[str, Any]:
+    """A function of every module, in programs that serve any number of modules."""
+    compiled = jax.jit(fn)
+    return {name: compiled(module) for name, module in modules.items()}
 
 
 def _spectra_of_stack(stack: AdapterStack) -> jax.Array:
@@ -126,7 +140,7 @@ def _spectrum_of_update(update: LowRank | jax.Array) -> jax.Array:
 
 
 def _module(
-    values: jax.Array,
+    values: ArrayLike,
     shape: tuple[int, int],
     rank: int | None,
     *,

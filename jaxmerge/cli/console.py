@@ -34,11 +34,13 @@ class Console:
             print(json.dumps(_finite(document), indent=2, allow_nan=False))
         elif not self.quiet:
             from rich.console import Console as RichConsole
+            from rich.text import Text
 
             width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
             console = RichConsole(width=width, highlight=False)
             for part in text():
-                console.print(part, markup=False, soft_wrap=isinstance(part, str))
+                whole = not console.is_terminal and isinstance(part, str | Text)
+                console.print(part, markup=False, soft_wrap=whole)
 
     @contextmanager
     def progress(

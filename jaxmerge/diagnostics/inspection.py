@@ -1,13 +1,13 @@
 """Everything that is known of some adapters before a merge."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmerge.diagnostics import verdict
 from jaxmerge.diagnostics.findings import Findings, find
 from jaxmerge.diagnostics.reactions import Reactions
 from jaxmerge.diagnostics.spectra import TaskSummary, summarize
+from jaxmerge.diagnostics.verdict import Said, of_all, of_reactions
 from jaxmerge.io import Adapters
 from jaxmerge.types import AdapterStack
 
@@ -29,14 +29,18 @@ class Inspection:
     notes: tuple[str, ...] = ()
 
     @property
-    def verdicts(self) -> tuple[str, ...]:
-        """A line about the adapters, and one about the reactions."""
-        said = []
-        if self.findings is not None:
-            said.append(verdict.of_all(self.findings.pairs))
-        if self.reactions is not None:
-            said.append(verdict.of_reactions(self.reactions))
-        return tuple(said)
+    def verdict(self) -> tuple[Said, ...]:
+        """What several adapters come to, the most harmful first; empty for one."""
+        if self.findings is None:
+            return ()
+        together = self.findings.tasks
+        norms = {t.name: t.norm for t in self.tasks if t.name in together}
+        return of_all(self.findings.pairs, norms)
+
+    @property
+    def verdict_on_reactions(self) -> tuple[Said, ...]:
+        """What the reactions of the losses come to, where there was a model."""
+        return () if self.reactions is None else (of_reactions(self.reactions),)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
@@ -46,12 +50,18 @@ class Inspection:
             "notes": list(self.notes),
         }
         if self.findings is not None:
-            said = verdict.of_all(self.findings.pairs)
-            document["diagnostics"] = {"verdict": said, **self.findings.to_json()}
+            said = _in_json(self.verdict)
+            document["diagnostics"] = {**said, **self.findings.to_json()}
         if self.reactions is not None:
-            said = verdict.of_reactions(self.reactions)
-            document["reactions"] = {"verdict": said, **self.reactions.to_json()}
+            said = _in_json(self.verdict_on_reactions)
+            document["reactions"] = {**said, **self.reactions.to_json()}
         return document
+
+
+def _in_json(said: Sequence[Said]) -> dict[str, Any]:
+    """The statements in one text, and each of them with its harm."""
+    each = [entry._asdict() for entry in said]
+    return {"verdict": "; ".join(entry.text for entry in said), "statements": each}
 
 
 def inspect_adapters(

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxmerge.diagnostics.findings import Findings, Numbers
 from jaxmerge.diagnostics.spectra import TaskSummary
-from jaxmerge.diagnostics.verdict import of_pair
-from jaxmerge.reports.tables import span, table
+from jaxmerge.diagnostics.verdict import harm_of, of_pair
+from jaxmerge.reports.tables import coloured, span, table
 
 Cell = tuple[str, Callable[[Numbers], float | None]]
 
@@ -19,15 +19,15 @@ CELLS: tuple[Cell, ...] = (
     ("all directions", lambda x: x.directions),
     ("updates", lambda x: x.updates),
     ("overlap B", lambda x: x.overlap_b),
-    ("random", lambda x: x.random_b),
+    ("random B", lambda x: x.random_b),
     ("overlap A", lambda x: x.overlap_a),
-    ("random", lambda x: x.random_a),
+    ("random A", lambda x: x.random_a),
     ("sign conflict", lambda x: x.sign_conflict),
     ("cosine", lambda x: x.cosine),
     ("norm ratio", lambda x: x.norm_ratio),
     ("rank for 90 %", lambda x: x.rank_for_share),
     ("B stable rank", lambda x: x.before["stable_rank"]),
-    ("with pico", lambda x: x.after["stable_rank"]),
+    ("B with pico", lambda x: x.after["stable_rank"]),
 )
 
 
@@ -76,7 +76,7 @@ def module_table(found: Findings, *, each: bool) -> Any:
 
 def pair_table(found: Findings) -> Any:
     """A table of what every two tasks have in common."""
-    columns = ("overlap B>", "random>", "overlap A>", "random>")
+    columns = ("overlap B>", "random B>", "overlap A>", "random A>")
     return table(
         ("adapters", *columns, "sign conflict>", "cosine>", "says"),
         [
@@ -85,7 +85,7 @@ def pair_table(found: Findings) -> Any:
                 *map(shown, (pair.overlap_b, pair.random_b)),
                 *map(shown, (pair.overlap_a, pair.random_a)),
                 *map(shown, (pair.sign_conflict, pair.cosine)),
-                of_pair(pair),
+                coloured(of_pair(pair), harm_of(pair)),
             )
             for pair in found.pairs
         ],

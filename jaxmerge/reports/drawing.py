@@ -20,17 +20,31 @@ _LABELLED = 8  # tasks up to which every cell of a heat map has its number
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a plot; curves differ in their dashes too."""
+    """Colours of a plot; curves differ in their dashes too.
+
+    Attributes:
+      harm: colours of a matrix, from what disturbs no merge to what disturbs it most.
+    """
 
     ground: str
     ink: str
     faint: str
     lines: tuple[str, ...]
+    harm: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1c2530", "#d5dbe1", ("#0060a8", "#c14a00", "#5f6b76"))
-DARK = Theme("#161b22", "#e3e8ee", "#3a434e", ("#6cb6ff", "#ffa657", "#a3adb8"))
+LIGHT = Theme(
+    *("#ffffff", "#1c2530", "#d5dbe1"),
+    lines=("#0060a8", "#c14a00", "#5f6b76"),
+    harm=("#eef4ee", "#f6c9a0", "#e5703f", "#8f1420"),
+)
+DARK = Theme(
+    *("#161b22", "#e3e8ee", "#3a434e"),
+    lines=("#6cb6ff", "#ffa657", "#a3adb8"),
+    harm=("#1d2b24", "#6b3d22", "#d9632f", "#ffb3a0"),
+)
 _ON_CELLS = ("#f4f6f8", "#101418")  # on dark and on bright cells
+_BRIGHT = 0.4  # luminance
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
 Draw = Callable[["Axes", Theme], None]
@@ -130,8 +144,8 @@ def heat_map(
     values: np.ndarray,
     names: Sequence[str],
     *,
-    top: float,
     columns: Sequence[str] | None = None,
+    harm: bool = False,
 ) -> Draw:
     """A matrix, with numbers in its cells while they fit.
 
@@ -139,21 +153,24 @@ def heat_map(
       values: NaN where there is nothing to show.
       names: of rows and, unless these have their own, of columns.
       columns: names of columns that are not those of the rows.
-      top: value of the brightest colour; the darkest is 0, or the least value below.
+      harm: colours say how far a value is from 0, where nothing is disturbed, on a
+        scale that ends at 1 for all plots; otherwise they end at the largest value.
     """
-    top = max(top, 1e-3)
-    low = min(float(np.nanmin(values, initial=0.0)), 0.0)
+    top = 1.0 if harm else max(float(np.nanmax(values, initial=0.0)), 1e-3)
     square, columns = columns is None, names if columns is None else columns
     widest, step = max(map(len, (names, columns))), -(-len(columns) // (2 * _TICKS))
 
     def draw(axes: "Axes", theme: Theme) -> None:
         from matplotlib import colormaps
+        from matplotlib.colors import LinearSegmentedColormap
 
-        colours = colormaps["cividis"].with_extremes(bad=theme.faint)
+        colours = colormaps["cividis"]
+        if harm:
+            colours = LinearSegmentedColormap.from_list("harm", theme.harm)
         image = axes.imshow(
-            values,
-            cmap=colours,
-            vmin=low,
+            np.abs(values),
+            cmap=colours.with_extremes(bad=theme.faint),
+            vmin=0,
             vmax=top,
             aspect="equal" if square else "auto",
         )
@@ -167,7 +184,8 @@ def heat_map(
             spine.set_visible(False)
         if widest <= _LABELLED:
             for i, j in np.argwhere(np.isfinite(values)):
-                bright = (values[i, j] - low) / (top - low) > 0.5
+                red, green, blue, _ = image.to_rgba(abs(values[i, j]))
+                bright = 0.3 * red + 0.6 * green + 0.1 * blue > _BRIGHT
                 axes.text(
                     j,
                     i,

@@ -21,6 +21,7 @@ def inspection(found: "Inspection", *, each: bool = False) -> Iterator[Any]:
       each: one line for each module instead of one for those of a kind and shape.
     """
     from jaxmerge.reports.comparison import task_table
+    from jaxmerge.reports.tables import coloured
 
     for task in found.tasks:
         yield f"{task.name}: {len(task.modules)} modules, norm {task.norm:.4g}"
@@ -32,7 +33,8 @@ def inspection(found: "Inspection", *, each: bool = False) -> Iterator[Any]:
     if found.reactions is not None:
         yield from _through_model(found.reactions)
     yield from (f"note: {note}" for note in found.notes)
-    yield from (f"verdict: {line}" for line in found.verdicts)
+    for said in (*found.verdict, *found.verdict_on_reactions):
+        yield coloured(f"verdict: {said.text}", said.harm)
 
 
 def check_outputs(

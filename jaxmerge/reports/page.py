@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 from jaxmerge import __version__
 from jaxmerge.diagnostics.findings import Findings
 from jaxmerge.diagnostics.spectra import TaskSummary
-from jaxmerge.diagnostics.verdict import of_pair
+from jaxmerge.diagnostics.verdict import harm_of, of_pair
 from jaxmerge.reports.comparison import CELLS
-from jaxmerge.reports.page_blocks import Row, figure, meanings, numbers, section, table
+from jaxmerge.reports.page_blocks import (
+    Marked,
+    Row,
+    figure,
+    meanings,
+    numbers,
+    section,
+    table,
+    verdict,
+)
 from jaxmerge.reports.page_parts import SCRIPT, STYLE
 from jaxmerge.reports.page_reactions import MEANINGS, reactions_part
 from jaxmerge.reports.plots import Plot, layers
@@ -19,7 +28,6 @@ from jaxmerge.reports.tables import span
 if TYPE_CHECKING:
     from jaxmerge.diagnostics.inspection import Inspection
 
-_VERDICTS = ("Verdict", "Verdict through the base model")
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'"
@@ -61,7 +69,7 @@ _MEANINGS = (
         "norm.",
     ),
     (
-        "B stable rank",
+        "B stable rank, with pico",
         "Σ s² / max s² of all B side by side, before and after Pico's calibration. One "
         "over it is the share of energy in the most crowded output direction.",
     ),
@@ -90,17 +98,15 @@ def page(inspected: "Inspection", plots: Sequence[Plot]) -> str:
         through_model = section("reactions", "Through the base model", content)
     sections = [
         section("adapters", "Adapters", table("adapters", *_adapters(inspected.tasks))),
-        section("total", "In total", numbers(_named(total))),
+        section("total", "In total", numbers(total)),
         section("pairs", "Pair by pair", table("pairs", *_pairs(found))),
         through_model,
         section("plots", "Plots", "".join(map(figure, plots))),
         section("modules", "Module by module", table("modules", *_modules(found))),
         section("meaning", "What the numbers mean", meanings(terms)),
     ]
-    said = "".join(
-        f'<p class="verdict"><strong>{title}</strong> {escape(line)}</p>\n'
-        for title, line in zip(_VERDICTS, inspected.verdicts, strict=False)
-    )
+    said = verdict("Verdict", inspected.verdict)
+    said += verdict("Verdict through the base model", inspected.verdict_on_reactions)
     said += "".join(f"<p>note: {escape(note)}</p>\n" for note in inspected.notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -126,18 +132,6 @@ def page(inspected: "Inspection", plots: Sequence[Plot]) -> str:
 """
 
 
-def _named(
-    values: Sequence[tuple[str, float | None]],
-) -> list[tuple[str, float | None]]:
-    """Titles that stand alone: 'random' after 'overlap B' becomes 'random B'."""
-    named, last = [], ""
-    for title, value in values:
-        alone = {"random": f"random {last[-1:]}", "with pico": f"{last} with pico"}
-        named.append((alone.get(title, title), value))
-        last = title
-    return named
-
-
 def _adapters(tasks: Sequence[TaskSummary]) -> tuple[Sequence[str], list[Row]]:
     rows: list[Row] = [
         (
@@ -159,7 +153,7 @@ def _pairs(found: Findings) -> tuple[Sequence[str], list[Row]]:
             " + ".join(pair.tasks),
             *(pair.overlap_b, pair.random_b, pair.overlap_a, pair.random_a),
             *(pair.sign_conflict, pair.cosine),
-            of_pair(pair),
+            Marked(of_pair(pair), harm_of(pair)),
         )
         for pair in found.pairs
     ]
@@ -167,7 +161,7 @@ def _pairs(found: Findings) -> tuple[Sequence[str], list[Row]]:
 
 
 def _modules(found: Findings) -> tuple[Sequence[str], list[Row]]:
-    titles = [title for title, _ in _named([(title, None) for title, _ in CELLS])]
+    titles = [title for title, _ in CELLS]
     stem = _common_stem(list(found.modules))
     rows: list[Row] = [
         (name.removeprefix(stem), *(cell(found.modules[name]) for _, cell in CELLS))

@@ -3,12 +3,22 @@
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import NamedTuple
 
+from jaxmerge.diagnostics.verdict import Harm, Said
 from jaxmerge.reports.comparison import shown
 from jaxmerge.reports.drawing import DARK, LIGHT, Theme, render
 from jaxmerge.reports.plots import Plot
 
-Cell = str | float | tuple[str, float] | None  # a pair: text, and what it is sorted by
+
+class Marked(NamedTuple):
+    """Text whose colour says how much harm it speaks of."""
+
+    text: str
+    harm: Harm
+
+
+Cell = str | float | tuple[str, float] | Marked | None  # a pair: text, sorted by number
 Row = Sequence[Cell]
 
 
@@ -18,6 +28,15 @@ def section(name: str, title: str, content: str) -> str:
         f'<section aria-labelledby="{name}-title">\n'
         f'<h2 id="{name}-title">{escape(title)}</h2>\n{content}\n</section>\n'
     )
+
+
+def verdict(title: str, said: Sequence[Said]) -> str:
+    """The statements of a verdict under one title; nothing for none."""
+    lines = "".join(
+        f'<p class="harm-{entry.harm}">{escape(entry.text)}</p>\n' for entry in said
+    )
+    heading = f"<h2>{escape(title)}</h2>\n"
+    return f'<div class="verdict">{heading}{lines}</div>\n' if lines else ""
 
 
 def numbers(named: Iterable[tuple[str, float | None]]) -> str:
@@ -30,12 +49,12 @@ def numbers(named: Iterable[tuple[str, float | None]]) -> str:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """A table that can be sorted by any column; it scrolls by itself on a phone."""
+    """A table that can be sorted by any column; on a phone each row is a card."""
     head = "".join(
         f'<th scope="col"><button type="button">{escape(column)}</button></th>'
         for column in columns
     )
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, columns, row))}</tr>\n" for row in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
@@ -60,13 +79,17 @@ def meanings(items: Iterable[tuple[str, str]]) -> str:
     return f'<dl class="meanings">{terms}</dl>'
 
 
-def _cell(value: Cell) -> str:
+def _cell(column: str, value: Cell) -> str:
+    label = f' data-label="{escape(column)}"'
+    if isinstance(value, Marked):
+        said = f'<span class="harm-{value.harm}">{escape(value.text)}</span>'
+        return f"<td{label}>{said}</td>"
     if isinstance(value, str):
-        return f"<td>{escape(value)}</td>"
+        return f"<td{label}>{escape(value)}</td>"
     if value is None:
-        return '<td class="number">-</td>'
+        return f'<td class="number"{label}>-</td>'
     text, number = value if isinstance(value, tuple) else (_text(value), value)
-    return f'<td class="number" data-value="{number:.9g}">{text}</td>'
+    return f'<td class="number"{label} data-value="{number:.9g}">{text}</td>'
 
 
 def _text(value: float | None) -> str:

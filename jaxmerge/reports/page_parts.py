@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --ground: #f5f7f9; --card: #ffffff; --ink: #1c2530; --faint: #d5dbe1;
   --soft: #55606b; --accent: #0060a8; --stripe: #f0f3f6;
+  --none: #1a7f37; --some: #9a6700; --high: #c0262d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #0d1117; --card: #161b22; --ink: #e3e8ee; --faint: #3a434e;
     --soft: #a3adb8; --accent: #6cb6ff; --stripe: #1b2129;
+    --none: #4ac26b; --some: #e0a63a; --high: #ff7b72;
   }
 }
 * { box-sizing: border-box; }
@@ -21,11 +23,18 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 0.75rem; }
 h3 { font-size: 1rem; margin: 1.25rem 0 0.5rem; }
 header p { margin: 0.25rem 0; color: var(--soft); }
-header .verdict {
-  margin: 1rem 0; padding: 0.75rem 1rem; border-left: 0.3rem solid var(--accent);
-  background: var(--card); color: var(--ink); border-radius: 0.25rem;
+.verdict h2 { margin: 1rem 0 0.25rem; font-size: 0.85rem; color: var(--soft); }
+.verdict p {
+  margin: 0.5rem 0; padding: 0.5rem 0.75rem; border-left: 0.3rem solid;
+  background: var(--card); border-radius: 0.25rem;
 }
-.verdict strong { display: block; color: var(--accent); font-size: 0.85rem; }
+.verdict p.harm-none { border-color: var(--none); }
+.verdict p.harm-some { border-color: var(--some); }
+.verdict p.harm-high { border-color: var(--high); font-weight: 600; }
+header .verdict p { color: var(--ink); }
+td .harm-none { color: var(--none); }
+td .harm-some { color: var(--some); }
+td .harm-high { color: var(--high); font-weight: 600; }
 .scroll {
   overflow-x: auto; background: var(--card); border: 1px solid var(--faint);
   border-radius: 0.4rem; max-height: 36rem; overflow-wrap: normal;
@@ -79,9 +88,23 @@ figcaption span { display: block; color: var(--soft); font-size: 0.85rem; }
 .meanings dd { margin: 0; max-width: 46rem; }
 footer { margin-top: 2rem; color: var(--soft); font-size: 0.85rem; }
 @media (max-width: 40rem) {
-  th:first-child, td:first-child {
-    min-width: 8.5rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere;
+  table, thead, tbody { display: block; }
+  th, td { white-space: normal; overflow-wrap: anywhere; }
+  thead tr { display: flex; flex-wrap: wrap; }
+  thead th, th:first-child, td:first-child { position: static; }
+  thead th { box-shadow: none; }
+  th button { padding: 0.25rem 0.6rem; }
+  tbody tr {
+    display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem;
+    padding: 0.4rem 0.7rem; border-top: 1px solid var(--faint);
   }
+  td {
+    display: flex; justify-content: space-between; align-items: baseline;
+    gap: 0.5rem; padding: 0.1rem 0;
+  }
+  td::before { content: attr(data-label); color: var(--soft); font-size: 0.8rem; }
+  td:first-child { grid-column: 1 / -1; font-weight: 600; }
+  td:first-child::before { content: none; }
 }
 @media print { .scroll { max-height: none; overflow: visible; } }
 """

@@ -38,7 +38,6 @@ def plots_of(found: Findings) -> list[Plot]:
     """All plots of some adapters."""
     b = _over_modules(found, lambda d: d.overlaps.b)
     a = _over_modules(found, lambda d: d.overlaps.a)
-    top = max(_largest(b), _largest(a))  # one scale, so that the two can be compared
     return [
         _effective_ranks(found),
         _overlap_by_layer(found),
@@ -48,7 +47,6 @@ def plots_of(found: Findings) -> list[Plot]:
             name="overlap_b",
             title="Overlap of outputs (B), pair by pair",
             source="Pico's heat maps of overlap, B",
-            top=top,
         ),
         _by_pair(
             found,
@@ -56,7 +54,6 @@ def plots_of(found: Findings) -> list[Plot]:
             name="overlap_a",
             title="Overlap of inputs (A), pair by pair",
             source="Pico's heat maps of overlap, A",
-            top=top,
         ),
         _spectrum(found),
         _energy(found),
@@ -180,7 +177,6 @@ def _by_pair(
     name: str,
     title: str,
     source: str,
-    top: float | None = None,
 ) -> Plot:
     tasks = found.tasks
     pairs = [
@@ -189,7 +185,7 @@ def _by_pair(
         if np.isfinite(values[i, j])
     ]
     alt = f"{title}: {', '.join(pairs) or 'no pair'}."
-    draw = heat_map(values, tasks, top=_largest(values) if top is None else top)
+    draw = heat_map(values, tasks, harm=True)
     return Plot(name, title, source, alt, draw)
 
 
@@ -223,10 +219,6 @@ def _of_pairs(found: Findings, name: str) -> np.ndarray:
         i, j = (found.tasks.index(task) for task in pair.tasks)
         values[i, j] = values[j, i] = getattr(pair, name)
     return values
-
-
-def _largest(values: np.ndarray) -> float:
-    return float(np.nanmax(values, initial=0.0))
 
 
 def _mean_of_ragged(rows: Sequence[Values], *, fill: float = 0.0) -> np.ndarray:

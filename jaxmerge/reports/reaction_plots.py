@@ -65,8 +65,7 @@ def _by_layer(found: "Reactions") -> Plot:
     largest = list(groups)[int(parts[-1].argmax())]
     most = float(parts[-1].max())
     alt = f"{title}. With equal weights most is in layer {largest}, {most:.2f}."
-    options = {"columns": list(groups), "top": float(parts.max())}
-    draw = heat_map(parts, found.preferences, **options)
+    draw = heat_map(parts, found.preferences, columns=list(groups))
     return Plot("sensitivity_by_layer", title, "TARA's sensitivity h", alt, draw)
 
 
@@ -78,6 +77,6 @@ def _apart(found: "Reactions") -> Plot:
         f"{names[i]} and {names[j]} {shown(values[i, j])}"
         for i, j in zip(*np.triu_indices(len(names), 1), strict=True)
     ]
-    draw = heat_map(values, names, top=1.0)
+    draw = heat_map(values, names, harm=True)
     alt = f"{title}: {', '.join(pairs)}."
     return Plot("misalignment", title, "TARA's figure of misalignment", alt, draw)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from io import BytesIO, StringIO
 
 import io_samples as samples
 import numpy as np
@@ -13,7 +14,7 @@ from page_samples import Parsed, browse, needs_browser
 from jaxmerge import io
 from jaxmerge.diagnostics import verdict
 from jaxmerge.diagnostics.findings import Pair
-from jaxmerge.reports.drawing import DARK, render
+from jaxmerge.reports.drawing import DARK, heat_map, render
 from jaxmerge.reports.plots import layers, plots_of
 
 PLOTS = {
@@ -80,9 +81,11 @@ def test_pairs_and_total_are_those_of_the_dense_updates(folders, report):
     assert modules["h.0.o"]["by_pair"]["overlap_b"][0][2] == 0
     expected = np.mean([m["overlap_b"] for m in modules.values()])
     assert found["total"]["overlap_b"] == pytest.approx(expected)
-    assert found["verdict"] == verdict.of_all(
-        [Pair(**{**p, "tasks": tuple(p["tasks"])}) for p in found["pairs"]]
+    said = verdict.of_all(
+        [Pair(**{**p, "tasks": tuple(p["tasks"])}) for p in found["pairs"]],
+        {task["name"]: task["norm"] for task in report[1]["tasks"]},
     )
+    assert found["verdict"] == "; ".join(text for text, _ in said)
 
 
 def test_the_terminal_shows_kinds_pairs_and_the_verdict(folders):
@@ -130,7 +133,7 @@ def test_a_zero_adapter_and_adapters_that_never_meet(folders, tmp_path):
     html = tmp_path / "page.html"
     found = document("inspect", folders[2], other, "--html", html)["diagnostics"]
     assert found["total"]["overlap_b"] is found["total"]["cosine"] is None
-    assert found["verdict"].startswith("no two adapters change the same module")
+    assert "no two adapters change the same module" in found["verdict"]
     assert html.stat().st_size > 0
 
 
@@ -138,40 +141,98 @@ def test_a_zero_adapter_and_adapters_that_never_meet(folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "says"),
+    ("pairs", "says", "harm"),
     [
         (
             [pair(0.31, 0.12)],
-            "B is more shared than A (0.31 against 0.12): calibrate with pico",
+            "B is more shared than A: x + y (0.31 against 0.12); calibrate task "
+            "arithmetic and learned merges with pico; TSV-M has gained nothing from it",
+            "some",
         ),
         (
             [pair(0.12, 0.31)],
-            "A is more shared than B (0.31 against 0.12): "
-            "not the case pico is made for",
+            "A is more shared than B: x + y (0.31 against 0.12); "
+            "not the case that pico is made for",
+            "some",
         ),
         (
             [pair(0.22, 0.2)],
-            "B and A are about equally shared (0.22 and 0.20): pico is worth a try",
+            "B and A are about equally shared: x + y (0.22 and 0.20); pico is worth a "
+            "try with task arithmetic and learned merges, not with TSV-M",
+            "some",
         ),
         (
-            [pair(0.021, 0.019)],
-            "B and A overlap hardly more than random subspaces (0.02 and 0.02): "
-            "concat loses little to interference",
+            [pair(0.021, 0.019), pair(0.01, 0.02, names=("x", "z"))],
+            "B and A overlap hardly more than random subspaces: x + y (0.02 and 0.02), "
+            "x + z (0.01 and 0.02); a sum (concat) loses little to interference",
+            "none",
         ),
         (
-            [pair(0.1, 0.9), pair(0.2, 0.8)],
-            "all started from one A, which is more shared than B (0.85 against 0.15): "
-            "not the case pico is made for",
-        ),
-        (
-            [pair(0.3, 0.9, names=("cars", "dtd")), pair(0.3, 0.02)],
-            "cars and dtd share their initial A (overlap 0.90); for the other pairs B "
-            "is more shared than A (0.30 against 0.02): calibrate with pico",
+            [pair(0.1, 0.9), pair(0.2, 0.8, names=("y", "z"))],
+            "x, y and z share their initial A (overlap of A 0.80 to 0.90, of B 0.10 to "
+            "0.20): not the case that pico is made for",
+            "some",
         ),
     ],
 )
-def test_the_verdict_follows_its_rule(pairs, says):
-    assert verdict.of_all(pairs) == says
+def test_the_verdict_follows_its_rule(pairs, says, harm):
+    assert verdict.of_all(pairs, {}) == (verdict.Said(says, harm),)
+
+
+def test_every_pair_is_named_and_none_is_averaged_across_a_shared_start():
+    same = [pair(0.3, 0.9, names=("a", "b")), pair(0.3, 0.8, names=("c", "d"))]
+    others = [
+        *(pair(0.3, 0.02, names=("a", "c")), pair(0.01, 0.01, names=("a", "d"))),
+        *(pair(0.2, 0.02, names=("b", "c")), pair(0.01, 0.01, names=("b", "d"))),
+    ]
+    said = [text for text, _ in verdict.of_all([*same, *others], {})]
+    assert said[0].startswith("a and b share their initial A (overlap of A 0.90, of")
+    assert said[1].startswith("c and d share their initial A (overlap of A 0.80, of")
+    assert "a + c (0.30 against 0.02), b + c (0.20 against 0.02); calibrate" in said[2]
+    assert "a + d (0.01 and 0.01), b + d (0.01 and 0.01); a sum" in said[3]
+    many = [pair(0.3, 0.02, names=("x", str(other))) for other in range(9)]
+    assert "x + 5 (0.30 against 0.02) and 3 more;" in verdict.of_all(many, {})[0].text
+
+
+@pytest.mark.parametrize(
+    ("norms", "says"),
+    [
+        (
+            {"a": 2.0, "b": 20.0, "c": 2.2, "d": 1.8},
+            "b is 10 times as large as the others (norm 20 against 1.8 to 2.2) and "
+            "outweighs them; weights 1, 0.1, 1, 1 make all alike",
+        ),
+        (
+            {"a": 5.0, "b": 1e-9},
+            "a is 5e+09 times as large as b (norm 5 against 1e-09) and outweighs it; "
+            "weights 2e-10, 1 make both alike",
+        ),
+        (
+            {"a": 2.0, "b": 2.0, "c": 0.2},
+            "c is 10 times as small as the others (norm 0.2 against 2) and is drowned; "
+            "weights 1, 1, 10 make all alike",
+        ),
+        ({"a": 1.0, "b": 2.9}, None),
+        ({"a": 0.0, "b": 2.9}, None),
+    ],
+)
+def test_an_adapter_of_another_size_comes_first(norms, says):
+    said = verdict.of_all([pair(0.31, 0.12)], norms)
+    assert len(said) == 1 + (says is not None)
+    assert says is None or said[0] == verdict.Said(says, "high")
+
+
+def test_the_sizes_of_real_folders_are_compared(tmp_path):
+    folders = []
+    for seed, scale in ((0, 1), (50, 10), (90, 1)):
+        tensors = samples.linear("h.0.fc", m=64, n=64, r=4, seed=seed)
+        tensors[samples.KEY_B] = tensors[samples.KEY_B] * np.float32(scale)
+        folders.append(samples.write(tmp_path / f"t{seed}", tensors))
+    found = document("inspect", *folders)["diagnostics"]
+    assert found["verdict"].startswith("t50 is ")
+    assert found["statements"][0]["harm"] == "high"
+    said = succeed("inspect", *folders).splitlines()
+    assert next(x for x in said if "verdict" in x).startswith("verdict: t50 is ")
 
 
 def test_overlaps_count_above_random():
@@ -196,9 +257,38 @@ def test_adapters_with_a_common_b_or_a_common_a_are_told_apart(tmp_path):
         document("inspect", folders[0], other)["diagnostics"]["verdict"]
         for other in (folders[1], same_b, same_a)
     ]
-    assert "calibrate with pico" not in verdicts[0]
-    assert verdicts[1].startswith("B is more shared than A (1.00 against 0.")
-    assert verdicts[2].startswith("all started from one A")
+    assert "calibrate" not in verdicts[0]
+    assert verdicts[1].startswith("B is more shared than A: 0 + b (1.00 against 0.")
+    assert verdicts[2].startswith("0 and a share their initial A (overlap of A 1.00")
+
+
+# --- in a narrow terminal ----------------------------------------------------------
+
+
+def test_no_column_is_hidden_and_no_title_cut_at_60_columns(folders, monkeypatch):
+    from rich.console import Console
+
+    from jaxmerge.diagnostics.inspection import inspect_adapters
+    from jaxmerge.reports import inspection
+    from jaxmerge.reports.comparison import CELLS
+
+    found = inspect_adapters(io.load_peft(folders))
+    said = shown_in(Console, inspection(found), width=60)
+    assert max(map(len, said.splitlines())) <= 60
+    words = set(said.split())
+    assert all(set(title.split()) <= words for title, _ in CELLS)
+    assert "…" not in said
+    wide = shown_in(Console, inspection(found), width=300)
+    assert all(title in wide for title, _ in CELLS)
+    assert len(re.findall(r"^modules ", wide, re.M)) == 4  # once for each table
+
+
+def shown_in(console, parts, *, width):
+    """What a terminal of a width shows."""
+    screen = console(width=width, file=StringIO(), color_system=None, highlight=False)
+    for part in parts:
+        screen.print(part, markup=False)
+    return screen.file.getvalue()
 
 
 # --- plots -------------------------------------------------------------------------
@@ -272,10 +362,11 @@ def test_the_page_is_complete_and_needs_no_network(report):
     assert all(head["scope"] == "col" for head in page.all("th"))
     assert [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)] == [
         "h1",
-        *["h2"] * 6,
+        *["h2"] * 7,
     ]
     assert page.all("html") == [{"lang": "en"}]
-    assert found["diagnostics"]["verdict"] in text
+    for said in found["diagnostics"]["statements"]:
+        assert f'<p class="harm-{said["harm"]}">{said["text"]}</p>' in text
 
 
 def test_names_cannot_inject_markup(folders, tmp_path):
@@ -296,12 +387,31 @@ def test_dark_plots_differ_from_light_ones(folders):
     assert render(plot.draw) != render(plot.draw, DARK)
 
 
+def test_colours_of_pairs_follow_harm_and_not_the_largest_value():
+    little = heat_map(np.array([[np.nan, 0.02], [0.02, np.nan]]), "xy", harm=True)
+    much = heat_map(np.array([[np.nan, -0.9], [0.9, np.nan]]), "xy", harm=True)
+    colours = []
+    for draw in (little, much):
+        image = decoded(render(draw))
+        colours.append(image[image.shape[0] // 8, image.shape[1] * 2 // 3])
+    (red, green, blue), strong = colours[0][:3], colours[1][:3]
+    assert min(red, green, blue) > 0.85
+    assert strong[0] > 2 * strong[1]
+
+
+def decoded(png):
+    from matplotlib.image import imread
+
+    return imread(BytesIO(png))
+
+
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_at_any_width(report, tmp_path, width):
     seen = browse(report[0] / "page.html", tmp_path, width)
     assert seen["width"] == width
-    assert seen["needed"] <= width  # tables scroll by themselves, the page does not
+    assert seen["needed"] <= width
+    assert width > 400 or seen["hidden"] == 0  # on a phone nothing lies to the right
     assert seen["tables"] == 3
     assert len(seen["images"]) == len(PLOTS)
     assert all(natural == 800 and shown > 300 for natural, shown in seen["images"])
@@ -323,5 +433,10 @@ def test_real_adapters_agree_with_what_is_known_of_them(shared):
     for first in ("legal", "tigrinya"):
         assert all(p["overlap_a"] < 0.03 for k, p in pairs.items() if first in k)
     assert pairs["legal", "medical"]["overlap_b"] == pytest.approx(0.203, abs=0.002)
-    assert found["verdict"].startswith("medical and sports share their initial A")
+    assert found["verdict"].startswith("tigrinya is 9.75 times as large as the others")
+    assert (
+        "medical and sports share their initial A (overlap of A 0.98"
+        in (found["verdict"])
+    )
+    assert "legal + medical (0.20 against 0.02), legal + sports" in found["verdict"]
     assert found["total"]["updates"] <= 4

@@ -167,7 +167,8 @@ def test_the_terminal_shows_preferences_and_a_second_verdict(place):
     said = succeed(*ask(place, **options))
     lines = [line.rstrip() for line in said.splitlines()]
     assert lines[-1] == f"verdict: {report['reactions']['verdict']}"
-    assert lines[-2] == f"verdict: {report['diagnostics']['verdict']}"
+    said = [entry["text"] for entry in report["diagnostics"]["statements"]]
+    assert lines[-1 - len(said) : -1] == [f"verdict: {text}" for text in said]
     header = lines.index("misalignment of preferences") + 1
     rows = [line.split() for line in lines[header : header + 5]]
     assert rows[0] == ["preference", "a", "b", "c", "all", "alike"]
@@ -262,8 +263,8 @@ def test_plots_and_page_show_the_same_numbers(place, report):
             assert value == expected
     (image,) = [x for x in page.all("img") if x["alt"].startswith("Misalignment")]
     assert f"cars and dtd {found['misalignment'][0][1]:.3f}" in image["alt"]
-    for says in (found["verdict"], report["diagnostics"]["verdict"]):
-        assert f"</strong> {says}</p>" in text
+    for said in (*found["statements"], *report["diagnostics"]["statements"]):
+        assert f'<p class="harm-{said["harm"]}">{said["text"]}</p>' in text
     rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?:|//|@import|url\(", rest)
 

@@ -9,6 +9,8 @@ import pytest
 
 import jaxmerge as jm
 from jaxmerge import diagnostics
+from jaxmerge.diagnostics import module
+from jaxmerge.diagnostics.module import diagnose_each, diagnose_within
 from jaxmerge.stacks import task_norms
 
 DIAGNOSE = jax.jit(diagnostics.diagnose)
@@ -268,3 +270,26 @@ def test_the_condition_of_crowded_outputs_leaves_out_what_is_noise():
     found = crowding([4.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0])
     assert found == pytest.approx(2**0.5, rel=1e-6)
     assert crowding([0.0, 0, 0], [0, 0, 0]) == 0
+
+
+def test_a_model_is_diagnosed_by_programs_of_one_shape():
+    """What tall and wide modules share is compiled once, and for any number of them."""
+    shapes = {"q": (40, 30), "v": (50, 60), "o": (7, 6)}
+    stacks = {
+        name: stacked(random_pairs([3, 1, 2], m=m, n=n, seed=m))
+        for name, (m, n) in shapes.items()
+    }
+    found = diagnose_each(stacks)
+    for name, stack in stacks.items():
+        expected = diagnostics.diagnose(stack)
+        jax.tree.map(CLOSE, found[name], jax.tree.map(np.asarray, expected))
+        direct = diagnose_within(stack, diagnostics.sign_conflict(stack), *shapes[name])
+        jax.tree.map(CLOSE, found[name], jax.tree.map(np.asarray, direct))
+    programs = module._diagnose_within._cache_size()
+    calls = []
+    diagnose_each(
+        {f"{layer}.q": stacks["q"] for layer in range(3)},
+        report=lambda: calls.append(0),
+    )
+    assert len(calls) == 3
+    assert module._diagnose_within._cache_size() == programs

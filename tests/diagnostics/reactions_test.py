@@ -45,25 +45,27 @@ def reactions_of(singular_values, misalignment, repeat=np.nan, rank=None):
     ],
 )
 def test_the_verdict_follows_its_rule(values, misalignment, says):
-    assert re.search(says, verdict.of_reactions(reactions_of(values, misalignment)))
+    assert re.search(
+        says, verdict.of_reactions(reactions_of(values, misalignment)).text
+    )
 
 
 def test_the_verdict_knows_what_chance_gives():
-    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.3))
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.3)).text
     assert "different directions (misalignment 0.75, 0.30 for one task on other" in said
-    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.8))
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.75, 0.8)).text
     assert "cannot be told (misalignment 0.75, 0.80 for one" in said
-    assert said.endswith("take more --batches")
+    assert said.endswith("take more batches")
     short = reactions_of([3.0, 2.0], 0.75, 0.8)._replace(wanted=128)
-    assert verdict.of_reactions(short).endswith("take longer files of inputs")
+    assert verdict.of_reactions(short).text.endswith("take longer files of inputs")
     one = reactions_of([3.0, 2.0], 0.75)._replace(repeat=np.array([0.8, np.nan, 0.1]))
-    assert "0.80 for one task on other inputs" in verdict.of_reactions(one)
-    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.25, 0.8))
+    assert "0.80 for one task on other inputs" in verdict.of_reactions(one).text
+    said = verdict.of_reactions(reactions_of([3.0, 2.0], 0.25, 0.8)).text
     assert "much the same directions" in said
 
 
 def test_a_jacobian_without_full_rank_is_uneven():
-    said = verdict.of_reactions(reactions_of([8.0, 0.0, 0.0], 0.25, rank=1))
+    said = verdict.of_reactions(reactions_of([8.0, 0.0, 0.0], 0.25, rank=1)).text
     assert "unevenly to steps of the coefficients (J has rank 1 of 3: they do n" in said
     assert "much the same directions" in said
     assert said.endswith("learn one for each direction (tara_a)")
@@ -71,12 +73,12 @@ def test_a_jacobian_without_full_rank_is_uneven():
     h, xi, repeat = found.sensitivities.copy(), found.misalignment.copy(), found.repeat
     h[1], xi[1], xi[:, 1], repeat[1] = 0, 1, 1, 1  # as misalignment is defined there
     found = found._replace(sensitivities=h, misalignment=xi)
-    said = verdict.of_reactions(found)
+    said = verdict.of_reactions(found).text
     assert "J has rank 2 of 3: that of t1 does not move" in said
     assert "same directions (misalignment 0.25, 0.10 for one task on other" in said
     alone = reactions_of([8.0, 0.0], 1.0, rank=1)
     alone = alone._replace(sensitivities=np.array([[1.0] * 4, [0.0] * 4, [1.0] * 4]))
-    said = verdict.of_reactions(alone)
+    said = verdict.of_reactions(alone).text
     assert "unevenly" in said
     assert "that of t1 does not move): one coeff" in said
     assert "misalignment" not in said
@@ -85,7 +87,7 @@ def test_a_jacobian_without_full_rank_is_uneven():
 def test_a_jacobian_of_zeros_says_that_nothing_reacts():
     found = reactions_of([0.0, 0.0], 1.0, rank=0)
     found = found._replace(sensitivities=np.zeros((3, 4)))
-    assert verdict.of_reactions(found).startswith("no loss reacts")
+    assert verdict.of_reactions(found).text.startswith("no loss reacts")
 
 
 def test_no_full_rank_in_json_page_and_plot():

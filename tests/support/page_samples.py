@@ -59,6 +59,8 @@ addEventListener("load", () => {
   parent.postMessage(JSON.stringify({
     width: innerWidth,
     needed: document.documentElement.scrollWidth,
+    hidden: [...document.querySelectorAll(".scroll")].filter(
+      (part) => part.scrollWidth > part.clientWidth + 1).length,
     tables: document.querySelectorAll("table").length,
     images: [...document.images].map((x) => [x.naturalWidth, x.clientWidth]),
     up,

@@ -35,6 +35,12 @@ class WorseThanBase(CommandError):
     """Adapters that do harm on their own data."""
 
 
+class WouldBeRefused(CommandError):
+    """Adapters that cannot be merged as they are; what is wrong has been printed."""
+
+    code = BAD_INPUT
+
+
 class FitDiverged(CommandError):
     """A fit whose numbers are no longer finite."""
 
@@ -134,9 +140,10 @@ def as_flags(message: Message) -> str:
     >>> as_flags(Message(["or ", Option("allow_different_bases", "True")]))
     'or --allow-different-bases'
     """
-    return message.spelled(_as_flag)
+    return message.spelled(as_flag)
 
 
-def _as_flag(option: Option) -> str:
+def as_flag(option: Option) -> str:
+    """An option as a flag with its value."""
     flag = _FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
     return flag if option.value in ("", "True") else f"{flag} {option.value}"

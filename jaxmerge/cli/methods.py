@@ -1,12 +1,16 @@
 """``jaxmerge methods``: named pipelines, and the steps that pipelines are made of."""
 
 from collections.abc import Iterator
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from jaxmerge.cli.console import Console
+from jaxmerge.cli.exits import as_flag
 from jaxmerge.cli.flags import Json
+
+if TYPE_CHECKING:
+    from jaxmerge.spec.presets import MethodRow
 
 _NEEDS = {
     "model merger": "; needs --base and --data",
@@ -28,7 +32,7 @@ def methods(
         typer.echo(method_markdown(), nl=False)
         return
     document = {
-        "methods": [row._asdict() for row in method_table()],
+        "methods": [_as_json(row) for row in method_table()],
         "steps": {
             name: {
                 "kind": step.kind,
@@ -46,6 +50,20 @@ def methods(
     Console(as_json=as_json).result(document, _lines)
 
 
+def _as_json(row: "MethodRow") -> dict[str, Any]:
+    needs = {option.name: option.value for option in row.needs}
+    return {**row._asdict(), "needs": needs, "command": command(row)}
+
+
+def command(row: "MethodRow") -> str:
+    """The command that merges by a method, with all that it needs."""
+    from jaxmerge.spec import parse
+
+    flags = "".join(f" {as_flag(option)}" for option in row.needs)
+    verb = "learn" if parse(row.name).learned else "merge"
+    return f"jaxmerge {verb} ADAPTER... --pipeline {row.name}{flags} --out OUT"
+
+
 def usage(name: str) -> str:
     """A step with its arguments, those that must be given as ``..``."""
     from jaxmerge.spec.kinds import REQUIRED
@@ -61,15 +79,20 @@ def usage(name: str) -> str:
 
 
 def _lines() -> Iterator[str]:
-    from jaxmerge.spec import PRESETS
+    from jaxmerge.spec import method_table
     from jaxmerge.spec.kinds import Kind
     from jaxmerge.spec.steps import STEPS, names_of
 
-    yield "Methods: give a name as --pipeline, or write its steps and change them.\n"
-    for name, preset in PRESETS.items():
-        yield f"  {name}: {preset.method} (arXiv {preset.arxiv})"
-        yield f"      {preset.pipeline}"
-        yield f"      numbers: {preset.source}"
+    yield "Methods: give a name as --pipeline, or write its steps and change them."
+    yield "Full space gives weight deltas (--dense full); for an adapter give it"
+    yield "--dense truncate --rank N instead. A seed may be any number.\n"
+    for row in method_table():
+        source = f" (arXiv {row.arxiv})" if row.arxiv else ""
+        yield f"  {row.name}: {row.method}{source}"
+        if row.pipeline != row.name:
+            yield f"      {row.pipeline}"
+        yield f"      numbers: {row.source}"
+        yield f"      {command(row)}"
     yield "\nSteps: rule | rule transforms | space | calibrations | posts"
     yield "       merger or learned merger       | calibrations | posts"
     yield "       model merger                                  | posts"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.exits import as_flags
+from jaxmerge.cli.exits import WouldBeRefused, as_flags
 from jaxmerge.cli.flags import Folders, Json, Quiet, with_read_options
 from jaxmerge.refusals import Refusal
 from jaxmerge.reports.tables import size, span, table
@@ -43,9 +43,11 @@ def show(console: Console, found: "Planned") -> None:
     """Prints a plan, and for a dry run what would be made of it."""
     console.result(found.to_json(), lambda: _lines(found))
     conflicts = found.plan.conflicts
+    if conflicts and console.quiet and not console.as_json:
+        raise Refusal(*conflicts[0].message)
     if conflicts:
-        more = f" (and {len(conflicts) - 1} more conflicts)" if conflicts[1:] else ""
-        raise Refusal(*conflicts[0].message, more)
+        count = "1 conflict" if len(conflicts) == 1 else f"{len(conflicts)} conflicts"
+        raise WouldBeRefused(f"a merge would be refused, because of {count}")
 
 
 def _lines(found: "Planned") -> Iterator[Any]:

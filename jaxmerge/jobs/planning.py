@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from jaxmerge.folders import Folder
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.jobs.reading import ReadOptions, task_names
+from jaxmerge.refusals import Message, Option
 
 if TYPE_CHECKING:
     from jaxmerge.io import Plan
+
+_HEADS = Message(
+    [
+        "some adapters bring heads; say what becomes of them when you merge: ",
+        Option("heads", "keep", quoted=True),
+        " writes them beside the merge",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,12 @@ def plan(
     from jaxmerge.io import plan_peft
     from jaxmerge.spec.checks import check_ranks
 
+    undecided = recipe is None and read.get("heads", "error") == "error"
+    if undecided:  # nothing is merged: no policy is needed
+        read["heads"] = "keep"
     found = plan_peft(folders, read_tensors=read_tensors, **read)
+    if undecided and any(adapter.heads for adapter in found.adapters):
+        found = replace(found, notes=(*found.notes, _HEADS))
     named = task_names(names, tuple(adapter.name for adapter in found.adapters))
     pairs = zip(found.adapters, named, strict=True)
     found = replace(found, adapters=tuple(replace(a, name=name) for a, name in pairs))

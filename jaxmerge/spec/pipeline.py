@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmerge.refusals import Option
 from jaxmerge.spec import checks, memory
 from jaxmerge.spec.grammar import Call, PipelineError, as_text, read_calls
 from jaxmerge.spec.steps import names_of
@@ -86,6 +87,24 @@ class Pipeline:
     def learned(self) -> bool:
         """Whether it has coefficients to learn, so that `run` needs ``phis``."""
         return any(call.step.kind == "learned merger" for call in self.calls)
+
+    @property
+    def needs(self) -> tuple[Option, ...]:
+        """Options that `jaxmerge.merge`, or `jaxmerge.learn`, has to be given with it.
+
+        >>> print(*parse("elect|dare(density=0.5)|full").needs)
+        seed=0 dense='full'
+        """
+        found: list[Option] = []
+        if self.random:
+            found.append(Option("seed", "0"))
+        if self.statistics:
+            found.append(Option("stats", "STATS"))
+        if self.model or self.learned:
+            found += [Option("base", "BASE"), Option("data", "DATA")]
+        if self.dense:
+            found.append(Option("dense", "full", quoted=True))
+        return tuple(found)
 
     @property
     def whole(self) -> bool:

@@ -6,6 +6,7 @@ other adapters is a place to start from: choose your own on validation data.
 
 from typing import NamedTuple
 
+from jaxmerge.refusals import Option
 from jaxmerge.spec.steps import STEPS, names_of
 
 
@@ -134,7 +135,11 @@ PRESETS: dict[str, Preset] = {
 
 
 class MethodRow(NamedTuple):
-    """One line of the table of methods."""
+    """One line of the table of methods.
+
+    Attributes:
+      needs: options that a job has to be given with it, see `Pipeline.needs`.
+    """
 
     name: str
     method: str
@@ -142,32 +147,34 @@ class MethodRow(NamedTuple):
     pipeline: str
     arxiv: str
     source: str
+    needs: tuple[Option, ...]
 
 
 def method_table() -> list[MethodRow]:
     """All presets, then the mergers that are complete methods by themselves."""
-    rows = [
-        MethodRow(name, p.method, _space(p.pipeline), p.pipeline, p.arxiv, p.source)
-        for name, p in PRESETS.items()
-    ]
+    from jaxmerge.spec.pipeline import parse
+
+    presets = dict(PRESETS)
     for name in names_of("merger", "model merger", "learned merger"):
         step = STEPS[name]
-        rows.append(
-            MethodRow(name, step.says, "factors", name, step.arxiv, "no scale: 1")
-        )
-    return rows
+        presets[name] = Preset(step.says, name, step.arxiv, "no scale: 1")
+    return [
+        MethodRow(name, p.method, _space(p.pipeline), *p[1:], parse(name).needs)
+        for name, p in presets.items()
+    ]
 
 
 def method_markdown() -> str:
     """`method_table` as a Markdown table, for docs/methods.md."""
     lines = [
-        "| name | method | space | pipeline | arXiv | numbers from |",
-        "|---|---|---|---|---|---|",
+        "| name | method | space | pipeline | needs | arXiv | numbers from |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in method_table():
         paper = f"[{row.arxiv}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else ""
         name, pipeline = f"`{row.name}`", f"`{row.pipeline}`"
-        cells = (name, row.method, row.space, pipeline, paper, row.source)
+        needs = ", ".join(f"`{option}`" for option in row.needs)
+        cells = (name, row.method, row.space, pipeline, needs, paper, row.source)
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"

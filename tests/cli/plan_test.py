@@ -20,7 +20,7 @@ from cli_samples import (
 from jaxmerge import __version__, io
 from jaxmerge.cli.exits import as_flags
 from jaxmerge.refusals import Message, Option
-from jaxmerge.spec import PRESETS, STEPS, method_markdown, parse
+from jaxmerge.spec import PRESETS, STEPS, method_markdown, method_table, parse
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +54,19 @@ def test_conflicts_of_a_plan_are_shown_with_flags_and_fail(tmp_path):
     for options in ((), ("--json",), ("--quiet",)):
         result = jaxmerge("plan", a, b, *options)
         assert result.exit_code == 2
-        assert result.stderr.startswith(f"error: {b}: adapter of 'org/other'")
-        assert "pass --allow-different-bases" in result.stderr
+        said = result.stdout + result.stderr
+        assert said.count(f"{b}: adapter of 'org/other'") == 1  # not twice
         if options == ():
             assert "conflict: " in result.stdout
             assert "pass --allow-different-bases" in result.stdout
+            assert result.stderr == (
+                "error: a merge would be refused, because of 1 conflict\n"
+            )
         elif options == ("--json",):
             assert json.loads(result.stdout)["conflicts"][0]["kind"] == "base"
         else:
             assert result.stdout == ""
+            assert "pass --allow-different-bases" in result.stderr
     succeed("plan", a, b, "--allow-different-bases")
 
 
@@ -180,8 +184,9 @@ def test_what_cannot_be_converted_says_why(tmp_path):
 
 def test_methods_lists_every_name(tmp_path):
     said = succeed("methods")
-    for name, preset in PRESETS.items():
-        assert f"  {name}: {preset.method}" in said
+    for row in method_table():
+        assert f"  {row.name}: {row.method}" in said
+    for preset in PRESETS.values():
         assert preset.pipeline in said
         assert preset.arxiv in said
         assert preset.source in said
@@ -194,6 +199,58 @@ def test_methods_lists_every_name(tmp_path):
     found = document("methods")
     assert found["steps"].keys() == STEPS.keys()
     assert {row["name"] for row in found["methods"]} >= PRESETS.keys()
+
+
+def equal_ranks(folder):
+    """Adapters that every method takes."""
+    return [
+        samples.write(folder / name, samples.linear(m=6, n=6, seed=seed))
+        for seed, name in enumerate("abc")
+    ]
+
+
+def test_every_listed_command_runs_as_listed(tmp_path):
+    """Refusals come before any work, so a dry run meets all of them."""
+    folders = list(map(str, equal_ranks(tmp_path / "in")))
+    place = {"ADAPTER...": folders, "OUT": [str(tmp_path / "out")]}
+    said = succeed("methods")
+    listed = {row["name"]: row["command"] for row in document("methods")["methods"]}
+    assert len(listed) == 29
+    inputs = {"regmean", "ssr", "iteris", "tara_a", "tara_b", "adamerging"}
+    for name, command in listed.items():
+        assert f"      {command}\n" in said
+        program, *words = command.split()
+        assert program == "jaxmerge"
+        assert f"--pipeline {name} " in command
+        if name in inputs:
+            continue
+        ask = [part for word in words for part in place.get(word, [word])]
+        succeed(*ask, "--dry-run")
+    assert listed["ssr"].endswith("--pipeline ssr --stats STATS --out OUT")
+    with_model = "--base BASE --data DATA --out OUT"
+    assert listed["iteris"].endswith(f"merge ADAPTER... --pipeline iteris {with_model}")
+    assert listed["tara_a"] == (
+        f"jaxmerge learn ADAPTER... --pipeline tara_a {with_model}"
+    )
+    ask = [
+        part
+        for word in listed["dare_ties"].split()[1:]
+        for part in place.get(word, [word])
+    ]
+    assert "weight deltas" in succeed(*ask)
+
+
+def test_a_plan_does_not_fail_on_heads(tmp_path):
+    head = {"base_model.model.classifier.weight": samples.random(2, 5)}
+    folder = samples.write(tmp_path / "a", samples.linear() | head)
+    said = succeed("plan", folder)
+    assert "note: some adapters bring heads" in said
+    assert "--heads keep" in said
+    assert "conflict" not in said
+    assert "bring heads" not in succeed("plan", folder, "--heads", "keep")
+    ask = ("merge", folder, "-p", "concat", "-o", tmp_path / "out", "--dry-run")
+    assert "heads" in jaxmerge(*ask).stdout  # a merge needs a decision
+    assert jaxmerge(*ask).exit_code == 2
 
 
 def test_help_version_and_unknown_commands():

@@ -276,7 +276,7 @@ def test_presets_are_written_in_normal_form_with_their_source(name):
 
 def test_the_table_of_methods_is_markdown():
     lines = method_markdown().splitlines()
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 7 for line in lines)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 8 for line in lines)
     listed = [line.split("`")[1] for line in lines[2:]]
     assert listed == [*PRESETS, *MERGERS]
     assert "elect\\|trim_whole_model(density=0.2)\\|knots\\|scale(0.6)" in lines[7]

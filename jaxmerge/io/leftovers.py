@@ -8,6 +8,7 @@ Where two names cannot be exchanged at once, the folder that is replaced is for 
 import os
 import re
 import shutil
+import uuid
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from jaxmerge.disk import Mended, claim, rename_new, sync
 from jaxmerge.folders import Folder
 
 NEW, OLD = "new", "old"
+
+
+def new_mark() -> str:
+    """A mark that no other run has."""
+    return uuid.uuid4().hex[:12]
 
 
 def beside(target: Path, mark: str, kind: str) -> Path:

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxmerge.disk import (
 )
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.leftovers import NEW, OLD, beside, mend
+from jaxmerge.io.leftovers import NEW, OLD, beside, mend, new_mark
 from jaxmerge.io.replaceable import ADAPTER, Replaceable, held_in
 from jaxmerge.refusals import Option
 
@@ -187,7 +186,7 @@ def _staging(target: Path) -> Generator[_Place, None, None]:
 def _new_place(target: Path) -> _Place:
     """Makes and locks a folder, unless another run takes it for left over first."""
     while True:
-        mark = uuid.uuid4().hex[:12]
+        mark = new_mark()
         staged = beside(target, mark, NEW)
         staged.mkdir()
         with contextlib.suppress(BlockingIOError, FileNotFoundError):

@@ -1,5 +1,7 @@
 """Fits that go on after a kill: orbax checkpoints that know what they belong to."""
 
+import hashlib
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmerge.disk import Mended, sync, sync_tree, trouble
 from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option, Refusal
 
 _KEPT = 2  # a kill while the last one is written leaves the one before
+_CONTENT = "content"  # the digest of what was computed, beside those of what it is of
 _LIBRARIES = ("jax", "optax", "flax", "jaxmerge")  # versions decide how one traces
 
 
@@ -44,27 +48,47 @@ class Checkpoints:
     def restore(
         self, state: Any, steps: int
     ) -> tuple[int, Any, dict[str, np.ndarray] | None]:
-        """Number of steps, state and history of the latest complete checkpoint.
+        """Number of steps, state and history of the latest checkpoint that is whole.
 
-        Without one it gives 0, the given state and None.
+        Without one it gives 0, the given state and None. Later ones that are damaged
+        are removed, and a warning says so.
 
         Raises:
           CheckpointError: the checkpoint belongs to another fit, and in what it
-            differs; or it is further than ``steps``.
+            differs; or it is further than ``steps``; or all are damaged.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        damaged: dict[int, Exception] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if step > steps:
+                raise CheckpointError(
+                    f"{self._folder}: the checkpoint is at step {step}, beyond ",
+                    Option("steps", str(steps)),
+                    f"; ask for {step} or more, or choose another folder",
+                )
+            try:
+                found = self._read(step, state)
+            except MemoryError:
+                raise
+            except Exception as error:  # orbax has no word for what is damaged
+                damaged[step] = error
+                continue
+            self._remove(damaged, step)
+            return step, *found
+        if not damaged:
             return 0, state, None
-        saved = self._manager.restore(
+        step, error = next(iter(damaged.items()))
+        if isinstance(error, CheckpointError):
+            raise error
+        raise CheckpointError(
+            f"{self._folder}: no checkpoint in it can be read ({_first_line(error)} at "
+            f"step {step}); remove the folder to begin again"
+        ) from error
+
+    def _read(self, step: int, state: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        identity = self._manager.restore(
             step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
-        )
-        self._refuse_other(saved["identity"])
-        if step > steps:
-            raise CheckpointError(
-                f"{self._folder}: the checkpoint is at step {step}, beyond ",
-                Option("steps", str(steps)),
-                f"; ask for {step} or more, or choose another folder",
-            )
+        )["identity"]
+        self._refuse_other(identity)
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
@@ -75,21 +99,53 @@ class Checkpoints:
                 history=ocp.args.StandardRestore(),
             ),
         )
+        expected = identity.get(_CONTENT)  # absent in those of version 0.1.0
+        if expected not in (None, _digest(found["state"], found["history"])):
+            raise ValueError("its numbers are not those that were saved")
         # as at the start, on no device in particular: parameters decide on which
         state = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found["state"])
-        return step, state, found["history"]
+        return state, found["history"]
+
+    def _remove(self, damaged: Mapping[int, Exception], kept: int) -> None:
+        for step, error in damaged.items():
+            self._manager.delete(step)
+            warnings.warn(
+                f"{self._folder}: the checkpoint of step {step} is damaged "
+                f"({_first_line(error)}) and was removed; the fit goes on from that of "
+                f"step {kept}",
+                Mended,
+                stacklevel=4,
+            )
 
     def save(self, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
-        """Saves and waits until the checkpoint is complete on disk."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                history=ocp.args.StandardSave(history),
-                identity=ocp.args.JsonSave(self._identity | self._versions),
-            ),
-        )
-        self._manager.wait_until_finished()
+        """Saves and waits until the checkpoint is complete on disk.
+
+        Raises:
+          CheckpointError: the disk takes no more.
+        """
+        content = {_CONTENT: _digest(state, history)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    history=ocp.args.StandardSave(history),
+                    identity=ocp.args.JsonSave(
+                        self._identity | self._versions | content
+                    ),
+                ),
+            )
+            self._manager.wait_until_finished()
+            sync_tree(self._folder / str(step))
+            sync(self._folder)
+        except Exception as error:
+            reason = trouble(error)
+            if reason is None:
+                raise
+            raise CheckpointError(
+                f"{self._folder}: the checkpoint of step {step} cannot be written "
+                f"({reason}); the same fit goes on from the one before it"
+            ) from error
 
     def _refuse_other(self, saved: Mapping[str, str]) -> None:
         changed = [
@@ -105,3 +161,18 @@ class Checkpoints:
                 f"{self._folder}: checkpoints of another fit, which differs in its "
                 f"{part}{may}; choose another folder or remove this one"
             )
+
+
+def _digest(*trees: Any) -> str:
+    """SHA-256 of the arrays of some trees, with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        array = np.asarray(jax.device_get(leaf))
+        place = jax.tree_util.keystr(path)
+        digest.update(f"{place} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

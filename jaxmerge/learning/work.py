@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.leftovers import NEW, beside, mend, new_mark
+from jaxmerge.io.staging import staged_file
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Work:
         self.folder: Path = Path(folder)
         self._path = self.folder / _RECORD
         self._identity = dict(identity)
+        mend(self._path)
+        mend(self.checkpoints)
         self._check_content()
         try:
             self._lock = _locked(self.folder / _LOCK)
@@ -81,9 +85,8 @@ class Work:
         """Writes down which fit the checkpoints will belong to."""
         self.anchors = anchors
         content = {"identity": self._identity, "anchors": anchors}
-        unfinished = self._path.with_suffix(".new")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, self._path)
+        with staged_file(self._path) as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Gives up the lock, so that another fit can use the folder."""
@@ -93,8 +96,10 @@ class Work:
 
     def remove(self) -> None:
         """Removes what belongs to the fit, and the folder unless more is in it."""
-        if self.checkpoints.exists():
-            shutil.rmtree(self.checkpoints)
+        if self.checkpoints.exists():  # never seen half removed
+            discarded = beside(self.checkpoints, new_mark(), NEW)
+            self.checkpoints.rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
         for path in self._own_files():
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # more is in it, or the next fit's lock

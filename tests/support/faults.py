@@ -7,6 +7,7 @@ listens may raise, end the process, or write down what a power cut would leave.
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,16 @@ def watched(root: Path, step: Callable[[str, str], None]) -> Iterator[None]:
     if not _installed:
         sys.addaudithook(_hook)
         _installed = True
-    root = str(root)
+    root, inside = str(root), threading.local()
+
+    def tell(kind: str, path: str) -> None:
+        if not getattr(inside, "step", False):  # not what the listener does itself
+            inside.step = True
+            try:
+                step(kind, path)
+            finally:
+                inside.step = False
+
     flush, exchange = disk._flush, disk._renameat2
 
     def listen(event: str, args: tuple) -> None:
@@ -48,18 +58,18 @@ def watched(root: Path, step: Callable[[str, str], None]) -> Iterator[None]:
         if isinstance(path, str | bytes | os.PathLike):
             path = os.fsdecode(path)
             if path.startswith(root) or not os.path.isabs(path):  # below a descriptor
-                step(event, path)
+                tell(event, path)
 
     def watched_flush(descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if path.startswith(root):
-            step("sync", path)
+            tell("sync", path)
         flush(descriptor)
         if path.startswith(root):
-            step("synced", path)
+            tell("synced", path)
 
     def watched_exchange(one, other, flags):
-        step("exchange", os.fspath(one))
+        tell("exchange", os.fspath(one))
         return exchange(one, other, flags)
 
     disk._flush, disk._renameat2, _listener = watched_flush, watched_exchange, listen

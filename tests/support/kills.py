@@ -1,0 +1,336 @@
+"""Kills every command that writes at every step of its writing: ``make kills``.
+
+Each run is a process of its own, which ends itself by SIGKILL before its n-th change of
+a file or folder, with and without the call that exchanges names; some are killed at
+random moments from outside. After each the target must be whole, old or new, once the
+next run has mended it. Then `faults.PowerCuts` are tried at every step.
+
+    python tests/support/kills.py [--share 0.1] [--out kills.json]
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+import jax  # noqa: F401  # loaded before the processes part; nothing computes here
+import learn_samples
+import orbax.checkpoint  # noqa: F401
+from cli_samples import everything, three
+from faults import PowerCuts, lay_out, watched
+
+from jaxmerge import disk
+from jaxmerge.cli import app
+from jaxmerge.io.leftovers import mend
+
+
+class Command(NamedTuple):
+    """A command that writes ``target``, as it was and as it will be."""
+
+    name: str
+    target: Path
+    old: list[Any]
+    new: list[Any]
+    beside: tuple[Path, ...] = ()  # removed before each run
+
+
+class Tally(NamedTuple):
+    steps: int
+    kills: int
+    finished: int  # runs that ended before they were killed
+    old: int
+    new: int
+    absent: int
+    runs_after: int
+    power_cuts: int
+
+
+def commands(place: Path) -> list[Command]:
+    """Those that write, on tiny adapters, into ``place/outs``."""
+    outs, inputs = place / "outs", three(place / "in")
+    bert = [place / "bert" / "in" / task for task in learn_samples.TASKS]
+    model = ["--base", place / "bert" / "base", "--data", place / "bert" / "data"]
+
+    def command(name: str, file: str, old: list[Any], new: list[Any]) -> Command:
+        target = outs / name / file
+        flag = "--html" if file.endswith(".html") else "-o"
+        beside = (target.with_name(f"{file}.learning"),)
+        end = (flag, target, "--force")
+        return Command(name, target, [*old, *end], [*new, *end], beside)
+
+    merge, read = ["merge", *inputs, "-p"], ["--batch", 4]
+    learn = ["learn", *bert, *model, *read, "--loss", "entropy", "--start", "method"]
+    learn += ["-p", "tara_a", "--steps"]
+    stored = place / "stored"
+    run(["convert", inputs[0], "-o", stored])
+    return [
+        command("merge", "out", [*merge, "concat"], [*merge, "elect|core|scale(0.5)"]),
+        command(
+            "convert to orbax",
+            "out",
+            ["convert", *inputs[:1]],
+            ["convert", *inputs[1:2]],
+        ),
+        command(
+            "convert to PEFT",
+            "out",
+            ["convert", inputs[1], "--to", "orbax"],
+            ["convert", stored],
+        ),
+        command(
+            "collect",
+            "out",
+            ["collect", *bert, *model, *read, "--limit", 4],
+            ["collect", *bert, *model, *read],
+        ),
+        command("learn", "out", [*learn, 4], [*learn, 30]),
+        command(
+            "inspect --html",
+            "page.html",
+            ["inspect", *inputs[:2]],
+            ["inspect", *inputs],
+        ),
+    ]
+
+
+def child(work: Callable[[], object]) -> int:
+    """Starts some work in a process of its own; gives its number."""
+    number = os.fork()
+    if number:
+        return number
+    code = 99
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        with open(os.environ["KILLS_LOG"], "a") as log:
+            traceback.print_exc(file=log)
+    finally:
+        os._exit(code)
+
+
+def ended(number: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+def run(arguments: list[Any], prepare: Callable[[], object] = lambda: None) -> None:
+    code = ended(child(lambda: (prepare(), app(list(map(str, arguments))))))
+    assert code == 0, (code, arguments)
+
+
+def without_exchange() -> None:
+    disk._renameat2 = lambda *_: False
+
+
+def content(target: Path) -> dict[str, bytes] | bytes | None:
+    if target.is_dir():
+        return everything(target)
+    return target.read_bytes() if target.exists() else None
+
+
+def mended(target: Path) -> dict[str, bytes] | bytes | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", disk.Mended)
+        mend(target)
+    hidden = [n for n in os.listdir(target.parent) if n.startswith(f".{target.name}.")]
+    assert not hidden, hidden
+    return content(target)
+
+
+def prepare(command: Command, old: Any) -> None:
+    """The state before a run: the old target and nothing beside it."""
+    folder = command.target.parent
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if isinstance(old, bytes):
+        command.target.write_bytes(old)
+    elif old is not None:
+        for name, data in old.items():
+            path = command.target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+def count_steps(command: Command, old: Any, before: Callable[[], object]) -> int:
+    prepare(command, old)
+    path = command.target.parent.parent / "count"
+
+    def work() -> None:
+        before()
+        steps = itertools.count()
+        with watched(
+            command.target.parent, lambda kind, _: kind == "synced" or next(steps)
+        ):
+            try:
+                app(list(map(str, command.new)))
+            finally:
+                path.write_text(str(next(steps)))
+
+    assert ended(child(work)) == 0, command.name
+    return int(path.read_text())
+
+
+def killed_at(command: Command, n: int, before: Callable[[], object]) -> int:
+    def work() -> None:
+        before()
+        steps = itertools.count()
+
+        def step(kind: str, _: str) -> None:
+            if kind != "synced" and next(steps) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with watched(command.target.parent, step):
+            app(list(map(str, command.new)))
+
+    return ended(child(work))
+
+
+def killed_after(command: Command, seconds: float) -> int:
+    number = child(lambda: app(list(map(str, command.new))))
+    time.sleep(seconds)
+    os.kill(number, signal.SIGKILL)
+    return ended(number)
+
+
+def cut_power(
+    command: Command, old: Any, new: Any, before: Callable[[], object]
+) -> int:
+    """Tries every state that a power cut leaves at every step; gives their number."""
+    prepare(command, old)
+    folder, path = command.target.parent, command.target.parent.parent / "count"
+    scratch = folder.parent / "scratch"
+
+    def work() -> None:
+        before()
+        cuts, tried, failed = PowerCuts(folder), itertools.count(), []
+
+        def check(moment: str, allowed: tuple[Any, ...]) -> None:
+            for state in cuts.leftovers():
+                left = mended(lay_out(state, scratch) / command.target.name)
+                shutil.rmtree(scratch)
+                next(tried)
+                if left not in allowed:
+                    failed.append((moment, sorted(state), left and sorted(left)))
+
+        def step(kind: str, place: str) -> None:
+            cuts.step(kind, place)
+            check(f"{kind} {place}", (old, new))
+
+        with watched(folder, step), contextlib.suppress(SystemExit):
+            app(list(map(str, command.new)))
+        check("the end", (new,))
+        assert not failed, (len(failed), failed[:3])
+        path.write_text(str(next(tried)))
+
+    assert ended(child(work)) == 0, (command.name, os.environ["KILLS_LOG"])
+    return int(path.read_text())
+
+
+def tried(command: Command, share: float, dice: random.Random) -> Tally:
+    """Kills a command in every way, and says what became of its target."""
+    prepare(command, None)
+    run(command.old)
+    old = content(command.target)
+    prepare(command, old)
+    begun = time.monotonic()
+    run(command.new)
+    lasted, new = time.monotonic() - begun, content(command.target)
+    assert old is not None
+    assert new is not None
+    assert old != new
+    found, finished, after, steps = [], 0, 0, 0
+
+    def check(code: int, was: Any) -> None:
+        nonlocal finished, after
+        if code != -signal.SIGKILL:
+            assert code == 0, (command.name, code)
+            finished += 1
+            return
+        state = mended(command.target)
+        assert state in (was, new), command.name
+        found.append("new" if state == new else "old" if state else "absent")
+        if command.name == "learn" or len(found) % 8 == 0:
+            run(command.new)
+            assert content(command.target) == new, command.name
+            assert not hidden(command)
+            after += 1
+
+    for before, was in itertools.product((lambda: None, without_exchange), (old, None)):
+        if was is None and before is without_exchange:
+            continue
+        many = count_steps(command, was, before)
+        steps = max(steps, many)
+        for n in range(many):
+            if dice.random() < share:
+                prepare(command, was)
+                check(killed_at(command, n, before), was)
+    for _ in range(int(20 * share)):
+        prepare(command, old)
+        check(killed_after(command, dice.uniform(0.3, 1.0) * lasted), old)
+    cuts = 0
+    if command.name != "learn":  # its checkpoints are written by threads
+        cuts = sum(cut_power(command, old, new, b) for b in (int, without_exchange))
+    return Tally(
+        *(steps, len(found), finished),
+        *(found.count("old"), found.count("new"), found.count("absent")),
+        *(after, cuts),
+    )
+
+
+def hidden(command: Command) -> list[str]:
+    return [n for n in os.listdir(command.target.parent) if n != command.target.name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps")
+    parser.add_argument("--only", default="", help="name of a command")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
+        place = Path(scratch)
+        os.environ["JAXMERGE_CACHE"] = str(place / "cache")
+        os.environ["KILLS_LOG"] = str(place / "log")
+        (place / "outs").mkdir()
+        base = place / "bert"
+        made = child(lambda: (learn_samples.bert(base / "base"),))
+        assert ended(made) == 0
+        learn_samples.bert_adapters(base / "in")
+        learn_samples.texts(base / "data")
+        dice, results = random.Random(0), {}
+        try:
+            for command in commands(place):
+                if options.only in command.name:
+                    results[command.name] = tried(command, options.share, dice)
+                    print(command.name, results[command.name], flush=True)
+        finally:
+            log = place / "log"
+            if log.exists():
+                print(log.read_text()[-4000:], file=sys.stderr)
+    total = Tally(*map(sum, zip(*results.values(), strict=True)))
+    print("all", total)
+    if options.out is not None:
+        found = {name: tally._asdict() for name, tally in results.items()}
+        options.out.write_text(json.dumps(found | {"all": total._asdict()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,13 +18,22 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
-from jaxmerge.io.files import checked_file
+from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE
-from jaxmerge.io.options import ReadOptions, recorded_options
+from jaxmerge.io.orbax_checks import check_adapters, check_modules
+from jaxmerge.io.orbax_record import (
+    FORMAT,
+    check_array,
+    check_leaf,
+    check_record,
+    described_leaf,
+    digest_of_record,
+    dtype_named,
+    options_of,
+)
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
 
-_FORMAT = "jaxmerge-orbax-1"
 _LEAVES = "leaves"
 _DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
     AttributeError,
@@ -48,7 +57,8 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
       force: replace ``path`` if it is an adapter or a checkpoint, and nothing else.
 
     Raises:
-      AdapterError: a value of another kind, or a folder that cannot be written.
+      AdapterError: a value of another kind or that contradicts itself, such as a stack
+        whose padding is not zero, or a folder that cannot be written.
     """
     leaves: list[Any] = []
     if isinstance(value, Adapters):
@@ -57,10 +67,14 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
     else:
         inputs = []
         record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
-    record["format"] = _FORMAT
-    record["leaves"] = [
-        {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for leaf in leaves
-    ]
+    if isinstance(value, Adapters):
+        check_modules(value.stacks, Path(path))
+        check_adapters(value, Path(path))
+    else:
+        check_modules(value, Path(path))
+    record["format"] = FORMAT
+    record["leaves"] = [described_leaf(leaf) for leaf in leaves]
+    record["sha256"] = digest_of_record(record)
     with staged_folder(path, force=force, inputs=inputs) as folder:
         if leaves:
             with ocp.StandardCheckpointer() as checkpointer:
@@ -77,13 +91,16 @@ def load_orbax(path: Folder) -> Adapters | dict[str, Any]:
     """
     folder = Path(path)
     try:
-        record = json.loads(checked_file(folder / RECORD_FILE).read_text("utf-8"))
-        if record["format"] != _FORMAT:
-            raise AdapterError(f"{folder}: not an orbax checkpoint of jaxmerge")
+        record = read_object(folder / RECORD_FILE)
+        check_record(record, folder / RECORD_FILE)
         leaves = _restore(folder, record["leaves"])
-        if record["kind"] == "adapters":
-            return _rebuild_adapters(record, leaves)
-        return _rebuild_modules(record["modules"], leaves)
+        modules = _rebuild_modules(record["modules"], leaves)
+        check_modules(modules, folder)
+        if record["kind"] == "modules":
+            return modules
+        adapters = _rebuild_adapters(record, modules, leaves, folder)
+        check_adapters(adapters, folder)
+        return adapters
     except AdapterError:
         raise
     except _DAMAGE as error:
@@ -96,17 +113,32 @@ def _numbered(leaves: list[Any]) -> dict[str, Any]:
 
 
 def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarray]:
-    leaves = [np.zeros(d["shape"], jax.numpy.dtype(d["dtype"])) for d in described]
-    target = _numbered(leaves)
-    if target:
+    """The leaves; nothing is allocated before orbax's own files agree on the sizes."""
+    wanted = [str(i) for i, entry in enumerate(described) if 0 not in entry["shape"]]
+    place, restored = folder.resolve() / _LEAVES, {}
+    if wanted:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(folder.resolve() / _LEAVES, target)
-        for number, leaf in restored.items():
-            # Orbax takes shape and dtype from its files, whatever the target says.
-            if (leaf.shape, leaf.dtype) != (target[number].shape, target[number].dtype):
-                raise AdapterError(f"{folder}: {RECORD_FILE} and the arrays differ")
-            leaves[int(number)] = np.asarray(leaf)
+            stored = _tree(checkpointer.metadata(place))
+            for number in wanted:  # orbax would cast to the dtype that is asked for
+                check_array(described[int(number)], stored[number], number, folder)
+            if stored.keys() != set(wanted):
+                raise AdapterError(
+                    f"{folder}: holds arrays that {RECORD_FILE} does not name"
+                )
+            empty = {n: np.zeros(stored[n].shape, stored[n].dtype) for n in wanted}
+            restored = checkpointer.restore(place, empty)
+    leaves = []
+    for index, entry in enumerate(described):
+        shape, dtype = entry["shape"], dtype_named(entry["dtype"])
+        leaf = restored.get(str(index))
+        leaves.append(np.zeros(shape, dtype) if leaf is None else np.asarray(leaf))
+        check_leaf(entry, leaves[-1], index, folder)
     return leaves
+
+
+def _tree(metadata: Any) -> dict[str, Any]:
+    """Number -> shape and dtype of every array in a checkpoint of orbax."""
+    return dict(metadata.item_metadata.tree)
 
 
 def _describe_modules(modules: Mapping[str, Any], leaves: list[Any]) -> dict[str, Any]:
@@ -181,9 +213,14 @@ def _describe_adapters(adapters: Adapters, leaves: list[Any]) -> dict[str, Any]:
     return record
 
 
-def _rebuild_adapters(record: Mapping[str, Any], leaves: list[np.ndarray]) -> Adapters:
+def _rebuild_adapters(
+    record: Mapping[str, Any],
+    stacks: dict[str, Any],
+    leaves: list[np.ndarray],
+    folder: Path,
+) -> Adapters:
     return Adapters(
-        stacks=_rebuild_modules(record["modules"], leaves),
+        stacks=stacks,
         names=tuple(record["names"]),
         layouts={
             module: Layout(**{**layout, "kernel": tuple(layout["kernel"])})
@@ -204,5 +241,5 @@ def _rebuild_adapters(record: Mapping[str, Any], leaves: list[np.ndarray]) -> Ad
             )
             for source in record["sources"]
         ),
-        options=ReadOptions(**recorded_options(record["options"])),
+        options=options_of(record, folder),
     )

@@ -77,6 +77,9 @@ FAULTS: dict[str, Refused | Summed] = {
     "dos_bigint_shape": Refused("too many digits", PLAN),
     "dos_bytearray8": Refused("no tensor file has", PLAN),
     "dos_patterns": Refused("alpha_pattern key .* is too long", PLAN),
+    "orbax_ranks_2": Refused(
+        r"field modules\.h\.0\.q: ranks \[2\]", "convert {in} --out {out}"
+    ),
     "verify_record_deep_json": Refused(r"jaxmerge\.json: not valid JSON", VERIFY),
     "verify_record_read_options_unknown": Refused(r"field read_options\.zzz", VERIFY),
     "verify_record_seed_text": Refused(r"field recipe\.seed: .* found 'x'", VERIFY),

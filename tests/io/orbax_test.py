@@ -39,6 +39,17 @@ def same_modules(found, expected):
             same(other, value)
 
 
+def padded_stack(ranks, seed=0):
+    """Factors whose directions end at the rank of their task."""
+    kept = np.arange(4) < np.array(ranks)[:, None]
+    a, b = samples.random(3, 4, 5, seed=seed), samples.random(3, 6, 4, seed=seed)
+    return AdapterStack(
+        a=jnp.asarray(np.where(kept[..., None], a, 0)),
+        b=jnp.asarray(np.where(kept[:, None], b, 0)),
+        ranks=ranks,
+    )
+
+
 @pytest.fixture
 def adapters(tmp_path):
     one = samples.linear(bias=True) | samples.conv() | samples.embedding()
@@ -104,11 +115,7 @@ def test_updates_survive_with_their_kind(tmp_path, dtype):
 
 def test_stacks_survive_and_names_never_become_paths(tmp_path):
     stacks = {
-        name: AdapterStack(
-            a=jnp.asarray(samples.random(3, 4, 5, seed=i)),
-            b=jnp.asarray(samples.random(3, 6, 4, seed=i)),
-            ranks=(4, 0, i % 4),
-        )
+        name: padded_stack(ranks=(4, 0, i % 4), seed=i)
         for i, name in enumerate(HOSTILE_NAMES)
     }
     (tmp_path / "place").mkdir()
@@ -137,6 +144,105 @@ def test_force_and_foreign_values(tmp_path, adapters):
             force=True,
         )
     assert sorted(os.listdir(tmp_path)) == ["ckpt", "one", "two"]
+
+
+def put(record, field, value):
+    """Changes a field, which is given by its names and numbers."""
+    *above, last = field
+    for name in above:
+        record = record[name]
+    record[last] = value
+
+
+WITHOUT_DIGEST = [  # what the arrays and the configs contradict
+    (("modules", "h.0.fc", "ranks"), [2, 2]),
+    (("modules", "h.0.fc", "ranks"), [3]),
+    (("modules", "h.0.fc", "ranks"), [3, True]),
+    (("modules", "h.0.fc", "ranks"), [4, 3]),  # of zeros, but not the r of its config
+    (("modules", "h.0.fc", "b"), 1),
+    (("modules", "h.0.fc", "kind"), "low_rank"),
+    (("leaves", 0, "dtype"), "float16"),
+    (("leaves", 0, "shape", 0), -1),
+    (("leaves", 0, "shape"), [2**40, 2**40]),
+    (("names",), ["one"]),
+    (("names",), ["one", "one"]),
+    (("names",), "ab"),
+    (("sources", 0, "scales", "h.0.fc"), 3.5),
+    (("sources", 0, "scales"), {}),
+    (("sources", 1, "scales"), {"h.0.fc": "2"}),
+    (("sources", 0, "dtype"), "bfloat16"),
+    (("sources", 0, "dtype"), "int8"),
+    (("sources", 0, "base_model"), "org/other"),
+    (("sources", 0, "config", "r"), 7),
+    (("sources", 0, "sha256"), {"../x": "0" * 64}),
+    (("layouts", "h.0.fc", "kind"), "conv2d"),
+    (("layouts", "h.0.fc", "fan_in_fan_out"), True),
+    (("layouts", "h.0.fc", "kind"), ["linear"]),
+    (("biases", "h.0.fc", "value"), 0),
+    (("options", "strip_prefix"), 3),
+    (("options", "zzz"), 3),
+    (("heads",), []),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WITHOUT_DIGEST)
+def test_metadata_that_do_not_fit_the_leaves_are_refused(
+    tmp_path, adapters, field, value
+):
+    """Also where no digest tells, as in checkpoints of version 0.1.0."""
+    folder = tmp_path / "ckpt"
+    io.save_orbax(folder, adapters)
+    record = json.loads((folder / "jaxmerge.json").read_text())
+    record["format"] = "jaxmerge-orbax-1"
+    del record["sha256"]
+    for leaf in record["leaves"]:
+        del leaf["sha256"]
+    (folder / "jaxmerge.json").write_text(json.dumps(record))
+    io.load_orbax(folder)
+    put(record, field, value)
+    (folder / "jaxmerge.json").write_text(json.dumps(record))
+    with pytest.raises(io.AdapterError, match=r"ckpt.*field ") as caught:
+        io.load_orbax(folder)
+    said = str(caught.value)
+    assert any(str(name) in said for name in (*field, "leaves", "config"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (("names", 0), "eleven"),
+        (("modules", "h.0.fc", "ranks", 1), 3),  # a direction of zeros more
+        (("sources", 0, "weight_file"), "other.safetensors"),
+        (("sources", 0, "path"), "elsewhere"),
+        (("leaves", 0, "sha256"), "0" * 64),
+        (("sha256",), "0" * 64),
+        (("sha256",), None),
+    ],
+)
+def test_a_changed_record_does_not_have_its_digest(tmp_path, adapters, field, value):
+    folder = tmp_path / "ckpt"
+    io.save_orbax(folder, adapters)
+    record = json.loads((folder / "jaxmerge.json").read_text())
+    put(record, field, value)
+    (folder / "jaxmerge.json").write_text(json.dumps(record))
+    with pytest.raises(io.AdapterError, match="sha256"):
+        io.load_orbax(folder)
+
+
+def test_other_leaves_do_not_have_their_digests(tmp_path):
+    for name, factor in (("good", 1.0), ("other", 2.0)):
+        io.save_orbax(tmp_path / name, {"m": factor * jnp.ones((2, 3))})
+    shutil.rmtree(tmp_path / "good" / "leaves")
+    shutil.copytree(tmp_path / "other" / "leaves", tmp_path / "good" / "leaves")
+    with pytest.raises(io.AdapterError, match=r"field leaves\[0\]\.sha256"):
+        io.load_orbax(tmp_path / "good")
+
+
+def test_what_contradicts_itself_is_not_saved(tmp_path):
+    stack = padded_stack((4, 0, 2)).replace(ranks=(4, 0, 1))
+    with pytest.raises(io.AdapterError, match="directions beyond 1"):
+        io.save_orbax(tmp_path / "ckpt", {"m": stack})
+    assert not (tmp_path / "ckpt").exists()
 
 
 def test_damaged_checkpoints_are_clear_errors(tmp_path, adapters):

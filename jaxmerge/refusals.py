@@ -16,23 +16,43 @@ class Option(NamedTuple):
       name: that of the keyword in Python.
       value: what to give, as plain text without quotes; "" where the option is only
         named (unless quoted: that is an empty text), "True" for what is switched on.
+        Several texts are several entries of a list or a table.
       quoted: the value stands in quotes in Python.
       listed: it is one entry of a list in Python.
+      tabled: it is one entry ``name=value`` of a table in Python.
 
     >>> print(Option("assume_alpha", "<number>"), Option("heads", "keep", quoted=True))
     assume_alpha=<number> heads='keep'
+    >>> print(Option("ignore_config_keys", ("a", "b"), quoted=True, listed=True))
+    ignore_config_keys=['a', 'b']
+    >>> print(Option("vera_inputs", ("q=SIZE", "v=SIZE"), tabled=True))
+    vera_inputs={'q': SIZE, 'v': SIZE}
     """
 
     name: str
-    value: str = ""
+    value: str | tuple[str, ...] = ""
     quoted: bool = False
     listed: bool = False
+    tabled: bool = False
 
     def __str__(self) -> str:
-        value = repr(self.value) if self.quoted else self.value
+        value = ", ".join(map(self._entry, self.values))
         if self.listed:
             value = f"[{value}]"
+        if self.tabled:
+            value = f"{{{value}}}"
         return f"{self.name}={value}" if value else self.name
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The value, or the entries of which it consists."""
+        return (self.value,) if isinstance(self.value, str) else self.value
+
+    def _entry(self, text: str) -> str:
+        if self.tabled:
+            name, _, value = text.rpartition("=")
+            return f"{name!r}: {value}"
+        return repr(text) if self.quoted else text
 
 
 class Message(tuple[str | Option, ...]):

@@ -37,6 +37,14 @@ def flag(option: Option) -> str:
         (Option("heads", "keep", quoted=True), "heads='keep'"),
         (Option("add_prefix", quoted=True), "add_prefix=''"),
         (Option("add_prefix", "it's", quoted=True), 'add_prefix="it\'s"'),
+        (
+            Option("vera_inputs", ("q=4", "v=8"), tabled=True),
+            "vera_inputs={'q': 4, 'v': 8}",
+        ),
+        (
+            Option("ignore_config_keys", ("a", "b"), quoted=True, listed=True),
+            "ignore_config_keys=['a', 'b']",
+        ),
     ],
 )
 def test_an_option_reads_as_in_python(option, text):

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shlex
 import signal
 import sys
 import traceback
@@ -139,6 +141,8 @@ def as_flags(message: Message) -> str:
     'pass --assume-alpha <number>'
     >>> as_flags(Message(["or ", Option("allow_different_bases", "True")]))
     'or --allow-different-bases'
+    >>> as_flags(Message([Option("ignore_config_keys", ("a", "b;c"), listed=True)]))
+    "--ignore-config-key a --ignore-config-key 'b;c'"
     """
     return message.spelled(as_flag)
 
@@ -146,4 +150,11 @@ def as_flags(message: Message) -> str:
 def as_flag(option: Option) -> str:
     """An option as a flag with its value."""
     flag = _FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
-    return flag if option.value in ("", "True") else f"{flag} {option.value}"
+    if option.value in ("", "True"):
+        return flag
+    return " ".join(f"{flag} {_in_a_shell(value)}" for value in option.values)
+
+
+def _in_a_shell(value: str) -> str:
+    """A value to be typed; names from files may hold what a shell would run."""
+    return value if re.fullmatch(r"<[\w ,.]+>", value) else shlex.quote(value)

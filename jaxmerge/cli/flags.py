@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -182,6 +183,22 @@ def numbers(text: str | None, option: str) -> list[float] | None:
         raise typer.BadParameter(
             f"expected numbers separated by commas, got {text!r}", param_hint=option
         ) from None
+
+
+def refuse_loose_numbers(folders: list[Path], weights: str | None) -> None:
+    """Refuses weights that stand apart, where the shell makes folders of them."""
+    loose = [str(f) for f in folders if _is_number(str(f)) and not f.exists()]
+    if loose:
+        together = ",".join([*filter(None, [weights]), *loose])
+        raise typer.BadParameter(
+            f"{', '.join(loose)}: no such folder; if these are weights, write all of "
+            f"them as one, --weights {together}",
+            param_hint="--weights",
+        )
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text) is not None
 
 
 def split(text: str | None) -> list[str] | None:

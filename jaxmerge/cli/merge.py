@@ -17,6 +17,7 @@ from jaxmerge.cli.flags import (
     Out,
     Quiet,
     numbers,
+    refuse_loose_numbers,
     split,
     with_read_options,
 )
@@ -123,6 +124,7 @@ def merge(
     """
     from jaxmerge.jobs import merging
 
+    refuse_loose_numbers(folders, weights)
     console = Console(as_json=as_json, quiet=quiet)
     asked = {
         "weights": numbers(weights, "--weights"),
@@ -188,7 +190,7 @@ def written_lines(
     if any(saved.cast_error.values()):
         yield f"  dtype     {saved.dtype}, cast error {_worst(saved.cast_error, max)}"
     else:
-        yield f"  dtype     {saved.dtype}, exact"
+        yield f"  dtype     {saved.dtype}, saved without a loss"
     if any(share < 1 for share in saved.energy.values()):
         mean = sum(saved.energy.values()) / len(saved.energy)
         yield f"  energy    {mean:.4f} kept on average, {_worst(saved.energy, min)}"

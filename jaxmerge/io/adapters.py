@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmerge.io.factors import Layout, common_dtype
+from jaxmerge.io.factors import Layout, output_dtype
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.types import AdapterStack
 
@@ -24,7 +24,7 @@ class Source:
       base_model: ``base_model_name_or_path``, None if the config has none.
       revision: revision of the base model.
       task_type: PEFT's task type.
-      dtype: common dtype of its factors; "float32" if they differ or are wider.
+      dtype: common dtype of its factors; "float32" if they differ.
       scales: module -> factor that was folded into b.
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
@@ -104,4 +104,4 @@ class Adapters:
     @property
     def dtype(self) -> np.dtype:
         """The inputs' common dtype, in which a merge is saved by default."""
-        return common_dtype(np.dtype(source.dtype) for source in self.sources)
+        return output_dtype(np.dtype(source.dtype) for source in self.sources)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.files import CONFIG_FILE
+from jaxmerge.io.foreign_config import foreign_config
 from jaxmerge.io.options import checked_alpha
 from jaxmerge.io.pattern_table import PatternTable
 from jaxmerge.io.variants import refuse_variants
@@ -17,6 +18,7 @@ from jaxmerge.refusals import Option
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
+_TOO_LARGE = 2**31  # for a rank
 _PatternName = Literal["rank_pattern", "alpha_pattern"]
 
 
@@ -32,6 +34,7 @@ class AdapterConfig:
       alpha: global lora_alpha (or the caller's ``assume_alpha``), None for VeRA; the
         string "rank" stands for alpha = rank in every module.
       init_rank: AdaLoRA's ``init_r``, by which it divides whatever the true rank is.
+      ties_weights: ``ensure_weight_tying``: adapters of tied layers are one.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class AdapterConfig:
     revision: str | None = None
     task_type: str | None = None
     modules_to_save: tuple[str, ...] = ()
+    ties_weights: bool = False
 
     def scale(self, module: str, rank: int) -> float:
         """The factor with which PEFT multiplies ``B A`` of a module of this true rank.
@@ -137,13 +141,9 @@ def parse_config(
         the unchanged base, a wrong type, an unknown key, a missing alpha.
     """
     read = _Fields(raw, path)
-    peft_type = read.text("peft_type")
+    peft_type = read.member("peft_type")
     if peft_type not in PEFT_TYPES:
-        raise AdapterError(
-            f"{path}: peft_type {show(peft_type)} is not a low-rank update that can be "
-            f"read here ({', '.join(PEFT_TYPES)}); convert it to LoRA or merge it into "
-            "the base"
-        )
+        raise AdapterError(f"{path}: {_other_kind(raw, peft_type)}")
     refuse_variants(raw, path, ignore_config_keys)
     adalora = peft_type == "ADALORA"
     alpha = read.number("lora_alpha")
@@ -179,21 +179,42 @@ def parse_config(
         fan_in_fan_out=read.flag("fan_in_fan_out"),
         base_model=read.text("base_model_name_or_path"),
         revision=read.text("revision"),
-        task_type=read.text("task_type"),
+        task_type=read.member("task_type"),
         modules_to_save=read.names("modules_to_save"),
+        ties_weights=read.flag("ensure_weight_tying"),
     )
     config.check_patterns()
     return config
 
 
+def _other_kind(raw: Mapping[str, Any], peft_type: str | None) -> str:
+    """What a config is that is none of an adapter that can be read."""
+    if peft_type is None:
+        return foreign_config(raw) or (
+            "no peft_type, so this is not the config of a PEFT adapter; copy "
+            f"{CONFIG_FILE} from where the weights came from"
+        )
+    return (
+        f"peft_type {show(peft_type)} is not a low-rank update that can be "
+        f"read here ({', '.join(PEFT_TYPES)}); convert it to LoRA or merge it into "
+        "the base"
+    )
+
+
 def _ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
-    for name, value in table.items():
-        if type(value) is not int or value < 1:
-            raise AdapterError(
-                f"{path}: rank_pattern[{show(name)}] must be a positive integer, "
-                f"found {show(value)}"
-            )
-    return dict(table)
+    return {
+        name: _rank(value, f"{path}: rank_pattern[{show(name)}]")
+        for name, value in table.items()
+    }
+
+
+def _rank(value: Any, where: str) -> int:
+    """A rank, which a program may have written as 4.0."""
+    whole = isinstance(value, float) and value.is_integer()
+    rank = int(value) if whole else value
+    if type(rank) is not int or not 1 <= rank < _TOO_LARGE:
+        raise AdapterError(f"{where} must be a positive integer, found {show(value)}")
+    return rank
 
 
 def _kept_ranks(table: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -227,6 +248,11 @@ class _Fields:
     def text(self, key: str) -> str | None:
         return self._get(key, str, "a string") or None
 
+    def member(self, key: str) -> str | None:
+        """A member of an enumeration, which may be written as ``PeftType.LORA``."""
+        text = self.text(key)
+        return text and text.rpartition(".")[2].upper()
+
     def flag(self, key: str) -> bool:
         return bool(self._get(key, bool, "true or false"))
 
@@ -236,11 +262,7 @@ class _Fields:
 
     def rank(self, key: str) -> int | None:
         value = self._raw.get(key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise AdapterError(
-                f"{self._path}: {key} must be a positive integer, found {show(value)}"
-            )
-        return value
+        return None if value is None else _rank(value, f"{self._path}: {key}")
 
     def table(self, key: str) -> dict[str, Any]:
         return self._get(key, dict, "an object") or {}

@@ -14,7 +14,6 @@ import numpy as np
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
-from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,19 @@ class FactorSpec:
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
-    """The dtype that all share; float32 if they differ or are wider."""
+    """The dtype that all share; float32 if they differ."""
     found = set(dtypes)
-    common = found.pop() if len(found) == 1 else np.dtype(np.float32)
-    return common if common.itemsize <= 4 else np.dtype(np.float32)
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+
+def output_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The dtype that all share; float32 if they differ, or merges are not saved in it.
+
+    >>> output_dtype([np.dtype("float16")]), output_dtype([np.dtype("float64")])
+    (dtype('float16'), dtype('float32'))
+    """
+    common = common_dtype(dtypes)
+    return common if common.itemsize in (2, 4) else np.dtype(np.float32)
 
 
 def factor_spec(
@@ -111,7 +119,7 @@ def factor_spec(
     tensors: TensorFile,
     config: AdapterConfig,
     *,
-    inputs: int | None = None,
+    inputs: int = 0,
 ) -> FactorSpec:
     """What the header says about one module; AdapterError if its tensors do not fit.
 
@@ -128,8 +136,8 @@ def factor_spec(
     for part, key in parts.items():
         if tensors.infos[key].dtype not in FLOATING:
             raise AdapterError(
-                f"{where}: {part} has dtype {tensors.infos[key].dtype}; quantised "
-                "adapters cannot be merged exactly, save it as bf16, fp16 or fp32"
+                f"{where}: {part} has dtype {tensors.infos[key].dtype}, whose values "
+                "need the scales of their quantisation; save it as bf16, fp16 or fp32"
             )
     expected = _EXPECTED_PARTS[config.peft_type]
     if not any(set(shapes) - {"bias"} == set(names) for names in expected):
@@ -137,6 +145,12 @@ def factor_spec(
         raise AdapterError(
             f"{where}: found {'+'.join(sorted(shapes))}, expected {wanted}; "
             "the file is incomplete or belongs to another kind of adapter"
+        )
+    pruned = config.peft_type == "ADALORA" and all(map(len, shapes.values()))
+    if any(0 in shape and not (pruned and len(shape) > 1) for shape in shapes.values()):
+        raise AdapterError(
+            f"{where}: empty factors {shapes}; the shards of a distributed run "
+            "(DeepSpeed ZeRO-3, FSDP) were not gathered before saving"
         )
     if config.peft_type == "VERA":
         layout, b_shape, a_shape = _vera_shapes(shapes, inputs, where)
@@ -149,11 +163,6 @@ def factor_spec(
         or ("bias" in shapes and shapes["bias"] != (m,))
     ):
         raise AdapterError(f"{where}: shapes do not fit each other: {shapes}")
-    if rank == 0 and config.peft_type != "ADALORA":
-        raise AdapterError(
-            f"{where}: empty factors {shapes}; the shards of a distributed run were "
-            "not gathered before saving"
-        )
     return FactorSpec(
         layout=layout,
         parts=dict(parts),
@@ -201,18 +210,12 @@ def _lora_shapes(
 
 
 def _vera_shapes(
-    shapes: Mapping[str, _Shape], inputs: int | None, where: str
+    shapes: Mapping[str, _Shape], inputs: int, where: str
 ) -> tuple[Layout, _Shape, _Shape]:
     a, b = shapes["A"], shapes["B"]
     lambda_b, lambda_d = shapes["lambda_b"], shapes["lambda_d"]
     if any(len(s) != d for s, d in ((a, 2), (b, 2), (lambda_b, 1), (lambda_d, 1))):
         raise AdapterError(f"{where}: VeRA tensors of unexpected shapes {shapes}")
-    if inputs is None:
-        raise AdapterError(
-            f"{where}: a VeRA file does not tell the input size of its modules; pass ",
-            Option("vera_inputs", "<size>"),
-            ", or sizes by the ends of their names",
-        )
     (m,), (rank,) = lambda_b, lambda_d
     if not 0 < inputs <= a[1] or m > b[0] or rank != a[0] or rank != b[1]:
         raise AdapterError(
@@ -232,6 +235,15 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
         raise AdapterError(
             f"{tensors.path}: {keys} times the scale {spec.scale:g} overflow float32; "
             "the adapter's training diverged or the file is damaged"
+        )
+    given = [value for part, value in values.items() if part != "bias"]
+    lost = not (factors.a.any() and factors.b.any())
+    if lost and all(value.any() for value in given):
+        keys = listing(spec.parts.values())
+        raise AdapterError(
+            f"{tensors.path}: {keys} times the scale {spec.scale:g} vanish in float32, "
+            "so the module would be lost; save its factors in like magnitudes and with "
+            "an alpha near the rank"
         )
     return factors
 

@@ -2,60 +2,73 @@
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.folders import Folder
-from jaxmerge.io.errors import AdapterError, either
+from jaxmerge.io.errors import AdapterError, either, listing
+from jaxmerge.io.foreign import format_of_files
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.json_text import read_json
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
 TORCH_FILE = "adapter_model.bin"
-
-
-def adapter_folder(folder: Folder) -> Path:
-    """The folder as a path; AdapterError if there is none."""
-    path = Path(folder)
-    try:
-        if path.is_dir():
-            return path
-        exists = os.path.lexists(path)
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{str(folder)!r}: not a usable path ({error})") from error
-    if exists:
-        raise AdapterError(
-            f"{path}: not a folder; give the folder that holds {CONFIG_FILE}"
-        )
-    raise AdapterError(f"{path}: no such folder")
+INDEX = ".index.json"  # behind the name of a weight file: the index of its shards
+_SHARD = re.compile(r"adapter_model-\d+-of-\d+\.(safetensors|bin)")
 
 
 def weight_file(folder: Path, choice: str | None = None) -> Path:
-    """The weight file of an adapter folder.
+    """The weight file of an adapter folder, or the index of its shards.
 
     Args:
       folder: adapter folder.
       choice: "safetensors" or "bin" where the folder has both.
     """
     names = {"safetensors": SAFETENSORS_FILE, "bin": TORCH_FILE}
-    found = [key for key, name in names.items() if os.path.lexists(folder / name)]
+    there = {
+        key: [n for n in (name, name + INDEX) if os.path.lexists(folder / n)]
+        for key, name in names.items()
+    }
+    found = [key for key in names if there[key]]
     if not found:
-        raise AdapterError(
-            f"{folder}: no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} "
-            "(a merged full model or a tokenizer folder is not an adapter)"
-        )
+        raise AdapterError(f"{folder}: {_no_weights(folder)}")
     if choice is None and len(found) > 1:
         raise AdapterError(
-            f"{folder}: holds both {SAFETENSORS_FILE} and {TORCH_FILE}, which may be ",
-            "different runs; choose with ",
+            f"{folder}: holds both {there[found[0]][0]} and {there[found[1]][0]}, ",
+            "which may be different runs; choose with ",
             *either("weight_file", "safetensors", "bin"),
         )
     if choice is not None and choice not in found:
         option = Option("weight_file", choice, quoted=True)
         raise AdapterError(f"{folder}: has no {names[choice]} (", option, ")")
-    return checked_file(folder / names[choice or found[0]])
+    chosen = there[choice or found[0]]
+    if len(chosen) > 1:
+        raise AdapterError(
+            f"{folder}: holds both {chosen[0]} and {chosen[1]}, which may be different "
+            "runs; remove the one that is not meant"
+        )
+    return checked_file(folder / chosen[0])
+
+
+def _no_weights(folder: Path) -> str:
+    """What there is in a folder instead of weights."""
+    names = sorted(os.listdir(folder))
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    if shards:
+        suffix = Path(shards[0]).suffix
+        return (
+            f"holds shards ({listing(shards)}) without their index "
+            f"adapter_model{suffix}{INDEX}; copy that from where they came from"
+        )
+    found = format_of_files(names)
+    if found:
+        return f"no {SAFETENSORS_FILE} or {TORCH_FILE}; {found[0]} is {found[1]}"
+    return (
+        f"no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} "
+        "(a merged full model or a tokenizer folder is not an adapter)"
+    )
 
 
 def checked_file(path: Path) -> Path:

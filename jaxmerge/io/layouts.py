@@ -1,15 +1,10 @@
-"""LoRA files older than PEFT's folders: one layout is read, two are refused by name.
+"""LoRA files older than PEFT's folders: one layout is read.
 
 *diffusers attention processors* (``pytorch_lora_weights.*``, diffusers 0.12 to 0.20):
 ``<attention>.processor.to_k_lora.down.weight`` is A of the module ``<attention>.to_k``
 and ``up`` is its B; ``to_out_lora`` belongs to ``<attention>.to_out.0``. The update is
 ``alpha / r * up @ down``. The files hold no alpha, so the caller gives it: the trainers
 of that time had none, which is ``assume_alpha="rank"``, a scale of 1.
-
-*cloneofsimo* (``unet:12:down``) numbers its modules in the order in which the trainer
-walked through its own model, so their names are not in the file.
-
-*Sam_LoRA* (``w_a_000``) gave its factors biases that were trained but never saved.
 """
 
 import os
@@ -21,6 +16,7 @@ from typing import Any
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, either, listing
 from jaxmerge.io.files import CONFIG_FILE, checked_file
+from jaxmerge.io.foreign import format_of_files, format_of_keys
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
@@ -30,18 +26,6 @@ _SUFFIXES = {"safetensors": ".safetensors", "bin": ".bin"}
 _DIFFUSERS = re.compile(
     r"(?P<parent>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\."
     r"(?P<part>down|up)\.weight"
-)
-_REFUSED = (
-    (
-        re.compile(r"\w+:\d+:(up|down)"),
-        "its modules are numbered (cloneofsimo's layout) in the order of the trainer's "
-        "model, so their names are unknown; apply it to that model and save with PEFT",
-    ),
-    (
-        re.compile(r"w_[ab]_\d+"),
-        "a Sam_LoRA file lacks the biases that its factors were trained with, so it is "
-        "not the whole adapter; train it again with PEFT",
-    ),
 )
 
 
@@ -63,12 +47,18 @@ def open_without_config(
     try:
         tensors = open_tensors(_only_weight_file(folder, options.weight_file))
     except AdapterError as error:
+        told = format_of_files(sorted(os.listdir(folder)))
+        if told:
+            raise AdapterError(f"{folder / told[0]}: {told[1]}") from error
         raise AdapterError(
             f"{missing}, and no other readable adapter (", *error.message, ")"
         ) from error
-    for pattern, reason in _REFUSED:
-        if any(pattern.fullmatch(key) for key in tensors.infos):
-            raise AdapterError(f"{tensors.path}: {reason}")
+    says = format_of_keys(tensors.infos, alone=True)
+    told = format_of_files([tensors.path.name])
+    if not says and told:
+        says = told[1]
+    if says:
+        raise AdapterError(f"{tensors.path}: {says}")
     if not any(_DIFFUSERS.fullmatch(key) for key in tensors.infos):
         raise AdapterError(
             f"{missing}, without which the scale and the kind of adapter are unknown; "

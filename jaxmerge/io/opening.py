@@ -6,21 +6,29 @@ adapters is found before any tensor is.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+
 from jaxmerge.folders import Folder
+from jaxmerge.io.beside import left_out
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
-from jaxmerge.io.files import CONFIG_FILE, adapter_folder, read_config, weight_file
+from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
+from jaxmerge.io.foreign import format_of_keys
+from jaxmerge.io.frozen import frozen_copies, refuse_tied
 from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.places import adapter_folder, refuse_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
-from jaxmerge.io.tensors import TensorFile, open_tensors
+from jaxmerge.io.shards import files_of, open_weights
+from jaxmerge.io.tensors import TensorFile
+from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class OpenAdapter:
       files: the files that make up the adapter.
       specs: module (renamed) -> spec.
       heads: saved non-LoRA tensors, name -> tensor key.
+      copies: copies of frozen base weights, which are not read, name -> tensor key.
       notes: what reading changed or left out, for people.
     """
 
@@ -42,6 +51,7 @@ class OpenAdapter:
     tensors: TensorFile
     specs: dict[str, FactorSpec]
     heads: dict[str, str]
+    copies: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -84,10 +94,16 @@ def _open_adapter(
     config, tensors, table = _open_files(path, options)
     if not table.modules:
         raise AdapterError(
-            f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should)"
+            f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should); "
+            "DeepSpeed ZeRO-3 and FSDP leave such a file where the shards were not "
+            "gathered before saving"
         )
     _check_gathered(table, tensors)
     _check_wrapped(table, config)
+    if config.ties_weights:
+        refuse_tied(table, config.path)
+    # whoever asks for saved modules gets these too
+    copies = frozen_copies(table) if options.heads == "error" else {}
     specs = _specs(table, tensors, config, options.vera_inputs)
     rename = prefix_change(
         [*specs, *table.heads],
@@ -99,32 +115,67 @@ def _open_adapter(
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
-        files=tuple(dict.fromkeys((config.path, tensors.path))),
+        files=tuple(dict.fromkeys((config.path, *files_of(tensors)))),
         config=config,
         tensors=tensors,
         specs={rename(module): spec for module, spec in specs.items()},
-        heads={rename(head): key for head, key in table.heads.items()},
-        notes=tuple(table.notes),
+        heads={rename(n): key for n, key in table.heads.items() if n not in copies},
+        copies={rename(n): key for n, key in copies.items()},
+        notes=(
+            *table.notes,
+            *_notes(copies, specs, tensors),
+            *left_out(path, [file.name for file in files_of(tensors)]),
+        ),
     )
+
+
+def _notes(
+    copies: Mapping[str, str], specs: Mapping[str, FactorSpec], tensors: TensorFile
+) -> Iterator[str]:
+    if copies:
+        yield (
+            f"left out {listing(copies)}: what PEFT saves of the frozen base beside "
+            "LoRA on embeddings; if tokens were added to the base, add them before the "
+            "merge is loaded"
+        )
+    wide = [
+        module
+        for module, spec in specs.items()
+        if any(tensors.infos[k].dtype == np.float64 for k in spec.parts.values())
+    ]
+    if wide:
+        yield (
+            f"{len(wide)} of {len(specs)} modules are float64 and are rounded to "
+            "float32, in which merges are computed: each value by up to 6e-8 of itself"
+        )
 
 
 def _open_files(
     path: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
     if not os.path.lexists(path / CONFIG_FILE):
-        return open_without_config(path, options)
+        try:
+            return open_without_config(path, options)
+        except AdapterError:
+            refuse_nested(path)
+            raise
     config = parse_config(
         read_config(path),
         path / CONFIG_FILE,
         assume_alpha=options.assume_alpha,
         ignore_config_keys=options.ignore_config_keys,
     )
-    tensors = open_tensors(weight_file(path, options.weight_file))
-    return (
-        config,
-        tensors,
-        sort_keys(tensors.infos, tensors.path, config.modules_to_save),
-    )
+    try:
+        weights = weight_file(path, options.weight_file)
+    except AdapterError:
+        refuse_nested(path)
+        raise
+    tensors = open_weights(weights)
+    foreign = format_of_keys(tensors.infos)
+    if foreign:
+        raise AdapterError(f"{tensors.path}: {foreign}")
+    table = sort_keys(tensors.infos, tensors.path, config.modules_to_save)
+    return config, tensors, table
 
 
 def _check_gathered(table: KeyTable, tensors: TensorFile) -> None:
@@ -180,13 +231,24 @@ def _specs(
         )
     if vera_inputs is None and len(table.modules) == 1:
         vera_inputs = tensors.infos[shared["A"]].shape[-1]
+    sizes = {module: _inputs_of(module, vera_inputs) for module in table.modules}
+    unknown = [module for module, size in sizes.items() if size is None]
+    if unknown:
+        ends = sorted({module.rpartition(".")[2] for module in unknown})[:8]
+        raise AdapterError(
+            f"{tensors.path}: a VeRA file does not tell the input size of its modules "
+            f"({listing(unknown)}); pass ",
+            Option("vera_inputs", tuple(f"{end}=SIZE" for end in ends), tabled=True),
+            ", by the ends of their names, or one size for all, ",
+            Option("vera_inputs", "SIZE"),
+        )
     return {
         module: factor_spec(
             module,
             {**shared, **parts},
             tensors,
             config,
-            inputs=_inputs_of(module, vera_inputs),
+            inputs=sizes[module] or 0,
         )
         for module, parts in table.modules.items()
     }

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.factors import common_dtype
+from jaxmerge.io.factors import common_dtype, output_dtype
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.serving import VLLM_RANKS, vllm_max_lora_rank
@@ -136,7 +136,7 @@ def plan_peft(
 
         zeros = [source.zero_modules for source in assemble(opened, read).sources]
     modules = _modules(opened)
-    dtype = common_dtype(s.dtype for adapter in opened for s in adapter.specs.values())
+    dtype = output_dtype(s.dtype for adapter in opened for s in adapter.specs.values())
     rank = max(module.total_rank for module in modules.values())
     return Plan(
         adapters=tuple(

@@ -1,6 +1,7 @@
 """PEFT folders -> `Adapters`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
-from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
@@ -86,6 +87,8 @@ def load_peft(
 
 def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
     """Reads the tensors of opened adapters that fit each other."""
+    if not options.allow_different_bases:
+        _check_copies(opened)
     factors = [_read_all(adapter) for adapter in opened]
     sources = [_source(a, f) for a, f in zip(opened, factors, strict=True)]
     for source, modules in zip(sources, factors, strict=True):
@@ -108,15 +111,41 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
         )
         if any(row is not None and row.bias is not None for row in rows):
             biases[module] = _stack_biases(rows, stacks[module].b.shape[1])
+    lost = {name for adapter in opened for name in adapter.specs} - stacks.keys()
     return Adapters(
         stacks=stacks,
         names=tuple(adapter.name for adapter in opened),
         layouts=layouts,
         biases=biases,
         heads=tuple(_read_heads(adapter) for adapter in opened),
-        sources=tuple(sources),
+        sources=tuple(_with_lost(source, lost) for source in sources),
         options=options,
     )
+
+
+def _with_lost(source: Source, lost: Collection[str]) -> Source:
+    """A source that says which of its modules are in no merge."""
+    mine = [module for module in source.zero_modules if module in lost]
+    if not mine:
+        return source
+    note = f"left out {listing(mine)}: exactly zero wherever they are adapted"
+    return replace(source, notes=(*source.notes, note))
+
+
+def _check_copies(opened: Sequence[OpenAdapter]) -> None:
+    """AdapterError if copies of one frozen base weight differ: so do the bases."""
+    seen: dict[str, tuple[OpenAdapter, np.ndarray]] = {}
+    for adapter in opened:
+        for name, key in adapter.copies.items():
+            values = adapter.tensors.read(key)
+            first, other = seen.setdefault(name, (adapter, values))
+            if values.dtype == other.dtype and not np.array_equal(values, other):
+                raise AdapterError(
+                    f"{adapter.folder}: its copy of the base weight {name!r} differs "
+                    f"from that of {first.folder}, so they were trained on different "
+                    "bases, or with tokens added apart; if that is meant, pass ",
+                    Option("allow_different_bases", "True"),
+                )
 
 
 def _read_all(adapter: OpenAdapter) -> dict[str, Factors]:
@@ -134,11 +163,12 @@ def _stack_biases(rows: Sequence[Factors | None], m: int):
 
 
 def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
-    tensors = adapter.tensors
-    for key in adapter.heads.values():
-        if tensors.infos[key].dtype in FLOATING:
-            read_finite(tensors, key)
-    return {name: tensors.read(key) for name, key in adapter.heads.items()}
+    tensors, heads = adapter.tensors, {}
+    for name, key in adapter.heads.items():
+        values = tensors.read(key)
+        finite = read_finite(tensors, key) if values.dtype in FLOATING else values
+        heads[name] = finite if values.dtype.itemsize == 1 else values
+    return heads
 
 
 def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:

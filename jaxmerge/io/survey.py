@@ -6,6 +6,7 @@ from itertools import combinations
 
 from jaxmerge.io.errors import either, listing
 from jaxmerge.io.factors import merged_layout
+from jaxmerge.io.frozen import base_difference
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.prefixes import common_prefix_change
@@ -61,8 +62,8 @@ def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
                 yield _conflict(
                     "shape",
                     f"module {module!r}: {first.folder} adapts a matrix {other.shape}, "
-                    f"{adapter.folder} one of {spec.shape}; they belong to different "
-                    "base models and cannot be merged",
+                    f"{adapter.folder} one of {spec.shape}; "
+                    + base_difference(module, other, spec),
                 )
             elif merged_layout([other.layout, spec.layout]) is None:
                 yield _conflict(

@@ -1,5 +1,6 @@
 """Weight files as tables of tensors: headers at once, values on demand."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -17,6 +18,11 @@ _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "I64": np.int64,
     "I32": np.int32,
     "I16": np.int16,
@@ -27,9 +33,12 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-FLOATING = tuple(
-    np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+_FLOAT8 = tuple(np.dtype(t) for name, t in _DTYPES.items() if name.startswith("F8"))
+FLOATING = (  # every value of all but the first is one of float32
+    *(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)),
+    *_FLOAT8,
 )
+_ROUNDING = 2.0**-23  # at most, relative; a larger loss is one of range
 
 
 class TensorInfo(NamedTuple):
@@ -61,6 +70,8 @@ class TensorFile(Protocol):
     @property
     def infos(self) -> Mapping[str, Described]: ...
 
+    def holder(self, key: str, /) -> "TensorFile": ...
+
     def read(self, key: str) -> np.ndarray: ...
 
 
@@ -78,6 +89,7 @@ class SafetensorsFile:
                 "download or save it again"
             ) from error
         self.metadata: dict[str, str] = dict(header.metadata)
+        self._entries = header.tensors
         self.infos: dict[str, TensorInfo] = {
             key: TensorInfo(self._dtype(key, entry.dtype), entry.shape)
             for key, entry in sorted(header.tensors.items())
@@ -86,14 +98,26 @@ class SafetensorsFile:
     def _dtype(self, key: str, name: str) -> np.dtype:
         if name not in _DTYPES:
             raise AdapterError(
-                f"{self.path}: tensor {key!r} has dtype {name}; quantised adapters "
-                "cannot be merged exactly, save it as bf16, fp16 or fp32"
+                f"{self.path}: tensor {key!r} has dtype {name}, whose values need the "
+                "scales of their quantisation; save it as bf16, fp16 or fp32"
             )
         return np.dtype(_DTYPES[name])
 
+    def holder(self, _key: str, /) -> TensorFile:
+        """The file that holds a tensor."""
+        return self
+
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor."""
-        return self._file.get_tensor(key)
+        dtype, shape = self.infos[key]
+        if dtype not in _FLOAT8:
+            return self._file.get_tensor(key)
+        with self.path.open("rb") as file:  # numpy's dtypes have no float8
+            file.seek(self._entries[key].start)
+            data = file.read(math.prod(shape))
+        if len(data) < math.prod(shape):
+            raise AdapterError(f"{self.path}: was cut short while it was read")
+        return np.frombuffer(data, dtype).reshape(shape)
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -102,18 +126,33 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 def read_finite(tensors: TensorFile, key: str) -> np.ndarray:
-    """One floating tensor in float32; AdapterError if a value is NaN or Inf."""
-    values = tensors.read(key)
+    """One floating tensor in float32; AdapterError if a value has no place there."""
+    values, path = tensors.read(key), tensors.holder(key).path
     if values.dtype not in FLOATING:
         raise AdapterError(
-            f"{tensors.path}: tensor {key!r} has dtype {values.dtype}, "
-            "expected a floating type"
+            f"{path}: tensor {key!r} has dtype {values.dtype}, expected a floating type"
         )
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore", under="ignore"):
+        found = values.astype(np.float32)
+    wide = values.dtype == np.float64
+    if not np.isfinite(values if wide else found).all():
         raise AdapterError(
-            f"{tensors.path}: tensor {key!r} holds NaN or infinite values; "
+            f"{path}: tensor {key!r} holds NaN or infinite values; "
             "the adapter's training diverged or the file is damaged"
         )
-    return values
+    if wide and _loss(values, found) > _ROUNDING:
+        raise AdapterError(
+            f"{path}: tensor {key!r} is float64 with values up to "
+            f"{np.abs(values).max():.3g}, which underflow or overflow in float32; save "
+            "A and B in like magnitudes, as float32"
+        )
+    return found
+
+
+def _loss(values: np.ndarray, rounded: np.ndarray) -> float:
+    """Relative Frobenius error, whatever the magnitudes."""
+    largest = np.abs(values).max(initial=0.0)
+    if not largest:
+        return 0.0
+    exact = values / largest
+    return float(np.linalg.norm(exact - rounded / largest) / np.linalg.norm(exact))

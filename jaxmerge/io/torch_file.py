@@ -72,20 +72,25 @@ class TorchFile:
                 "download it again or save it as safetensors"
             ) from error
 
+    def holder(self, _key: str, /) -> "TorchFile":
+        """The file that holds a tensor."""
+        return self
+
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor, as a contiguous array of its own."""
         tensor = self.infos[key]
         try:
             flat = self._load(tensor)
+            bits = flat.view(f"u{flat.itemsize}")  # numpy cannot stride every dtype
             # The stride of an axis that holds no second entry may be any number.
             strides = [
                 0 if length == 1 or not tensor.span else step * flat.itemsize
                 for length, step in zip(tensor.shape, tensor.stride, strict=True)
             ]
             view = np.lib.stride_tricks.as_strided(
-                flat, tensor.shape, strides, writeable=False
+                bits, tensor.shape, strides, writeable=False
             )
-            return np.array(view, order="C")
+            return np.array(view, order="C").view(tensor.dtype)
         except AdapterError as error:
             raise AdapterError(f"{self.path}: ", *error.message) from error
         except _FOREIGN_ERRORS as error:

@@ -31,6 +31,10 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_FLOAT8 = (
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+    "float8_e8m0fnu",
+)
 
 
 LONGEST_PICKLE = 16 * 2**20  # bytes of a pickle
@@ -92,6 +96,16 @@ def _rebuild_tensor(
     return tensor
 
 
+def _rebuild_tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any,
+    dtype: Any, *_: Any,
+) -> Tensor:  # fmt: skip
+    """Newer dtypes lie in storages of bytes; those known here take one byte each."""
+    if not isinstance(storage, Storage) or not isinstance(dtype, np.dtype):
+        raise pickle.UnpicklingError("a tensor is rebuilt from something not a storage")
+    return _rebuild_tensor(storage._replace(dtype=dtype), offset, shape, stride)
+
+
 def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise pickle.UnpicklingError(
@@ -118,12 +132,15 @@ _KNOWN_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_of_dtype,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     **{
         (module, name): np.dtype(dtype)
         for module in ("torch", "torch.storage")
         for name, dtype in _STORAGES.items()
     },
+    ("torch.storage", "UntypedStorage"): np.dtype(np.uint8),
+    **{("torch", name): np.dtype(name) for name in _FLOAT8},
 }
 
 

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmerge.io.errors import AdapterError, show
+from jaxmerge.io.errors import AdapterError, listing, show
+from jaxmerge.io.foreign_config import origins
 from jaxmerge.refusals import Option
 
 _USED = {
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"),
     *("fan_in_fan_out", "bias", "lora_bias", "init_lora_weights", "modules_to_save"),
     *("base_model_name_or_path", "revision", "task_type", "init_r"),
+    "ensure_weight_tying",
 }
 _HARMLESS = {  # where adapters go (the tensors say it), how they were trained, versions
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -43,8 +45,6 @@ _REFUSED = {
     "unfuse the experts into linear layers first",
     "trainable_token_indices": "it trains single embedding rows; "
     "save the adapter without them or merge them into the base",
-    "ensure_weight_tying": "its factors act on two tied layers at once; "
-    "save it with ensure_weight_tying=False",
     "enable_lora": "it is LoRA on parts of a fused layer; split the layer first",
 }
 _REFUSED_INITS = {
@@ -54,6 +54,7 @@ _REFUSED_INITS = {
     "loftq": "LoftQ",
     "lora_ga": "LoRA-GA",
 }
+_MOST_NAMED, _LONGEST_NAMED = 60, 80  # unknown options, letters of each
 _HARMLESS_INITS = ("gaussian", "eva", "orthogonal", "mica")
 
 
@@ -67,17 +68,12 @@ def refuse_variants(
       path: its file, for messages.
       ignored: unknown keys that the caller knows to be harmless.
     """
-    for key, value in raw.items():
-        if _is_empty(value):
-            continue
+    given = [key for key, value in raw.items() if not _is_empty(value)]
+    for key in given:
         if key in _REFUSED:
             raise AdapterError(f"{path}: {key} is set: {_REFUSED[key]}")
-        if key not in _USED | _HARMLESS and key not in ignored:
-            raise AdapterError(
-                f"{path}: unknown option {key!r}, which may change what the tensors ",
-                "mean; if it does not, pass ",
-                Option("ignore_config_keys", key, quoted=True, listed=True),
-            )
+    known = _USED | _HARMLESS | {*ignored}
+    _refuse_unknown([key for key in given if key not in known], path)
     bias = raw.get("bias", "none")
     if bias not in ("none", None, False):
         raise AdapterError(
@@ -96,6 +92,26 @@ def refuse_variants(
                 "(save_pretrained(path_initial_model_for_weight_conversion=...))"
             )
     raise AdapterError(f"{path}: unknown init_lora_weights={show(init)}")
+
+
+def _refuse_unknown(keys: Sequence[str], path: Path) -> None:
+    """AdapterError that names all keys at once, unless there are none."""
+    if not keys:
+        return
+    if len(keys) > _MOST_NAMED or max(map(len, keys)) > _LONGEST_NAMED:
+        raise AdapterError(
+            f"{path}: {len(keys)} unknown options ({', '.join(map(show, keys[:4]))}, "
+            f"...){origins(keys)}; this is hardly the config of an adapter, copy it "
+            "from where the weights came from"
+        )
+    one = len(keys) == 1
+    options = f"option {keys[0]!r}" if one else f"options {listing(keys, len(keys))}"
+    raise AdapterError(
+        f"{path}: unknown {options}, which may change what the tensors mean",
+        f"{origins(keys)}; if {'it does' if one else 'they do'} not, take ",
+        f"{'it' if one else 'them'} out of the config or pass ",
+        Option("ignore_config_keys", tuple(keys), quoted=True, listed=True),
+    )
 
 
 def _is_empty(value: Any) -> bool:

@@ -22,8 +22,9 @@ def read_record(folder: Folder) -> dict[str, Any]:
     Raises:
       AdapterError: the folder has none, or none that can be used; names the field.
     """
-    from jaxmerge.io.files import adapter_folder, read_object
+    from jaxmerge.io.files import read_object
     from jaxmerge.io.formats import RECORD_FILE
+    from jaxmerge.io.places import adapter_folder
 
     path = adapter_folder(Path(folder)) / RECORD_FILE
     if not path.exists():

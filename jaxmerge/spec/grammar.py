@@ -18,11 +18,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.spec.foreign_names import counterpart
 from jaxmerge.spec.kinds import REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.presets import PRESETS
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
 _LONGEST = 2000  # characters
+_ALIKE = 0.75  # how alike a misspelled name is, for difflib; below it is another name
 _NEXT: dict[Kind | None, tuple[Kind, ...]] = {
     None: ("rule", "merger", "model merger", "learned merger"),
     "rule": ("rule transform", "whole-model transform", "space"),
@@ -140,7 +142,7 @@ def _read_name(node: ast.expr) -> str:
         written = ast.unparse(node)
         raise PipelineError(
             f"{written!r} is not a step; write name or name(argument=value)"
-            + _nearest(written.replace(" - ", "_"), known)
+            + (counterpart(written) or _nearest(written.replace(" - ", "_"), known))
         )
     name = ALIASES.get(called.id, called.id)
     if name in STEPS:
@@ -150,9 +152,8 @@ def _read_name(node: ast.expr) -> str:
             f"{name} is a complete method; give it alone, or change what it stands "
             f"for: {PRESETS[name].pipeline}"
         )
-    raise PipelineError(
-        f"unknown step {name!r}{_nearest(name, known) or '; see jaxmerge methods'}"
-    )
+    meant = counterpart(name) or _nearest(name, known) or "; see jaxmerge methods"
+    raise PipelineError(f"unknown step {name!r}{meant}")
 
 
 def _given(name: str, node: ast.expr) -> dict[str, ast.expr]:
@@ -237,5 +238,5 @@ def _as_method(name: str) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    found = difflib.get_close_matches(name.lower(), list(known), n=1)
+    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=_ALIKE)
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -53,7 +53,7 @@ BAD_CONFIGS = {
     "negative rank": ('{"r": -1}', "positive integer, found -1"),
     "zero rank": ('{"r": 0}', "positive integer, found 0"),
     "true rank": ('{"r": true}', "positive integer, found True"),
-    "float rank": ('{"r": 4.0}', r"positive integer, found 4\.0"),
+    "float rank": ('{"r": 4.5}', r"positive integer, found 4\.5"),
     "null alpha": ('{"lora_alpha": null}', "assume_alpha"),
     "nan alpha": ('{"lora_alpha": NaN}', "NaN is not a JSON number"),
     "infinite alpha": ('{"lora_alpha": 1e999}', "finite"),

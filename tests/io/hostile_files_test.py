@@ -77,19 +77,8 @@ LYING_HEADERS = {
         {samples.KEY_A: {"dtype": "F3", "shape": [1], "data_offsets": [0, 1]}}, bytes(1)
     ),
     "quantised": header_file(
-        {
-            samples.KEY_A: {
-                "dtype": "F8_E4M3",
-                "shape": [4, 5],
-                "data_offsets": [0, 20],
-            },
-            samples.KEY_B: {
-                "dtype": "F8_E4M3",
-                "shape": [6, 4],
-                "data_offsets": [20, 44],
-            },
-        },
-        bytes(44),
+        {samples.KEY_A: {"dtype": "F4", "shape": [4, 2], "data_offsets": [0, 4]}},
+        bytes(4),
     ),
     "empty": header_file({}),
     "scalar": header_file(

@@ -1,5 +1,7 @@
 """Tensors of every file format, and those that cannot be merged."""
 
+import json
+
 import io_samples as samples
 import ml_dtypes
 import numpy as np
@@ -124,3 +126,52 @@ def test_metadata_of_safetensors_is_not_a_tensor(tmp_path):
         metadata={"format": "pt"},
     )
     assert list(samples.load_one(folder).stacks) == ["h.0.fc"]
+
+
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+@pytest.mark.parametrize("file", [samples.SAFE, samples.BIN])
+def test_float8_is_read_exactly(tmp_path, dtype, file):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    tensors = {k: torch.from_numpy(v) for k, v in samples.linear().items()}
+    narrow = {k: v.to(getattr(torch, dtype)) for k, v in tensors.items()}
+    folder = samples.write(tmp_path / "a")
+    (folder / samples.SAFE).unlink()
+    (save_file if file == samples.SAFE else torch.save)(narrow, folder / file)
+    adapters = samples.load_one(folder)
+    stack, exact = adapters.stacks["h.0.fc"], {k: v.float() for k, v in narrow.items()}
+    np.testing.assert_array_equal(stack.a[0], exact[samples.KEY_A].numpy())
+    np.testing.assert_array_equal(stack.b[0], 2 * exact[samples.KEY_B].numpy())
+    assert (adapters.sources[0].dtype, adapters.dtype) == (dtype, np.float32)
+
+
+def test_saved_modules_in_float8_become_float32(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    head = torch.ones(3, 3).to(torch.float8_e5m2)
+    tensors = {k: torch.from_numpy(v) for k, v in samples.linear().items()}
+    folder = samples.write(tmp_path / "a")
+    save_file(tensors | {"base_model.model.score.weight": head}, folder / samples.SAFE)
+    (heads,) = samples.load_one(folder, heads="keep").heads
+    np.testing.assert_array_equal(heads["score.weight"], np.ones((3, 3), np.float32))
+
+
+def test_float8_with_nan_is_refused(tmp_path):
+    ml = samples.linear(dtype=ml_dtypes.float8_e5m2)
+    ml[samples.KEY_B][0, 0] = np.nan
+    data, header = b"", {}
+    for key, value in ml.items():
+        places = [len(data), len(data) + value.size]
+        header[key] = {"dtype": "F8_E5M2", "shape": value.shape, "data_offsets": places}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    folder = samples.write(tmp_path / "a")
+    path = folder / samples.SAFE
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    with pytest.raises(io.AdapterError, match="NaN or infinite"):
+        samples.load_one(folder)

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 
 def limit_threads() -> None:
@@ -28,10 +30,44 @@ def cache_folder() -> Path | None:
     return Path(os.environ["XDG_CACHE_HOME"]) / "jaxmerge" / "programs"
 
 
+class Compiling:
+    """Whether JAX compiles a program at this moment, as far as its events tell."""
+
+    _before = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+    _after = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._listens = False
+
+    def listen(self) -> None:
+        """Follows the events of JAX from now on."""
+        import jax
+
+        if not self._listens:
+            jax.monitoring.register_event_duration_secs_listener(self._heard)
+            self._listens = True
+
+    def _heard(self, event: str, *_: Any, **__: Any) -> None:
+        if event == self._before:
+            self.since = time.monotonic()
+        elif event == self._after:
+            self.since = None
+
+    def seconds(self) -> float:
+        """For how long; 0 where nothing is compiled."""
+        since = self.since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+compiling = Compiling()
+
+
 def start_jax() -> None:
     """Loads JAX with its persistent compilation cache, whatever a program's size."""
     import jax
 
+    compiling.listen()
     folder = cache_folder()
     if folder is None:
         return

@@ -1,5 +1,6 @@
 """The command line: ``jaxmerge merge A B C --pipeline "..." --out DIR``."""
 
+import signal
 from typing import Annotated
 
 import typer
@@ -17,13 +18,13 @@ from jaxmerge.cli import (
     plan,
     verify,
 )
+from jaxmerge.cli.examples import examples, paragraphs
 from jaxmerge.cli.exits import Commands, stop_as_by_ctrl_c
 from jaxmerge.runtime import limit_threads
 
 app: typer.Typer = typer.Typer(
     cls=Commands,
-    add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
@@ -34,7 +35,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=examples(""))
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True)
@@ -46,15 +47,21 @@ def options(
     """Merge LoRA adapters exactly: PEFT folders in, one PEFT folder out."""
 
 
-for _command in (
-    *(merge.merge, collect.collect, learn.learn, plan.plan, inspect.inspect),
-    *(check.check, evaluate.evaluate, convert.convert, verify.verify, methods.methods),
-):
-    app.command()(_command)
+for _panel, _commands in {
+    "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
+    "Merge": (merge.merge, collect.collect, learn.learn),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+}.items():
+    for _command in _commands:
+        _name = _command.__name__
+        app.command(
+            help=paragraphs(_command), rich_help_panel=_panel, epilog=examples(_name)
+        )(_command)
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
     stop_as_by_ctrl_c()
     limit_threads()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     app(prog_name="jaxmerge")

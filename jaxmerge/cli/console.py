@@ -48,10 +48,14 @@ class Console:
     ) -> Generator[Callable[..., None], None, None]:
         """A progress bar on stderr; gives what advances it: ``(steps, title=None)``.
 
-        Silent with --quiet, with --json, or where stderr is not a terminal.
+        Where nothing moves for a while it says that programs are compiled, or how long
+        what is left will take. Silent with --quiet, with --json, or where stderr is not
+        a terminal.
         """
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from jaxmerge.cli.waiting import Waiting
 
         silent = self.as_json or self.quiet or not sys.stderr.isatty()
         with Progress(
@@ -59,6 +63,7 @@ class Console:
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
+            Waiting(),
             console=RichConsole(stderr=True),
             transient=True,
             disable=silent,

@@ -1,6 +1,7 @@
 """How commands end: exit codes, and errors as one or two lines on stderr."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -70,6 +71,8 @@ class Commands(typer.core.TyperGroup):
                 traceback.print_exc()
             code, message = _explain(error)
             print(f"error: {message}", file=sys.stderr)
+            if "--json" in args and not isinstance(error, CommandError):
+                print(json.dumps({"error": message, "exit_code": code}, indent=2))
         sys.exit(code or OK)
 
 

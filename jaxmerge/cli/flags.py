@@ -12,12 +12,25 @@ import typer
 
 from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
+READING = "Reading adapters"
+SHOWING = "What is printed"
+
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        rich_help_panel=SHOWING,
+        help="Print one JSON document, also for an error.",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", rich_help_panel=SHOWING, help="Print errors only."),
+]
 Force = Annotated[
     bool,
     typer.Option(
@@ -29,8 +42,8 @@ BaseFolder = Annotated[
 ]
 DATA_FILES = (
     "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "
-    "or text), gzipped or not, or <name>/validation.jsonl; for CLIP <name>.npz with "
-    "images [N, H, W, C], uint8 or normalised floats."
+    "or text), gzipped or not, or a folder <name> with validation.jsonl; for CLIP "
+    "<name>.npz with images [N, H, W, C], uint8 or normalised floats."
 )
 DataFolder = Annotated[
     Path,
@@ -48,7 +61,7 @@ Names = Annotated[
 TextHeads = Annotated[
     Path | None,
     typer.Option(
-        help="For CLIP: safetensors file with text vectors [classes, d] by the names "
+        help="For CLIP: safetensors file with text vectors \\[classes, d] by the names "
         "of the tasks."
     ),
 ]
@@ -81,49 +94,77 @@ def _read_options(
     heads: Annotated[
         HeadPolicy,
         typer.Option(
-            help="What becomes of saved modules besides LoRA, such as classifiers."
+            rich_help_panel=READING,
+            metavar="POLICY",
+            help="What becomes of saved modules besides LoRA, such as classifiers: "
+            "error, keep, first or mean.",
         ),
     ] = "error",
     assume_alpha: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=READING,
             metavar="NUMBER|rank",
             help="Value of lora_alpha where a config has none; 'rank' means a scale "
             "of 1.",
         ),
     ] = None,
     strip_prefix: Annotated[
-        str, typer.Option(help="Text that is taken off the names of modules.")
+        str,
+        typer.Option(
+            rich_help_panel=READING, help="Text that is taken off the names of modules."
+        ),
     ] = "",
     add_prefix: Annotated[
-        str, typer.Option(help="Text that is put in front of the names of modules.")
+        str,
+        typer.Option(
+            rich_help_panel=READING,
+            help="Text that is put in front of the names of modules.",
+        ),
     ] = "",
     allow_different_bases: Annotated[
         bool,
         typer.Option(
-            "--allow-different-bases", help="Accept configs that name different bases."
+            "--allow-different-bases",
+            rich_help_panel=READING,
+            help="Accept configs that name different bases.",
         ),
     ] = False,
     allow_zero: Annotated[
-        bool, typer.Option("--allow-zero", help="Accept adapters that do nothing.")
+        bool,
+        typer.Option(
+            "--allow-zero",
+            rich_help_panel=READING,
+            help="Accept adapters that do nothing.",
+        ),
     ] = False,
     weight_file: Annotated[
         WeightFile | None,
-        typer.Option(help="Which weight file is read where a folder has both."),
+        typer.Option(
+            rich_help_panel=READING,
+            help="Which weight file is read where a folder has both.",
+        ),
     ] = None,
     ignore_config_key: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a config key that is harmless. Repeatable."),
+        typer.Option(
+            rich_help_panel=READING,
+            help="Name of a config key that is harmless. Repeatable.",
+        ),
     ] = None,
     vera_input: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=READING,
             metavar="SIZE|NAME=SIZE",
             help="Input size of VeRA modules, for all or by name ending. Repeatable.",
         ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Layout of weight files without a config.")
+        Layout | None,
+        typer.Option(
+            rich_help_panel=READING, help="Layout of weight files without a config."
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""

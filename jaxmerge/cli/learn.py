@@ -51,7 +51,7 @@ def learn(
             "--pipeline",
             "-p",
             help="A learned merger with what surrounds it, such as 'tara_b', "
-            "'tara_a(initial=0.3)|calibrate' or 'adamerging|svc'.",
+            "'tara_a|calibrate' or 'adamerging|svc'.",
         ),
     ],
     out: Out,

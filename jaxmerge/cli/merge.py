@@ -42,7 +42,7 @@ def merge(
         typer.Option(
             "--pipeline",
             "-p",
-            help="Steps such as 'elect|trim(density=0.2)|core|scale(0.3)', or a name "
+            help="Steps such as 'tsv|core|scale(0.2)', or a name "
             "that `jaxmerge methods` lists.",
         ),
     ],

@@ -64,6 +64,11 @@ def _in_json(said: Sequence[Said]) -> dict[str, Any]:
     return {"verdict": "; ".join(entry.text for entry in said), "statements": each}
 
 
+def count_modules(stored: Adapters | Mapping[str, Any]) -> int:
+    """How many modules `inspect_adapters` works on."""
+    return len(stored.stacks if isinstance(stored, Adapters) else stored)
+
+
 def inspect_adapters(
     stored: Adapters | Mapping[str, Any], *, report: Callable[[], None] | None = None
 ) -> Inspection:

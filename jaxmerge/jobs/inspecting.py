@@ -93,7 +93,7 @@ def inspect(
     Raises:
       Refusal: files that do not belong together, or options that need others.
     """
-    from jaxmerge.diagnostics.inspection import inspect_adapters
+    from jaxmerge.diagnostics.inspection import count_modules, inspect_adapters
 
     if (base is None) != (data is None):
         raise Refusal(Option("base"), " and ", Option("data"), " go together")
@@ -123,7 +123,14 @@ def inspect(
             progress=progress,
             read=read,
         )
-    found = inspect_adapters(_load(paths, read) if model is None else model.adapters)
+    if model is None:
+        with progress("reading", 1) as advance:
+            stored = _load(paths, read)
+            advance(1)
+    else:
+        stored = model.adapters
+    with progress("comparing modules", count_modules(stored)) as advance:
+        found = inspect_adapters(stored, report=advance)
     if found.findings is None and (plots or html or model):
         raise Refusal(
             *("plots, pages and ", Option("base")),

@@ -18,6 +18,7 @@ from cli_samples import (
 )
 
 from jaxmerge import __version__, io
+from jaxmerge.cli.examples import EXAMPLES
 from jaxmerge.cli.exits import as_flags
 from jaxmerge.refusals import Message, Option
 from jaxmerge.spec import PRESETS, STEPS, method_markdown, method_table, parse
@@ -260,8 +261,36 @@ def test_help_version_and_unknown_commands():
         assert "--json" in succeed(command, "--help")
     assert "frobnicate" in refuse("frobnicate")
     assert succeed() == succeed("--help")
+    for panel in ("Before a merge", "Merge", "After a merge", "Examples:"):
+        assert panel in succeed("--help")
     for command in ("merge", "plan", "verify"):
         assert "Missing argument" in refuse(command)
+
+
+@pytest.mark.parametrize("command", [name for name in EXAMPLES if name])
+def test_the_help_of_a_command_is_whole_and_has_examples(command):
+    said = succeed(command, "--help")
+    assert "…" not in said  # nothing is cut at 80 columns
+    words = " ".join(said.split())
+    assert "Examples:" in said
+    for example in EXAMPLES[command]:
+        assert example in words
+    assert ("Reading adapters" in said) is ("--assume-alpha" in said)
+    assert "What is printed" in said
+
+
+def test_an_error_is_one_json_document_too(tmp_path):
+    for ask, code, says in (
+        (("plan", tmp_path / "no"), 2, "no such folder"),
+        (("merge", tmp_path / "no", "-p", "elec", "-o", tmp_path / "x"), 2, "elect"),
+        (("merge", "--frobnicate"), 2, "frobnicate"),
+    ):
+        result = jaxmerge(*ask, "--json")
+        assert result.exit_code == code
+        found = json.loads(result.stdout)
+        assert found["exit_code"] == code
+        assert says in found["error"]
+        assert result.stderr == f"error: {found['error']}\n"
 
 
 @pytest.mark.parametrize(

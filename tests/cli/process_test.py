@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 from cli_samples import close, three, updates_of, weighted_sum
 
 from jaxmerge.runtime import cache_folder, limit_threads, start_jax
@@ -23,6 +24,16 @@ try:
 finally:
     for kind in ("cache_hits", "cache_misses"):
         print(kind, sum(e.endswith(kind) for e in events), file=sys.stderr)
+"""
+INTERRUPTED_WHILE_IMPORTING = """
+import os, signal, sys, types
+module = sys.argv.pop(1)
+class Finder:
+    def find_spec(self, name, *_):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
 """
 WITHOUT_TORCH = """
 import sys
@@ -71,7 +82,7 @@ def test_exit_codes_and_streams_of_the_real_command(tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.count("\n") == 1
     assert "did you mean 'elect'?" in bad.stderr
-    module = "import runpy; runpy.run_module('jaxmerge')"
+    module = "import runpy; runpy.run_module('jaxmerge', run_name='__main__')"
     done = python(module, "plan", folders[0], "--json")
     assert json.loads(done.stdout)["rank"] == 4
     assert done.stderr == ""
@@ -120,3 +131,29 @@ def test_where_programs_are_kept(monkeypatch, tmp_path, capsys):
     start_jax()  # a cache that cannot be written is no reason to stop
     assert "is not writable" in capsys.readouterr().err
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("module", ["typer", "jaxmerge.cli.merge", "jax._src.api"])
+def test_ctrl_c_while_it_loads_ends_it_without_a_traceback(module, tmp_path):
+    ask = (module, "merge", tmp_path / "a", "-p", "concat", "-o", tmp_path / "out")
+    code = f"from jaxmerge.__main__ import main\n{INTERRUPTED_WHILE_IMPORTING}\nmain()"
+    done = python(code, *ask, check=False)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert done.stderr in ("", "\nerror: interrupted\n", "error: interrupted\n")
+
+
+def test_completion_knows_commands_and_flags():
+    code = "from jaxmerge.cli import main; main()"
+    for words, expected in (
+        ("jaxmerge insp", "inspect"),
+        ("jaxmerge plan --js", "--json"),
+    ):
+        environment = {
+            "_JAXMERGE_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        assert expected in python(code, **environment).stdout.split()
+    assert "--install-completion" in python(code, "--help").stdout

@@ -130,6 +130,13 @@ def _read_options(
             help="Accept configs that name different bases.",
         ),
     ] = False,
+    allow_similar_names: Annotated[
+        bool,
+        typer.Option(
+            "--allow-similar-names",
+            help="Accept names that seem to be two names of one module.",
+        ),
+    ] = False,
     allow_zero: Annotated[
         bool,
         typer.Option(
@@ -174,6 +181,7 @@ def _read_options(
         "strip_prefix": strip_prefix,
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
+        "allow_similar_names": allow_similar_names,
         "allow_zero": allow_zero,
         "weight_file": weight_file,
         "ignore_config_keys": tuple(ignore_config_key or ()),

@@ -123,7 +123,10 @@ def of_all(pairs: Sequence[Pair], norms: Mapping[str, float]) -> tuple[Said, ...
     """
     said = _of_norms({task: norm for task, norm in norms.items() if norm > 0})
     if not pairs:
-        says = "no two adapters change the same module: their sum is exact"
+        says = (
+            "no two adapters change a module of one name: if all are of one model, "
+            "their sum keeps each as it is"
+        )
         return (*said, Said(says))
     started = [pair for pair in pairs if of_pair(pair) == _START]
     said += [_of_start(group, started) for group in _groups(started)]

@@ -61,9 +61,16 @@ class AdapterConfig:
         """
         expected = self._expected_rank(module)
         if expected not in (None, rank):
+            experts = (
+                ""
+                if self.peft_type != "LORA" or rank % expected
+                else f"; if it holds {rank // expected} fused experts (of "
+                "target_parameters), it cannot be merged"
+            )
             raise AdapterError(
                 f"{self.path.parent}: module {module!r} has rank {rank} in its tensors "
-                f"but {expected} in {CONFIG_FILE}, so its scale is unclear; "
+                f"but {expected} in {CONFIG_FILE}, so its scale is unclear{experts}; "
+                f"{'else ' if experts else ''}"
                 "correct r, init_r or rank_pattern in the config"
             )
         if self.peft_type == "VERA":

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.experts import refusal_of_experts
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
 
 
@@ -152,6 +153,11 @@ def factor_spec(
             f"{where}: empty factors {shapes}; the shards of a distributed run "
             "(DeepSpeed ZeRO-3, FSDP) were not gathered before saving"
         )
+    if config.peft_type == "LORA" and len(shapes.get("A", ())) in (2, 3):
+        rank, dimensions = shapes["A"][-2], len(shapes["A"])
+        experts = refusal_of_experts(module, rank, config.rank, dimensions)
+        if experts is not None:
+            raise AdapterError(f"{where}: {experts}")
     if config.peft_type == "VERA":
         layout, b_shape, a_shape = _vera_shapes(shapes, inputs, where)
     else:

@@ -22,6 +22,7 @@ class ReadOptions:
     strip_prefix: str = ""
     add_prefix: str = ""
     allow_different_bases: bool = False
+    allow_similar_names: bool = False
     allow_zero: bool = False
     weight_file: WeightFile | None = None
     ignore_config_keys: Sequence[str] = ()

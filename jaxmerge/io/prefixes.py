@@ -1,6 +1,6 @@
 """Names of modules with a prefix taken off, put in front or replaced."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from jaxmerge.io.errors import AdapterError
@@ -82,28 +82,3 @@ def check_names(
                 ", or, if the base model has a module of that name, ",
                 Option("add_prefix", front, quoted=True),
             )
-
-
-def common_prefix_change(mine: Iterable[str], theirs: Iterable[str]) -> str | None:
-    """The prefix that most of ``mine`` lack to be among ``theirs``, if there is one.
-
-    >>> common_prefix_change(["h.0.fc", "h.1.fc"], ["vision.h.0.fc", "vision.h.1.fc"])
-    'vision.'
-    """
-    mine = list(mine)
-    votes: dict[str, int] = {}
-    ends = _by_last_piece(theirs)
-    for name in mine:
-        for other in ends.get(name.rpartition(".")[2], []):
-            if other.endswith(f".{name}"):
-                prefix = other[: -len(name)]
-                votes[prefix] = votes.get(prefix, 0) + 1
-    best = max(votes, key=votes.__getitem__, default=None)
-    return best if best is not None and 2 * votes[best] > len(mine) else None
-
-
-def _by_last_piece(names: Iterable[str]) -> dict[str, list[str]]:
-    table: dict[str, list[str]] = {}
-    for name in names:
-        table.setdefault(name.rpartition(".")[2], []).append(name)
-    return table

@@ -28,6 +28,7 @@ def load_peft(
     strip_prefix: str = "",
     add_prefix: str = "",
     allow_different_bases: bool = False,
+    allow_similar_names: bool = False,
     allow_zero: bool = False,
     weight_file: WeightFile | None = None,
     ignore_config_keys: Sequence[str] = (),
@@ -47,9 +48,12 @@ def load_peft(
         refuses to load them, "first" takes those of the first adapter that has any,
         "mean" averages them, "keep" writes one file per task.
       assume_alpha: lora_alpha for configs that have none; "rank" means a scale of 1.
-      strip_prefix: taken off the module names that start with it.
-      add_prefix: put in front of the module names that do not start with it.
+      strip_prefix: taken off the names of modules and saved modules that start with
+        it.
+      add_prefix: put in the place of ``strip_prefix``; without that, in front of the
+        names of every adapter that has none which starts with it.
       allow_different_bases: merge although ``base_model_name_or_path`` differs.
+      allow_similar_names: merge although adapters seem to name one module in two ways.
       allow_zero: accept adapters whose every update is zero.
       weight_file: which file to read where a folder has both.
       ignore_config_keys: config keys that jaxmerge does not know but you know to be
@@ -71,6 +75,7 @@ def load_peft(
         strip_prefix=strip_prefix,
         add_prefix=add_prefix,
         allow_different_bases=allow_different_bases,
+        allow_similar_names=allow_similar_names,
         allow_zero=allow_zero,
         weight_file=weight_file,
         ignore_config_keys=ignore_config_keys,

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
+from jaxmerge.io.aliases import aliases
 from jaxmerge.io.errors import either, listing
 from jaxmerge.io.factors import merged_layout
 from jaxmerge.io.frozen import base_difference
+from jaxmerge.io.fused import fused_beside_parts
+from jaxmerge.io.mending import Prefixes, mending_prefixes
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.prefixes import common_prefix_change
 from jaxmerge.refusals import Message, Option
 
 
@@ -17,7 +18,7 @@ from jaxmerge.refusals import Message, Option
 class Conflict:
     """One reason not to merge: its kind and a message with the remedy."""
 
-    kind: str  # "base" | "shape" | "layout" | "heads" | "names"
+    kind: str  # "base" | "shape" | "layout" | "names" | "fused" | "replaced" | "heads"
     message: Message
 
 
@@ -25,7 +26,10 @@ def conflicts(adapters: Sequence[OpenAdapter], options: ReadOptions) -> list[Con
     """Everything that keeps the adapters from being merged under these options."""
     found = [] if options.allow_different_bases else list(_base_conflicts(adapters))
     found += _module_conflicts(adapters)
-    found += _name_conflicts(adapters)
+    if not options.allow_similar_names:
+        found += _name_conflicts(adapters, options)
+    found += _fused_conflicts(adapters)
+    found += _replaced_conflicts(adapters)
     found += _head_conflicts(adapters, options.heads)
     return found
 
@@ -74,22 +78,79 @@ def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
                 )
 
 
-def _name_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
-    for first, other in combinations(adapters, 2):
-        if first.specs.keys() & other.specs.keys():
+def _name_conflicts(
+    adapters: Sequence[OpenAdapter], options: ReadOptions
+) -> Iterator[Conflict]:
+    """One conflict for each way in which two adapters name the same modules apart."""
+    shapes = [{m: s.shape for m, s in adapter.specs.items()} for adapter in adapters]
+    heads = [list(adapter.heads) for adapter in adapters]
+    told: set[frozenset[str]] = set()
+    for alias in aliases(shapes):
+        before, *parts = alias.changes[0]
+        if frozenset((before, *parts)) in told:
             continue
-        for short, long in ((first, other), (other, first)):
-            prefix = common_prefix_change(short.specs, long.specs)
-            if prefix:
-                yield _conflict(
-                    "names",
-                    f"{first.folder} and {other.folder} share no module name, but ",
-                    f"those of {long.folder} are those of {short.folder} behind ",
-                    f"{prefix!r}; pass ",
-                    Option("strip_prefix", prefix, quoted=True),
-                    " or ",
-                    Option("add_prefix", prefix, quoted=True),
-                )
+        told.add(frozenset((before, *parts)))
+        first, other = (adapters[place] for place in alias.adapters)
+        mended: list[Prefixes] = []
+        if not (options.strip_prefix or options.add_prefix):
+            mended = mending_prefixes(alias, shapes, heads)
+        yield _conflict(
+            "names",
+            f"{first.folder} and {other.folder} seem to name one module in two ways, ",
+            f"{alias.names[0]!r} and {alias.names[1]!r}, of which a model has one, so ",
+            "that a part of the merge would do nothing; ",
+            *_remedies(mended),
+            "; if they are different modules, pass ",
+            Option("allow_similar_names", "True"),
+        )
+
+
+def _remedies(mended: Sequence[Prefixes]) -> Iterator[str | Option]:
+    if not mended:
+        yield "no prefix mends that: save one of them again with the names of the other"
+    for place, (strip, add) in enumerate(mended):
+        yield " or " if place else "pass "
+        if strip:
+            yield Option("strip_prefix", strip, quoted=True)
+        if strip and add:
+            yield " "
+        if add:
+            yield Option("add_prefix", add, quoted=True)
+
+
+def _fused_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
+    shapes = [{m: s.shape for m, s in adapter.specs.items()} for adapter in adapters]
+    for found in fused_beside_parts(shapes):
+        folders = [adapters[place].folder for place in found.adapters]
+        if found.whole is None:
+            says = "compute the same under two names, of which a model has one"
+        else:
+            says = (
+                f"do not stand in one model: {found.names[found.whole]!r} is a fused "
+                f"layer, of which {found.names[1 - found.whole]!r} is a part, and no "
+                "file says in which order and sizes it holds its parts"
+            )
+        yield _conflict(
+            "fused",
+            f"module {found.names[0]!r} of {folders[0]} and {found.names[1]!r} of ",
+            f"{folders[1]} {says}; convert one of them to the layers of the other",
+        )
+
+
+def _replaced_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
+    """LoRA updates a module that a saved one takes the place of."""
+    for saver in adapters:
+        saved = {head.rpartition(".")[0]: head for head in saver.heads}
+        for adapter in adapters:
+            for module in adapter.specs:
+                if module in saved:
+                    yield _conflict(
+                        "replaced",
+                        f"module {module!r}: {adapter.folder} updates it by LoRA, ",
+                        f"{saver.folder} saves it whole ({saved[module]!r}) and so ",
+                        "replaces it, which loses the update; leave it out of one of ",
+                        "them, or train it the same way in both",
+                    )
 
 
 def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Conflict]:

@@ -25,6 +25,7 @@ class ReadOptions(TypedDict, total=False):
     strip_prefix: str
     add_prefix: str
     allow_different_bases: bool
+    allow_similar_names: bool
     allow_zero: bool
     weight_file: WeightFile | None
     ignore_config_keys: Sequence[str]

@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-MERGE = "merge {in}/a {in}/b --pipeline concat --out {out}"
+PAIR = "merge {{in}}/{} {{in}}/{} --pipeline concat --out {{out}}"
+MERGE = PAIR.format("a", "b")
 PLAN = "plan {in}"
 VERIFY = "verify {in}"
 
@@ -59,6 +60,40 @@ class Summed(NamedTuple):
 
 # one line for each input, or several under "<folder>: <case>"
 FAULTS: dict[str, Refused | Summed] = {
+    "01-vl-infix": Refused(
+        r"name one module in two ways.* pass --strip-prefix model\.language_model\. "
+        r"--add-prefix model\. or --strip-prefix model\. --add-prefix model\.language",
+        PAIR.format("text", "vlm"),
+    ),
+    "01-vl-infix: plan": Refused("in two ways", "plan -q {in}/text {in}/vlm"),
+    "01-vl-infix: inspect": Refused("in two ways", "inspect {in}/text {in}/vlm"),
+    "01-vl-infix: mended": Summed(
+        command=f"{PAIR.format('vlm', 'text')} --strip-prefix model.language_model. "
+        "--add-prefix model.",
+        name=lambda key: without_prefix(key).replace(".language_model.", "."),
+        inputs=("text", "vlm"),
+    ),
+    "01-vl-infix: mended the other way": Summed(
+        command=f"{PAIR.format('text', 'vlm')} --strip-prefix model. "
+        "--add-prefix model.language_model.",
+        name=lambda key: re.sub(
+            r"model\.(language_model\.)?layers",
+            "model.language_model.layers",
+            without_prefix(key),
+        ),
+        inputs=("text", "vlm"),
+    ),
+    "04-fused-split": Refused(
+        r"'.*gate_up_proj' is a fused layer, of which '.*gate_proj' is a part",
+        PAIR.format("hf", "unsloth"),
+    ),
+    "05-head-vs-lora": Refused(
+        r"'lm_head': .*/a updates it by LoRA, .*/b saves it whole.* replaces it",
+        f"{PAIR.format('b', 'a')} --heads first",
+    ),
+    "05-head-vs-lora: keep": Refused(
+        r"'lm_head': .* replaces it", f"{MERGE} --heads keep"
+    ),
     "06-zero3-empty-head": Refused(
         r"a/adapter_model.safetensors: 'lm_head.weight' is empty: .* not gathered",
         f"{MERGE} --heads first",
@@ -73,6 +108,10 @@ FAULTS: dict[str, Refused | Summed] = {
     "10-ddp-module": Summed(
         r"note: .*/b: took wrappers off .*'module' of data parallel training",
         name=without_wrapper,
+    ),
+    "32-moe-no-target-parameters": Refused(
+        r"'experts': it holds fused experts \(here rank 6 = r 2 times 3 experts",
+        "merge {in}/a --pipeline concat --out {out}",
     ),
     "dos_bigint_shape": Refused("too many digits", PLAN),
     "dos_bytearray8": Refused("no tensor file has", PLAN),

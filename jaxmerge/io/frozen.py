@@ -17,23 +17,24 @@ def frozen_copies(table: KeyTable) -> dict[str, str]:
     PEFT saves embeddings and output layers whole where LoRA adapts them. LoRA leaves
     the weight below it as it is, so the copy is that of the base.
     """
-    return {
-        name: key
-        for name, key in table.heads.items()
-        if name.rpartition(".")[0].endswith(".base_layer")
-        and name.rpartition(".")[0].removesuffix(".base_layer") in table.modules
-    }
+    copies = {}
+    for name, key in table.heads.items():
+        module, below, _ = name.rpartition(".base_layer.")
+        if below and module in table.modules and _is_tied(module, table):
+            copies[name] = key
+    return copies
+
+
+def _is_tied(module: str, table: KeyTable) -> bool:
+    """Whether a module may be an embedding or an output layer."""
+    embedding = "embedding_A" in table.modules.get(module, {})
+    return embedding or module.rpartition(".")[2] in _TIED
 
 
 def refuse_tied(table: KeyTable, path: object) -> None:
     """AdapterError if tied layers are adapted, whose factors PEFT then keeps equal."""
     saved = {name.rpartition(".")[0] for name in table.heads}
-    tied = [
-        module
-        for module in sorted(saved | table.modules.keys())
-        if module.rpartition(".")[2] in _TIED
-        or "embedding_A" in table.modules.get(module, {})
-    ]
+    tied = [m for m in sorted(saved | table.modules.keys()) if _is_tied(m, table)]
     if tied:
         raise AdapterError(
             f"{path}: ensure_weight_tying is set and {listing(tied)} may be tied: its "

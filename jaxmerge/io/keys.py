@@ -1,5 +1,6 @@
 """Tensor names of adapter files <-> module names and the parts of a factorisation."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ _REFUSED_PARTS = {
     "without trainable tokens or merge them into the base",
 }
 _MARKERS = {part.split(".")[0] for part in _PARTS} | set(_REFUSED_PARTS)
+_SCALES = re.compile(
+    r"(^|\.)(weight_scale(_inv)?|scale_weight|input_scale|absmax|quant_map|quant_state"
+    r"|nested_absmax|nested_quant_map|SCB|qzeros|scales)(\.|$)"
+)
 _LONGEST_NAME = 500  # bounds what matching names against patterns costs
 _HEAD_LEAVES = ("weight", "bias")
 _SAVED_WRAPPERS = ("modules_to_save", "original_module")
@@ -161,6 +166,11 @@ def _factor(name: str, key: str, path: Path) -> tuple[str, str | None, str]:
             f"once, so PEFT's wrapper of saved modules ({wrapper}) holds LoRA; train "
             "again with it in target_modules or in modules_to_save alone (task types "
             "with a head, such as SEQ_CLS, save that head without being asked)"
+        )
+    if _SCALES.search(rest):
+        raise AdapterError(
+            f"{path}: tensor {key!r} is a scale of quantised factors, which mean "
+            "nothing without it; save the adapter as bf16, fp16 or fp32"
         )
     if marker in _REFUSED_PARTS:
         raise AdapterError(f"{path}: tensor {key!r}: {_REFUSED_PARTS[marker]}")

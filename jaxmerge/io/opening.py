@@ -124,6 +124,7 @@ def _open_adapter(
         notes=(
             *table.notes,
             *_notes(copies, specs, tensors),
+            *_missing(config, table),
             *left_out(path, [file.name for file in files_of(tensors)]),
         ),
     )
@@ -147,6 +148,20 @@ def _notes(
         yield (
             f"{len(wide)} of {len(specs)} modules are float64 and are rounded to "
             "float32, in which merges are computed: each value by up to 6e-8 of itself"
+        )
+
+
+def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
+    names = [f".{name}" for name in (*table.heads, *table.modules)]
+    missing = [
+        saved
+        for saved in config.modules_to_save
+        if not any(f".{saved}." in f"{name}." for name in names)
+    ]
+    if missing:
+        yield (
+            f"{CONFIG_FILE} lists {listing(missing)} as saved modules, of which "
+            "the file holds nothing"
         )
 
 

@@ -35,11 +35,12 @@ from jaxmerge.io.fields import (
 )
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.options import ReadOptions, recorded_options
+from jaxmerge.io.tensors import FLOATING
 
 FORMAT = "jaxmerge-orbax-2"
 WITHOUT_DIGESTS = "jaxmerge-orbax-1"
 KINDS = {"linear": 0, "embedding": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
-_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_DTYPES = tuple(dtype.name for dtype in FLOATING)
 
 _PLACE = Value("the number of a leaf", whole(0))
 _SIZE = Value("a size", whole(0, 2**40))

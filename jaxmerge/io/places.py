@@ -59,8 +59,10 @@ def _nothing_there(text: str) -> tuple[str | Option, ...]:
         weights = Option("weights", "<number>,<number>")
         return ("; if it is meant as a weight, give all weights as one ", weights)
     pieces = [piece for piece in re.split(r"[,;\s]+", text) if piece]
-    if len(pieces) > 1 and all(os.path.isdir(piece) for piece in pieces):
-        return (f", but {listing(pieces)} are folders; give each for itself",)
+    there = [piece for piece in pieces if os.path.isdir(piece)]
+    if len(pieces) > 1 and there:
+        verb = "are folders" if there[1:] else "is one"
+        return (f", but {listing(there)} {verb}; give each folder for itself",)
     if text.startswith("~") and os.path.isdir(os.path.expanduser(text)):
         return (f"; give {os.path.expanduser(text)}, as ~ stands for itself in quotes",)
     hub = _HUB_ID.fullmatch(text)

@@ -13,6 +13,8 @@ from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.refusals import Message, Option
 
+_Shapes = dict[str, tuple[int, ...]]  # of saved modules
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -175,14 +177,24 @@ def _head_conflicts(adapters: Sequence[OpenAdapter], policy: str) -> Iterator[Co
                 "heads",
                 f"{other.folder}: its saved modules differ from those of ",
                 f"{carriers[0].folder} in name or shape ({listing(different)}), so ",
-                "they have no mean; pass ",
+                f"they have no mean{_why(*shapes)}; pass ",
                 *either("heads", "keep", "first"),
             )
+
+
+def _why(mine: _Shapes, theirs: _Shapes) -> str:
+    """What saved modules of one name and several lengths stand for."""
+    pairs = [(mine[n], theirs[n]) for n in sorted(mine.keys() & theirs.keys())]
+    lengths = {(a[0], b[0]) for a, b in pairs if a[1:] == b[1:] and a != b}
+    if len(lengths) != 1:
+        return ""
+    ((one, other),) = lengths
+    return f", as their vocabularies or labels are {one} and {other}"
 
 
 def _conflict(kind: str, *parts: str | Option) -> Conflict:
     return Conflict(kind, Message(parts))
 
 
-def _head_shapes(adapter: OpenAdapter) -> dict[str, tuple[int, ...]]:
+def _head_shapes(adapter: OpenAdapter) -> _Shapes:
     return {n: adapter.tensors.infos[key].shape for n, key in adapter.heads.items()}

@@ -53,6 +53,14 @@ def test_adapters_in_subfolders_are_named_unless_they_are_checkpoints(tmp_path):
     assert "left out 'expert': further adapters" in note
 
 
+def test_saved_modules_that_are_not_there_are_named(tmp_path):
+    folder = samples.write(
+        tmp_path / "a", samples.with_head(), modules_to_save=["classifier", "score"]
+    )
+    (note,) = samples.load_one(folder, heads="keep").notes
+    assert "lists 'score' as saved modules, of which the file holds nothing" in note
+
+
 def test_heads_of_our_own_merge_are_named(tmp_path):
     """A merge of a merge does not carry what lies beside it, and says so."""
     folders = [

@@ -52,6 +52,13 @@ def test_a_base_weight_without_lora_on_it_is_a_saved_module(tmp_path):
         samples.load_one(samples.write(tmp_path / "a", tensors))
 
 
+def test_a_base_weight_of_another_layer_is_a_saved_module(tmp_path):
+    copy = {"base_model.model.h.0.fc.base_layer.weight": samples.random(6, 5)}
+    folder = samples.write(tmp_path / "a", samples.linear() | copy)
+    with pytest.raises(io.AdapterError, match="saved modules besides LoRA"):
+        samples.load_one(folder)
+
+
 def test_copies_that_differ_are_of_different_bases(tmp_path):
     folders = [
         samples.write(tmp_path / name, with_copy(seed=seed))
@@ -99,3 +106,17 @@ def test_tied_layers_that_are_adapted_are_refused(tmp_path, tensors, named):
     folder = samples.write(tmp_path / "a", tensors, ensure_weight_tying=True)
     with pytest.raises(io.AdapterError, match=f"ensure_weight_tying .*'{named}'"):
         samples.load_one(folder, heads="keep")
+
+
+def test_saved_modules_of_other_vocabularies_have_no_mean(tmp_path):
+    folders = [
+        samples.write(
+            tmp_path / name,
+            samples.linear()
+            | {"base_model.model.lm_head.weight": samples.random(v, 3)},
+            modules_to_save=["lm_head"],
+        )
+        for name, v in (("a", 11), ("b", 13))
+    ]
+    with pytest.raises(io.AdapterError, match="vocabularies or labels are 11 and 13"):
+        io.load_peft(folders, heads="mean")

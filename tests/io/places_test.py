@@ -87,7 +87,9 @@ def test_folders_in_one_argument_are_told_apart(tmp_path, monkeypatch, between):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         samples.write(tmp_path / name)
-    assert "but 'a', 'b' are folders; give each for itself" in refused(f"a{between}b")
+    assert "but 'a', 'b' are folders; give each folder for itself" in refused(
+        f"a{between}b"
+    )
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,30 @@ def test_saved_modules_in_float8_become_float32(tmp_path):
     np.testing.assert_array_equal(heads["score.weight"], np.ones((3, 3), np.float32))
 
 
+@pytest.mark.parametrize(
+    "leaf", ["weight_scale", "weight_scale_inv", "weight.absmax", "scale_weight"]
+)
+def test_factors_with_scales_of_their_own_are_refused(tmp_path, leaf):
+    scale = {f"base_model.model.h.0.fc.lora_A.{leaf}": samples.random(1)}
+    folder = samples.write(tmp_path / "a", samples.linear() | scale)
+    with pytest.raises(io.AdapterError, match="a scale of quantised factors"):
+        samples.load_one(folder)
+
+
+def test_float8_survives_a_checkpoint(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    tensors = {k: torch.from_numpy(v) for k, v in samples.linear().items()}
+    folder = samples.write(tmp_path / "a")
+    narrow = {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
+    save_file(narrow, folder / samples.SAFE)
+    io.save_orbax(tmp_path / "b", samples.load_one(folder))
+    back = io.load_orbax(tmp_path / "b")
+    assert isinstance(back, io.Adapters)
+    assert back.sources[0].dtype == "float8_e4m3fn"
+
+
 def test_float8_with_nan_is_refused(tmp_path):
     ml = samples.linear(dtype=ml_dtypes.float8_e5m2)
     ml[samples.KEY_B][0, 0] = np.nan

@@ -35,12 +35,16 @@ _SIDES = {
     "text": "text language lang llm",
     **{side: side for side in ("down", "mid", "up", "thinker", "talker", "teacher")},
     **{side: side for side in ("student", "spatial", "temporal", "global", "local")},
+    **{side: side for side in ("pre", "post", "coarse", "fine", "semantic", "adapter")},
     "self": "self selfattention",
     "cross": "cross crossattention",
     **{side: side for side in ("shared", "single", "double")},
 }
 _SIDE_OF = {word: side for side, words in _SIDES.items() for word in words.split()}
-_MARKED = {"cross", "shared", "single", "double", "spatial", "temporal"}
+_MARKED = {
+    *("cross", "shared", "single", "double", "spatial", "temporal", "global", "local"),
+    *("pre", "post"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def side_by_side(mine: Sequence[str], theirs: Sequence[str]) -> bool:
     bare = [re.sub(r"_?#", "", ".".join(pieces)) for pieces in (mine, theirs)]
     if bare[0] == bare[1]:  # attn1 and attn2
         return True
+    if len(mine) == len(theirs) == 1 and _words(mine) == _words(theirs):
+        return True  # a_to_b and b_to_a
     one, other = (_sides(pieces) for pieces in (mine, theirs))
     if one and other:
         return one != other
@@ -106,8 +112,12 @@ def kind_of(name: str) -> tuple[str, ...]:
 
 
 def _sides(pieces: Sequence[str]) -> set[str]:
+    return {_SIDE_OF[word] for word in _words(pieces) if word in _SIDE_OF}
+
+
+def _words(pieces: Sequence[str]) -> list[str]:
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", " ".join(pieces))
-    return {_SIDE_OF[word.lower()] for word in words if word.lower() in _SIDE_OF}
+    return sorted(word.lower() for word in words)
 
 
 def _between(

@@ -10,12 +10,13 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jaxmerge.folders import Folder
+from jaxmerge.refusals import Refusal
 
 try:
     import fcntl
@@ -29,6 +30,32 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 class Mended(UserWarning):
     """What a stopped run or a fault of the disk left, and what was done about it."""
+
+
+AGAIN = "let the program that writes it end, and run this again"
+
+
+class Unchanged:
+    """Files that are to be the same from here on, as far as the system tells.
+
+    Digests that are taken in between are then of what was read.
+
+    Args:
+      paths: of files and folders; what is missing has to stay so.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self._seen = {path: _state(path) for path in paths}
+
+    def refuse(self, only: Iterable[Path] | None = None) -> None:
+        """Refusal if a file is not what it was, or was not among them.
+
+        Args:
+          only: which files to look at; all unless given.
+        """
+        for path in self._seen if only is None else only:
+            if path not in self._seen or self._seen[path] != _state(path):
+                raise Refusal(f"{path}: changed while it was read; {AGAIN}")
 
 
 def sync(path: Folder) -> None:
@@ -144,6 +171,15 @@ def trouble(error: BaseException | None) -> str | None:
                 return reason
         error = error.__cause__ or error.__context__
     return None
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    times = (found.st_mtime_ns, found.st_ctime_ns)
+    return (found.st_dev, found.st_ino, found.st_size, *times)
 
 
 def _flush(descriptor: int) -> None:

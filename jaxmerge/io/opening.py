@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.beside import left_out
 from jaxmerge.io.config import AdapterConfig, parse_config
@@ -38,6 +39,7 @@ class OpenAdapter:
     Attributes:
       folder: as the caller gave it.
       files: the files that make up the adapter.
+      unchanged: they and others of the folder, since before they were opened.
       specs: module (renamed) -> spec.
       heads: saved non-LoRA tensors, name -> tensor key.
       copies: copies of frozen base weights, which are not read, name -> tensor key.
@@ -47,6 +49,7 @@ class OpenAdapter:
     name: str
     folder: str
     files: tuple[Path, ...]
+    unchanged: Unchanged
     config: AdapterConfig
     tensors: TensorFile
     specs: dict[str, FactorSpec]
@@ -91,6 +94,7 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 def _open_adapter(
     name: str, folder: Folder, path: Path, options: ReadOptions
 ) -> OpenAdapter:
+    unchanged = Unchanged(path.iterdir())
     config, tensors, table = _open_files(path, options)
     if not table.modules:
         raise AdapterError(
@@ -116,6 +120,7 @@ def _open_adapter(
         name=name,
         folder=os.fspath(folder),
         files=tuple(dict.fromkeys((config.path, *files_of(tensors)))),
+        unchanged=unchanged,
         config=config,
         tensors=tensors,
         specs={rename(module): spec for module, spec in specs.items()},

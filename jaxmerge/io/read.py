@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
-from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.errors import AdapterError, as_adapter_error, listing
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
@@ -117,7 +117,7 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
         if any(row is not None and row.bias is not None for row in rows):
             biases[module] = _stack_biases(rows, stacks[module].b.shape[1])
     lost = {name for adapter in opened for name in adapter.specs} - stacks.keys()
-    return Adapters(
+    found = Adapters(
         stacks=stacks,
         names=tuple(adapter.name for adapter in opened),
         layouts=layouts,
@@ -126,6 +126,10 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
         sources=tuple(_with_lost(source, lost) for source in sources),
         options=options,
     )
+    with as_adapter_error():
+        for adapter in opened:
+            adapter.unchanged.refuse(adapter.files)
+    return found
 
 
 def _with_lost(source: Source, lost: Collection[str]) -> Source:

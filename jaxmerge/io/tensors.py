@@ -1,39 +1,18 @@
 """Weight files as tables of tensors: headers at once, values on demand."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
+from jaxmerge.disk import AGAIN
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.torch_file import TorchFile
-from jaxmerge.untrusted.safetensors_header import read_header
+from jaxmerge.untrusted.safetensors_file import DTYPES, Safetensors
 
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-_FLOAT8 = tuple(np.dtype(t) for name, t in _DTYPES.items() if name.startswith("F8"))
+_FLOAT8 = tuple(np.dtype(t) for name, t in DTYPES.items() if name.startswith("F8"))
 FLOATING = (  # every value of all but the first is one of float32
     *(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)),
     *_FLOAT8,
@@ -81,27 +60,25 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            header = read_header(path)
-            self._file = safetensors.safe_open(path, framework="numpy")
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            self._file = Safetensors(path)
+        except (OSError, ValueError) as error:
             raise AdapterError(
                 f"{path}: not a complete safetensors file ({error}); "
                 "download or save it again"
             ) from error
-        self.metadata: dict[str, str] = dict(header.metadata)
-        self._entries = header.tensors
+        self.metadata: dict[str, str] = dict(self._file.metadata)
         self.infos: dict[str, TensorInfo] = {
             key: TensorInfo(self._dtype(key, entry.dtype), entry.shape)
-            for key, entry in sorted(header.tensors.items())
+            for key, entry in sorted(self._file.tensors.items())
         }
 
     def _dtype(self, key: str, name: str) -> np.dtype:
-        if name not in _DTYPES:
+        if name not in DTYPES:
             raise AdapterError(
                 f"{self.path}: tensor {key!r} has dtype {name}, whose values need the "
                 "scales of their quantisation; save it as bf16, fp16 or fp32"
             )
-        return np.dtype(_DTYPES[name])
+        return np.dtype(DTYPES[name])
 
     def holder(self, _key: str, /) -> TensorFile:
         """The file that holds a tensor."""
@@ -109,15 +86,10 @@ class SafetensorsFile:
 
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor."""
-        dtype, shape = self.infos[key]
-        if dtype not in _FLOAT8:
-            return self._file.get_tensor(key)
-        with self.path.open("rb") as file:  # numpy's dtypes have no float8
-            file.seek(self._entries[key].start)
-            data = file.read(math.prod(shape))
-        if len(data) < math.prod(shape):
-            raise AdapterError(f"{self.path}: was cut short while it was read")
-        return np.frombuffer(data, dtype).reshape(shape)
+        try:
+            return self._file.read(key)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{self.path}: {error}; {AGAIN}") from error
 
 
 def open_tensors(path: Path) -> TensorFile:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option
 from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
@@ -194,7 +195,10 @@ class MergeRecipe:
             [source.base_model for source in adapters.sources],
             allow_different_bases=adapters.options.allow_different_bases,
         )
+        unchanged = Unchanged(())
         if self.statistics is not None:
+            folder = self.statistics.path
+            unchanged = Unchanged(folder / name for name in self.statistics.sha256)
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
         pipeline, seed = self.pipeline, self.seed
@@ -207,6 +211,7 @@ class MergeRecipe:
             chunk=chunk,
             report=advance,
         )
+        unchanged.refuse()
         biases = pipeline.merge_biases(
             adapters.biases, adapters.stacks, weights=self.weights
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
@@ -77,13 +77,14 @@ def read_model_inputs(
     """
     from jaxmerge.tasks import load_base, load_unlabeled, task_heads
     from jaxmerge.tasks.heads import check_fit, check_saved
-    from jaxmerge.tasks.record import files_read
+    from jaxmerge.tasks.record import files_read, steady
 
-    with progress("reading", 3) as advance, refusing_bad_input():
+    with progress("reading", 3) as advance, refusing_bad_input(), ExitStack() as stack:
         adapters = read_adapters(folders, names, read)
         files: dict[str, Any] = {}
         if with_digests:
             vectors = None if text_heads is None else Path(text_heads)
+            stack.enter_context(steady(base, data, adapters.names, vectors))
             files = files_read(base, data, adapters.names, vectors)
         advance(1)
         model = load_base(base)

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxmerge.folders import Folder
+from jaxmerge.untrusted.safetensors_file import Safetensors
 
 CONFIG, WEIGHTS, INDEX = (
     "config.json",
@@ -80,10 +80,10 @@ def read_tensors(
     tensors: dict[str, jax.Array] = {}
     for path in _weight_files(folder):
         try:
-            with safe_open(path, framework="flax") as file:
-                wanted = [key for key in file.keys() if keep(key)]  # noqa: SIM118
-                tensors |= {key: file.get_tensor(key) for key in wanted}
-        except (SafetensorError, OSError) as error:
+            file = Safetensors(path)
+            wanted = [key for key in sorted(file.tensors) if keep(key)]
+            tensors |= {key: jnp.asarray(file.read(key)) for key in wanted}
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a readable safetensors file: {error}"
             ) from None

@@ -1,9 +1,11 @@
 """What a job read beside the adapters, as JSON values with digests."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.files import sha256
 from jaxmerge.refusals import Refusal
@@ -11,6 +13,20 @@ from jaxmerge.tasks.bases import base_files
 from jaxmerge.tasks.unlabeled import data_files
 
 PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
+
+
+@contextmanager
+def steady(
+    base: Folder,
+    data: Folder,
+    tasks: Sequence[str],
+    text_heads: Path | None = None,
+) -> Generator[None, None, None]:
+    """Refuses, in the end, files of `files_read` that have changed meanwhile."""
+    groups = names_read(base, data, tasks, text_heads).values()
+    unchanged = Unchanged(folder / name for folder, names in groups for name in names)
+    yield
+    unchanged.refuse()
 
 
 def files_read(
@@ -21,7 +37,7 @@ def files_read(
 ) -> dict[str, dict[str, Any]]:
     """Everything that a command reads besides the adapters, with digests, by its role.
 
-    To be called once, before the files are loaded.
+    To be called once, before the files are loaded, where they are `steady`.
 
     Args:
       base: folder of the model.

@@ -10,7 +10,7 @@ from jaxmerge.models import layer_weights
 from jaxmerge.tasks.bases import Base, load_base, token_mask
 from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
-from jaxmerge.tasks.record import files_read
+from jaxmerge.tasks.record import files_read, steady
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
 
@@ -94,11 +94,12 @@ def read_sample(
       ValueError: files that cannot be used, or adapters that do not fit the base or
         change more of it than their updates do.
     """
-    if files is None:
-        files = files_read(base, data, adapters.names)
-    model = load_base(base)
-    unlabeled = load_unlabeled(
-        data, adapters.names, model, max_length=max_length, limit=limit
-    )
+    with steady(base, data, adapters.names):
+        if files is None:
+            files = files_read(base, data, adapters.names)
+        model = load_base(base)
+        unlabeled = load_unlabeled(
+            data, adapters.names, model, max_length=max_length, limit=limit
+        )
     check_adapters(model, adapters, unlabeled.inputs[adapters.names[0]])
     return SampleFiles(model, files, unlabeled, batch, limit)

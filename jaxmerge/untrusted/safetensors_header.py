@@ -6,9 +6,9 @@ bounded before they are read.
 """
 
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxmerge.untrusted.json_text import parse_json
 from jaxmerge.untrusted.text import is_plain
@@ -52,21 +52,20 @@ class Header(NamedTuple):
     tensors: Mapping[str, TensorEntry]
 
 
-def read_header(path: Path) -> Header:
+def read_header(file: BinaryIO) -> Header:
     """Reads and checks the header of a file.
 
     Raises:
       OSError: the file cannot be read.
       ValueError: says what is wrong with it.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError("cut off, or no safetensors file at all")
-        if length > _LARGEST:
-            raise ValueError(f"its header is longer than {_LARGEST >> 20} MiB")
-        data = file.read(length)
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError("cut off, or no safetensors file at all")
+    if length > _LARGEST:
+        raise ValueError(f"its header is longer than {_LARGEST >> 20} MiB")
+    data = file.read(length)
     if not data.startswith(b"{"):
         raise ValueError("no safetensors file: its header is not JSON")
     if data.count(b'"data_offsets"') > MOST_TENSORS:

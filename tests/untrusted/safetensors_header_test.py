@@ -7,7 +7,12 @@ import pytest
 import safetensors.numpy
 
 from jaxmerge.untrusted import safetensors_header
-from jaxmerge.untrusted.safetensors_header import TensorEntry, read_header
+from jaxmerge.untrusted.safetensors_header import TensorEntry
+
+
+def read_header(path):
+    with path.open("rb") as file:
+        return safetensors_header.read_header(file)
 
 
 def entry(start, stop, shape=None, dtype="U8"):

@@ -28,7 +28,7 @@ def left_out(folder: Path, read: Collection[str]) -> tuple[str, ...]:
     """
     with os.scandir(folder) as entries:
         found = list(islice(entries, _MOST))
-    files = sorted(entry.name for entry in found if entry.is_file())
+    files = sorted(entry.name for entry in found if os.path.isfile(entry))
     weights = [
         name
         for name in files
@@ -42,7 +42,7 @@ def left_out(folder: Path, read: Collection[str]) -> tuple[str, ...]:
             f"left out {listing(weights, 8)}: weights beside the adapter are not part "
             "of it, and not of a merge"
         )
-    folders = sorted(entry.name for entry in found if entry.is_dir())
+    folders = sorted(entry.name for entry in found if os.path.isdir(entry))
     if "heads" in folders and any((folder / "heads").glob("*.safetensors")):
         notes.append(
             "left out 'heads': the saved modules of the tasks of which this adapter is "

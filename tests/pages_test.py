@@ -2,24 +2,20 @@
 
 import doctest
 import re
-import shlex
 from pathlib import Path
 
 import jax
 import pytest
-from cli_samples import document, refuse, succeed
-from documented import DOCS, code_of
+from documented import BLOCK, DOCS, code_of
 from reference import ROOT
 
 import jaxmerge as jm
 from jaxmerge.spec import STEPS, method_markdown
 from jaxmerge.spec.steps import names_of
 
-pytest_plugins = ["statistics_fixtures"]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")])
 CHANGES = "CHANGELOG.md"  # names what is gone
 ADDED = re.compile(r"/(mag_max|module_scale)(_test)?\.py")  # by contributing.md
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -89,20 +85,3 @@ def test_the_functions_that_contributing_adds():
         with jax.enable_x64(False):
             assert doctest.DocTestRunner().run(test).failed == 0
         assert test.examples
-
-
-@pytest.mark.usefixtures("as_a_user")
-def test_the_commands_of_the_guide(place, monkeypatch):
-    monkeypatch.chdir(place)
-    (place / "in").rename("runs")
-    (place / "stats").rename("unused")
-    blocks = BLOCK.findall((DOCS / "guide.md").read_text())
-    for kind, block in blocks:
-        for line in block.splitlines() if kind == "console" else ():
-            succeed(*shlex.split(line.removeprefix("$ jaxmerge ")))
-    assert document("verify", "with_stats")["identical"]
-    refused = [block for kind, block in blocks if not kind and "error: " in block]
-    for block in refused:
-        line, error = block.strip().split("\n")
-        assert refuse(*shlex.split(line.removeprefix("$ jaxmerge "))).strip() == error
-    assert len(refused) == 1

@@ -3,36 +3,35 @@
 import inspect
 from collections.abc import Callable
 
+_RUNS = "runs/cars runs/dtd runs/svhn"
+_WITH_MODEL = f"{_RUNS} --base base --data data"
+
 EXAMPLES = {
     "": (
-        "jaxmerge plan runs/cars runs/dtd runs/svhn",
-        "jaxmerge merge runs/cars runs/dtd runs/svhn --pipeline tsv_m --out merged",
+        f"jaxmerge plan {_RUNS}",
+        f"jaxmerge merge {_RUNS} -p tsv_m --heads keep --out merged",
         "jaxmerge verify merged",
     ),
-    "plan": ("jaxmerge plan runs/cars runs/dtd runs/svhn",),
+    "plan": (f"jaxmerge plan {_RUNS}",),
     "inspect": (
-        "jaxmerge inspect runs/cars runs/dtd runs/svhn",
-        "jaxmerge inspect runs/cars runs/dtd runs/svhn --html report.html",
+        f"jaxmerge inspect {_RUNS}",
+        f"jaxmerge inspect {_RUNS} --html report.html",
     ),
-    "check": ("jaxmerge check runs/cars runs/dtd runs/svhn --base base --data data",),
+    "check": (f"jaxmerge check {_WITH_MODEL}",),
     "methods": ("jaxmerge methods",),
     "merge": (
-        "jaxmerge merge runs/cars runs/dtd runs/svhn -p tsv_m --out merged",
-        'jaxmerge merge runs/cars runs/dtd runs/svhn -p "concat|pico" --out merged',
-        "jaxmerge merge runs/cars runs/dtd runs/svhn -p knots_ties --out merged "
-        "--dry-run",
+        f"jaxmerge merge {_RUNS} -p tsv_m --heads keep --out merged",
+        f'jaxmerge merge {_RUNS} -p "concat|pico" --heads keep --out other',
+        f"jaxmerge merge {_RUNS} -p knots_ties --heads keep --out third --dry-run",
     ),
-    "collect": (
-        "jaxmerge collect runs/cars runs/dtd runs/svhn --base base --data data "
-        "--out stats",
-    ),
+    "collect": (f"jaxmerge collect {_WITH_MODEL} --out stats",),
     "learn": (
-        "jaxmerge learn runs/cars runs/dtd runs/svhn --base base --data data "
-        "-p tara_b --out learned",
+        f'jaxmerge learn {_WITH_MODEL} --pipeline "tara_b(initial=0.3)|calibrate" '
+        "--preference 0.5,0.3,0.2 --steps 20 --out learned",
     ),
     "verify": ("jaxmerge verify merged",),
-    "evaluate": ("jaxmerge evaluate merged --base base --data data",),
-    "convert": ("jaxmerge convert runs/cars runs/dtd runs/svhn --out checkpoint",),
+    "evaluate": ("jaxmerge evaluate learned --base base --data data",),
+    "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
 }
 
 

@@ -38,7 +38,11 @@ Force = Annotated[
     ),
 ]
 BaseFolder = Annotated[
-    Path, typer.Option(help="Hugging Face folder of the base model.")
+    Path,
+    typer.Option(
+        help="Hugging Face folder of the base model, as `hf download NAME --local-dir "
+        "base` makes it."
+    ),
 ]
 DATA_FILES = (
     "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "

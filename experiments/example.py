@@ -1,0 +1,122 @@
+"""Small folders to try every command on: ``python -m experiments.example``.
+
+Three adapters of classifiers, their base, a BERT of one layer, and inputs of each. All
+weights and words are drawn at random, so the commands run in seconds and their scores
+mean nothing; real adapters are in ``experiments/digits8``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxmerge.models import BertConfig, init_bert, save_bert
+
+TASKS = {"cars": 4, "dtd": 2, "svhn": 3}  # ranks
+ROWS, CLASSES, WIDTH = 48, 3, 16
+WORDS = [f"word{number}" for number in range(40)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+ATTENTION = "bert.encoder.layer.0.attention"
+MODULES = (f"{ATTENTION}.self.query", f"{ATTENTION}.output.dense")
+
+
+def main() -> None:
+    """Writes ``runs``, ``base`` and ``data`` into a folder."""
+    parser = argparse.ArgumentParser(description="Write small folders to try on.")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder; by default .")
+    out = parser.parse_args().out
+    for name in ("runs", "base", "data"):
+        if (out / name).exists():
+            parser.error(f"{out / name} exists already")
+    write(out)
+    print(f"wrote runs, base and data into {out.resolve()}")
+
+
+def write(out: Path) -> None:
+    """Writes everything; the same bytes each time."""
+    rng = np.random.default_rng(0)
+    _write_base(out / "base")
+    for task, rank in TASKS.items():
+        _write_adapter(out / "runs" / task, rank, rng)
+        _write_inputs(out / "data" / f"{task}.jsonl", rng)
+
+
+def _write_base(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=WIDTH,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    save_bert(folder, config, init_bert(config, jax.random.key(0)))
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    kinds = [("[CLS]", 2), ("[SEP]", 3)]
+    parts = [_special("[CLS]"), _text("A", 0), _special("[SEP]")]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": parts,
+            "pair": [*parts, _text("B", 1), _special("[SEP]", 1)],
+            "special_tokens": {
+                token: {"id": token, "ids": [number], "tokens": [token]}
+                for token, number in kinds
+            },
+        },
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _special(token: str, part: int = 0) -> dict:
+    return {"SpecialToken": {"id": token, "type_id": part}}
+
+
+def _text(name: str, part: int) -> dict:
+    return {"Sequence": {"id": name, "type_id": part}}
+
+
+def _write_adapter(folder: Path, rank: int, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    tensors = {"base_model.model.classifier.weight": (CLASSES, WIDTH)}
+    for module in MODULES:
+        tensors[f"base_model.model.{module}.lora_A.weight"] = (rank, WIDTH)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = (WIDTH, rank)
+    drawn = {key: rng.normal(size=shape, scale=0.3) for key, shape in tensors.items()}
+    save_file(
+        {key: value.astype(np.float32) for key, value in drawn.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "base",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": ["query", "attention.output.dense"],
+        "modules_to_save": ["classifier"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write_inputs(path: Path, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "text": " ".join(rng.choice(WORDS, rng.integers(2, 9))),
+            "label": int(rng.integers(CLASSES)),
+        }
+        for _ in range(ROWS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

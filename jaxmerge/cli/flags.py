@@ -12,8 +12,8 @@ import typer
 
 from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
-READING = "Reading adapters"
-SHOWING = "What is printed"
+_READING = "Reading adapters"
+_SHOWING = "What is printed"
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
@@ -23,13 +23,13 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        rich_help_panel=SHOWING,
+        rich_help_panel=_SHOWING,
         help="Print one JSON document, also for an error.",
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", rich_help_panel=SHOWING, help="Print errors only."),
+    typer.Option("--quiet", "-q", rich_help_panel=_SHOWING, help="Print errors only."),
 ]
 Force = Annotated[
     bool,
@@ -98,7 +98,6 @@ def _read_options(
     heads: Annotated[
         HeadPolicy,
         typer.Option(
-            rich_help_panel=READING,
             metavar="POLICY",
             help="What becomes of saved modules besides LoRA, such as classifiers: "
             "error, keep, first or mean.",
@@ -107,7 +106,6 @@ def _read_options(
     assume_alpha: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=READING,
             metavar="NUMBER|rank",
             help="Value of lora_alpha where a config has none; 'rank' means a scale "
             "of 1.",
@@ -115,14 +113,11 @@ def _read_options(
     ] = None,
     strip_prefix: Annotated[
         str,
-        typer.Option(
-            rich_help_panel=READING, help="Text that is taken off the names of modules."
-        ),
+        typer.Option(help="Text that is taken off the names of modules."),
     ] = "",
     add_prefix: Annotated[
         str,
         typer.Option(
-            rich_help_panel=READING,
             help="Text that is put in front of the names of modules.",
         ),
     ] = "",
@@ -130,7 +125,6 @@ def _read_options(
         bool,
         typer.Option(
             "--allow-different-bases",
-            rich_help_panel=READING,
             help="Accept configs that name different bases.",
         ),
     ] = False,
@@ -146,37 +140,31 @@ def _read_options(
         bool,
         typer.Option(
             "--allow-zero",
-            rich_help_panel=READING,
             help="Accept adapters that do nothing.",
         ),
     ] = False,
     weight_file: Annotated[
         WeightFile | None,
         typer.Option(
-            rich_help_panel=READING,
             help="Which weight file is read where a folder has both.",
         ),
     ] = None,
     ignore_config_key: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=READING,
             help="Name of a config key that is harmless. Repeatable.",
         ),
     ] = None,
     vera_input: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=READING,
             metavar="SIZE|NAME=SIZE",
             help="Input size of VeRA modules, for all or by name ending. Repeatable.",
         ),
     ] = None,
     layout: Annotated[
         Layout | None,
-        typer.Option(
-            rich_help_panel=READING, help="Layout of weight files without a config."
-        ),
+        typer.Option(help="Layout of weight files without a config."),
     ] = None,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
@@ -211,6 +199,9 @@ def with_read_options(
     flags = dict(inspect.signature(_read_options).parameters)
     flags["heads"] = flags["heads"].replace(default=heads)
     flags = {name: flag for name, flag in flags.items() if name not in fixed}
+    for flag in flags.values():
+        (option,) = flag.annotation.__metadata__
+        option.rich_help_panel = _READING
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
 

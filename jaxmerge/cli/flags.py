@@ -225,8 +225,12 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
+        pieces = [piece for piece in re.split(r"[^\w.+-]+", text) if piece]
+        plain = len(pieces) > 1 and all(map(_is_number, pieces))
+        hint = f"; write {','.join(pieces)}" if plain else ""
         raise typer.BadParameter(
-            f"expected numbers separated by commas, got {text!r}", param_hint=option
+            f"expected numbers separated by commas, got {text!r}{hint}",
+            param_hint=option,
         ) from None
 
 

@@ -26,8 +26,11 @@ def left_out(folder: Path, read: Collection[str]) -> tuple[str, ...]:
       folder: an adapter folder.
       read: names of the files that are read.
     """
-    with os.scandir(folder) as entries:
-        found = list(islice(entries, _MOST))
+    try:
+        with os.scandir(folder) as entries:
+            found = list(islice(entries, _MOST))
+    except OSError as error:
+        return (f"what else the folder holds cannot be seen ({error.strerror})",)
     files = sorted(entry.name for entry in found if os.path.isfile(entry))
     weights = [
         name

@@ -54,7 +54,10 @@ def weight_file(folder: Path, choice: str | None = None) -> Path:
 
 def _no_weights(folder: Path) -> str:
     """What there is in a folder instead of weights."""
-    names = sorted(os.listdir(folder))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return f"cannot be listed ({error.strerror})"
     shards = [name for name in names if _SHARD.fullmatch(name)]
     if shards:
         suffix = Path(shards[0]).suffix
@@ -65,10 +68,13 @@ def _no_weights(folder: Path) -> str:
     found = format_of_files(names)
     if found:
         return f"no {SAFETENSORS_FILE} or {TORCH_FILE}; {found[0]} is {found[1]}"
-    return (
-        f"no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} "
-        "(a merged full model or a tokenizer folder is not an adapter)"
+    others = [name for name in names if name.endswith((".safetensors", ".bin"))]
+    there = (
+        f"it holds {listing(others)}; rename that if it is the adapter's weights"
+        if others
+        else "a merged full model or a tokenizer folder is not an adapter"
     )
+    return f"no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} ({there})"
 
 
 def checked_file(path: Path) -> Path:

@@ -90,6 +90,7 @@ _TOOLS = (
     ),
     _Tool("diffusers", frozenset(("_class_name", "_diffusers_version"))),
 )
+_USUAL = 2**20  # above it a number is no rank and no scale
 _MODEL_KEYS = next(tool.keys for tool in _TOOLS if tool.name.startswith("transformers"))
 
 
@@ -145,7 +146,12 @@ def mlx_advice(raw: Mapping[str, Any]) -> str:
     parameters = parameters if isinstance(parameters, Mapping) else {}
     rank, scale = parameters.get("rank"), parameters.get("scale")
     numbers = ""
-    if type(rank) is int and isinstance(scale, int | float):
+    if (
+        isinstance(rank, int)
+        and isinstance(scale, int | float)
+        and 0 < rank < _USUAL
+        and abs(scale) < _USUAL
+    ):
         numbers = f", here r = {rank} and lora_alpha = {scale * rank:g}"
     return (
         "write it as PEFT does: lora_A.weight is lora_a transposed, lora_B.weight is "

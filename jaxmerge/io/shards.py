@@ -28,14 +28,16 @@ class ShardedFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         places = _weight_map(path)
+        listed: dict[str, set[str]] = {}
+        for key, name in places.items():
+            listed.setdefault(name, set()).add(key)
         self.shards: dict[str, TensorFile] = {
             name: open_tensors(checked_file(path.parent / name))
-            for name in sorted(set(places.values()))
+            for name in sorted(listed)
         }
         for name, shard in self.shards.items():
-            listed = {key for key, place in places.items() if place == name}
-            if listed != set(shard.infos):
-                different = sorted(listed ^ set(shard.infos))
+            different = sorted(listed[name] ^ set(shard.infos))
+            if different:
                 raise AdapterError(
                     f"{path}: lists other tensors in {name} than that file holds "
                     f"({listing(different)}); download or save the adapter again"

@@ -84,6 +84,8 @@ def test_nothing_is_overwritten_without_force(folders, tmp_path):
         (("-p", "concat", "--weights", "1,two,3"), "--weights"),
         (("-p", "concat", "--weights", "1", "2", "0.5"), "--weights 1,2,0.5"),
         (("-p", "concat", "--weights", "-1", ".5", "2e-1"), "--weights -1,.5,2e-1"),
+        (("-p", "concat", "--weights", "1 2 .5"), "write 1,2,.5"),
+        (("-p", "concat", "--weights", "[1, 2; -3]"), "write 1,2,-3"),
         (("-p", "cat"), "PEFT's cat is concat"),
         (("-p", "concat", "--weights", "1,nan,3"), "finite"),
         (("-p", "robust_merge"), "'h.0.o': robust_merge needs adapters of one rank"),

@@ -109,6 +109,18 @@ def test_a_config_that_is_not_of_peft_is_named(tmp_path, config, said):
 
 
 @pytest.mark.parametrize(
+    "numbers", [(10**400, 1.5), (8, 10**400), ("8", []), (8, None)]
+)
+def test_numbers_of_mlx_are_not_trusted(tmp_path, numbers):
+    parameters = dict(zip(("rank", "scale"), numbers, strict=True))
+    folder = samples.write(
+        tmp_path / "a", raw_config=MLX | {"lora_parameters": parameters}
+    )
+    with pytest.raises(io.AdapterError, match=r"scale \* rank$"):
+        samples.load_one(folder)
+
+
+@pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"hidden_size": 8, "model_type": "x", "vocab_size": 9}, "transformers"),

@@ -122,3 +122,9 @@ def test_a_home_in_quotes_is_spelled_out(tmp_path, monkeypatch):
 
 def test_a_number_is_told_as_a_weight():
     assert "weights=" in refused("0.3")
+
+
+def test_weights_of_another_name_are_named(tmp_path):
+    folder = samples.write(tmp_path / "a")
+    (folder / samples.SAFE).rename(folder / "lora.safetensors")
+    assert "it holds 'lora.safetensors'; rename that" in refused(folder)

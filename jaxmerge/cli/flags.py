@@ -132,7 +132,6 @@ def _read_options(
         bool,
         typer.Option(
             "--allow-similar-names",
-            rich_help_panel=READING,
             help="Accept names that seem to be two names of one module.",
         ),
     ] = False,

@@ -10,8 +10,9 @@ at one place. Parts that stand side by side in one model, such as encoder and de
 are told by their words.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -77,7 +78,7 @@ def aliases(adapters: Sequence[Shapes]) -> list[Alias]:
     [('model.layers.0.fc', 'model.lm.layers.0.fc')]
     """
     found: list[Alias] = []
-    kinds = [_kinds(adapter) for adapter in adapters]
+    kinds = functools.cache(lambda place: _kinds(adapters[place]))
     for one, other in combinations(range(len(adapters)), 2):
         between = list(_between(one, other, adapters, kinds))
         if between:
@@ -124,7 +125,7 @@ def _between(
     one: int,
     other: int,
     adapters: Sequence[Shapes],
-    everything: Sequence[Mapping[_Kind, list[str]]],
+    kinds_of: Callable[[int], Mapping[_Kind, list[str]]],
 ) -> Iterator[Alias]:
     mine, theirs = adapters[one], adapters[other]
     kinds = _kinds(name for name in mine if name not in theirs)
@@ -156,7 +157,8 @@ def _between(
                 {mine[n] for n in kinds[kind]}
                 == {theirs[n] for n in others[counterpart]}
             )
-        if same and not _stand_together(kind, counterpart, split, everything):
+        whole = map(kinds_of, range(len(adapters)))
+        if same and not _stand_together(kind, counterpart, split, whole):
             yield Alias(
                 (one, other), names, pairs, tuple(_change(names, s) for s in splits)
             )
@@ -243,7 +245,7 @@ def _stand_together(
     kind: _Kind,
     other: _Kind,
     split: tuple[int, int],
-    adapters: Sequence[Mapping[_Kind, list[str]]],
+    adapters: Iterable[Mapping[_Kind, list[str]]],
 ) -> bool:
     """Whether one adapter has both in one layer, so that they are different modules."""
     for kinds in adapters:

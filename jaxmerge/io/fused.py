@@ -5,8 +5,9 @@
 matrix holds its parts, and how many rows each has, is not in the files.
 """
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -15,9 +16,12 @@ from jaxmerge.io.aliases import Shapes, aliases
 _ATTENTION = re.compile(
     r"(?:to_|attn_|in_proj_|w_?)?([qkvz]{1,4})(?:_proj|_lin|_linear)?"
 )
-_WORDS = re.compile(r"(?:query|key|value)(?:_(?:query|key|value))*(?:_proj|_layer)?")
+_WORDS = re.compile(
+    r"(?:query|key|value)(?:_(?:query|key|value)){0,2}(?:_proj|_layer)?"
+)
 _GATED = re.compile(r"(gate|up)(?:_(?:and_)?(gate|up))?_(?:proj|linear)")
 _NUMBERED = re.compile(r"w_?(\d)_?(\d)?")
+_MOST = 16  # modules that divide one layer of a model; more are of no model
 _NAMED = {
     **dict.fromkeys(("c_attn", "w_pack", "in_proj", "qkvw"), frozenset("qkv")),
     **dict.fromkeys(("dense_h_to_4h", "input_linear"), frozenset({"gate", "up"})),
@@ -46,7 +50,11 @@ def parts_of(name: str) -> frozenset[str]:
     >>> sorted(parts_of("h.0.attn.query")), sorted(parts_of("h.0.attn.out_proj"))
     (['q'], [])
     """
-    leaf = name.rpartition(".")[2].lower()
+    return _parts_of_leaf(_leaf(name).lower())
+
+
+@functools.lru_cache(maxsize=1024)
+def _parts_of_leaf(leaf: str) -> frozenset[str]:
     if leaf in _NAMED:
         return _NAMED[leaf]
     if found := _ATTENTION.fullmatch(leaf):
@@ -67,15 +75,10 @@ def fused_beside_parts(adapters: Sequence[Shapes]) -> Iterator[Fused]:
       adapters: module -> shape of its update, of each adapter.
     """
     layers = [_by_layer(adapter) for adapter in adapters]
-    together = {
-        frozenset((_leaf(one), _leaf(other)))
-        for layer in layers
-        for names in layer.values()
-        for one, other in combinations(names, 2)
-    }
+    together = functools.cache(lambda: _together(layers))
     for first, second in combinations(range(len(adapters)), 2):
         mine, theirs = layers[first], layers[second]
-        same = [(layer, layer) for layer in mine if layer in theirs]
+        same = [(x, x) for x in mine if x in theirs and mine[x] != theirs[x]]
         places = [dict.fromkeys(layer, (0, 0)) for layer in (mine, theirs)]
         for alias in aliases(places):
             before, one, other = alias.changes[0]
@@ -98,18 +101,29 @@ def _by_layer(adapter: Shapes) -> dict[str, list[str]]:
         if parts:
             family = "attention" if parts <= set("qkvz") else "feed_forward"
             found.setdefault(f"{name.rpartition('.')[0]}.{family}", []).append(name)
-    return found
+    return {layer: names for layer, names in found.items() if len(names) <= _MOST}
+
+
+def _together(layers: Sequence[Mapping[str, Sequence[str]]]) -> set[frozenset[str]]:
+    """The ends of names that stand in one layer of one adapter."""
+    return {
+        frozenset((_leaf(one), _leaf(other)))
+        for layer in layers
+        for names in layer.values()
+        for one, other in combinations(names, 2)
+    }
 
 
 def _divided(
-    mine: Sequence[str], theirs: Sequence[str], together: set[frozenset[str]]
+    mine: Sequence[str],
+    theirs: Sequence[str],
+    together: Callable[[], set[frozenset[str]]],
 ) -> tuple[str, str] | None:
     for one in mine:
         for other in theirs:
             leaves = frozenset((_leaf(one), _leaf(other)))
-            if len(leaves) == 1 or leaves in together:
-                continue
-            if parts_of(one) & parts_of(other):
+            overlap = len(leaves) > 1 and parts_of(one) & parts_of(other)
+            if overlap and leaves not in together():
                 return one, other
     return None
 

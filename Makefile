@@ -1,13 +1,16 @@
 # make demo   set everything up and run the demonstration; OUT=<folder> for its results
 # make test   set everything up and run all tests
+# make fuzz   read 100,000 corrupted inputs; COUNT=<inputs>, FIRST=<where to go on>
 
 PYTHON ?= python3
 OUT ?= demo_out
+COUNT ?= 100000
+FIRST ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint fuzz bench clean
 
 $(VENV)/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +32,9 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python tests/support/fuzzing.py --count $(COUNT) --first $(FIRST)
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks

@@ -1,8 +1,11 @@
 """JAX as the commands use it: started late, with a compilation cache."""
 
+import glob
 import os
+import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,30 @@ def start_jax() -> None:
             file=sys.stderr,
         )
         return
+    _replace_damaged_entries(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_DAMAGED = "Error reading persistent compilation cache entry for '(?P<program>[^']*)'"
+
+
+def _replace_damaged_entries(folder: Path) -> None:
+    """Removes what JAX cannot read, so that it is written again; JAX would keep it.
+
+    A run that was stopped while it wrote leaves such entries. JAX warns of them by the
+    name of the program, with which the names of its entries begin.
+    """
+    warnings.filterwarnings("always", message=_DAMAGED)
+    others = warnings.showwarning
+
+    def show(message: Warning | str, *where: Any, **how: Any) -> None:
+        found = re.match(_DAMAGED, str(message))
+        if found is None:
+            others(message, *where, **how)
+            return
+        for entry in folder.glob(f"{glob.escape(found['program'])}-*"):
+            entry.unlink(missing_ok=True)
+
+    warnings.showwarning = show

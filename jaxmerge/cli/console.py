@@ -33,11 +33,12 @@ class Console:
         if self.as_json:
             print(json.dumps(_finite(document), indent=2, allow_nan=False))
         elif not self.quiet:
-            from rich.console import Console as RichConsole
             from rich.text import Text
 
+            from jaxmerge.cli.terminal import PlainConsole
+
             width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
-            console = RichConsole(width=width, highlight=False)
+            console = PlainConsole(width=width, highlight=False)
             for part in text():
                 whole = not console.is_terminal and isinstance(part, str | Text)
                 console.print(part, markup=False, soft_wrap=whole)
@@ -52,9 +53,9 @@ class Console:
         what is left will take. Silent with --quiet, with --json, or where stderr is not
         a terminal.
         """
-        from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+        from jaxmerge.cli.terminal import PlainConsole
         from jaxmerge.cli.waiting import Waiting
 
         silent = self.as_json or self.quiet or not sys.stderr.isatty()
@@ -64,7 +65,7 @@ class Console:
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             Waiting(),
-            console=RichConsole(stderr=True),
+            console=PlainConsole(stderr=True),
             transient=True,
             disable=silent,
         ) as bar:

@@ -17,6 +17,7 @@ import typer.core
 
 from jaxmerge.disk import Mended, trouble
 from jaxmerge.refusals import Message, Option, Refusal
+from jaxmerge.untrusted.text import shown
 
 OK, FAILED, BAD_INPUT, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -70,7 +71,7 @@ class Commands(typer.core.TyperGroup):
             if shows_traceback:
                 traceback.print_exc()
             code, message = _explain(error)
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {shown(message)}", file=sys.stderr)
             if "--json" in args and not isinstance(error, CommandError):
                 print(json.dumps({"error": message, "exit_code": code}, indent=2))
         sys.exit(code or OK)
@@ -102,9 +103,9 @@ def _mended_as_notes() -> Generator[None, None, None]:
 
         def show(message: Warning | str, kind: type[Warning], *where: Any) -> None:
             if issubclass(kind, Mended):
-                print(f"note: {message}", file=sys.stderr)
+                print(f"note: {shown(str(message))}", file=sys.stderr)
             else:
-                others(message, kind, *where)
+                others(shown(str(message)), kind, *where)
 
         warnings.showwarning = show
         yield

@@ -15,8 +15,10 @@ from jaxmerge.io.pattern_table import PatternTable
 from jaxmerge.io.variants import refuse_variants
 from jaxmerge.io.wrappers import PEFT_PREFIX, unwrapped
 from jaxmerge.refusals import Option
+from jaxmerge.untrusted.text import is_plain
 
 PEFT_TYPES = ("LORA", "ADALORA", "VERA")
+_MOST_SAVED = 1000  # names, each of which is compared with every tensor
 _PEFT_INIT_RANK = 12  # AdaLoRA's init_r where the config does not say
 _TOO_LARGE = 2**31  # for a rank
 _PatternName = Literal["rank_pattern", "alpha_pattern"]
@@ -253,7 +255,12 @@ class _Fields:
         return value
 
     def text(self, key: str) -> str | None:
-        return self._get(key, str, "a string") or None
+        value = self._get(key, str, "a string") or None
+        if value is not None and not (is_plain(value) and len(value) < 1000):
+            raise AdapterError(
+                f"{self._path}: {key} {show(value)} is a text that cannot be shown"
+            )
+        return value
 
     def member(self, key: str) -> str | None:
         """A member of an enumeration, which may be written as ``PeftType.LORA``."""
@@ -280,5 +287,9 @@ class _Fields:
         if not isinstance(listed, list) or not all(isinstance(x, str) for x in listed):
             raise AdapterError(
                 f"{self._path}: {key} must be a list of names, found {show(value)}"
+            )
+        if len(listed) > _MOST_SAVED:
+            raise AdapterError(
+                f"{self._path}: {key} lists {len(listed)} names, more than a model has"
             )
         return tuple(listed)

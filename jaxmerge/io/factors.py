@@ -197,8 +197,8 @@ def _lora_shapes(
     else:
         a, b = shapes["A"], shapes["B"]
         layout = Layout("linear", fan_in_fan_out=config.fan_in_fan_out)
-    if "E" in shapes and shapes["E"] != (a[0], 1):
-        raise AdapterError(f"{where}: lora_E is {shapes['E']}, expected {(a[0], 1)}")
+    if "E" in shapes and shapes["E"] != (*a[:1], 1):
+        raise AdapterError(f"{where}: lora_E is {shapes['E']}, lora_A {a}")
     spatial = len(a) - 2
     if layout.kind == "linear" and 1 <= spatial <= 3 and len(b) == len(a):
         if b[2:] != (1,) * spatial:

@@ -6,12 +6,12 @@ may be replaced. Nothing here imports JAX or the libraries of the formats.
 """
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxmerge.folders import Folder
+from jaxmerge.untrusted.json_text import read_json
 
 FormatName = Literal["orbax"]
 RECORD_FILE = "jaxmerge.json"  # in every adapter folder that this package writes
@@ -56,8 +56,8 @@ FORMATS: dict[FormatName, Format] = {
 def format_of(path: Folder) -> Format | None:
     """The format of a folder by its record; None for PEFT's, and for no record."""
     try:
-        record = json.loads((Path(path) / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(Path(path) / RECORD_FILE)
+    except (OSError, ValueError):
         return None
     return format_of_record(record)
 

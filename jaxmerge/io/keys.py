@@ -80,7 +80,9 @@ def sort_keys(
         projection, _, adapter = _split(name, ("vera_A", "vera_B"))
         if projection == "base_model":
             leaf = name.removesuffix(f".{adapter}") if adapter else name
-            table.projections[_PROJECTIONS[leaf]] = key
+            if leaf not in _PROJECTIONS:
+                raise AdapterError(f"{path}: tensor {key!r} is not understood")
+            _enter(table.projections, _PROJECTIONS[leaf], key, path)
             continue
         name = name.removeprefix(PEFT_PREFIX)
         module, part, adapter = _factor(name, key, path)

@@ -12,6 +12,7 @@ from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.io.foreign import format_of_files, format_of_keys
 from jaxmerge.io.tensors import open_tensors
 from jaxmerge.refusals import Option
+from jaxmerge.untrusted.text import is_plain
 
 _DEPTH, _MOST_FOLDERS = 3, 1000  # of a search below a folder
 _ARCHIVE = re.compile(r".+\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz|7z|rar|gz)")
@@ -26,6 +27,11 @@ _HUB_ID = re.compile(
 def adapter_folder(folder: Folder) -> Path:
     """The folder as a path; AdapterError, which says what to give, if there is none."""
     path = Path(folder)
+    if not is_plain(os.path.abspath(path)):
+        raise AdapterError(
+            f"{str(path)!r}: a path with control characters, or that is not in UTF-8, "
+            "so that no record can name it; rename its folders"
+        )
     try:
         if path.is_dir():
             return path

@@ -1,6 +1,5 @@
 """Which folders may be replaced: those that hold only what a writer puts there."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from jaxmerge.disk import steps_to
 from jaxmerge.folders import Folder
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
 from jaxmerge.io.formats import RECORD_FILE, format_of_record
+from jaxmerge.untrusted.json_text import read_json
 
 CARD_FILE = "README.md"
 STATISTICS_FILE = "statistics.json"  # in every folder of statistics
@@ -127,8 +127,8 @@ def _links(folder: Path) -> Iterator[Path]:
 def _read(path: Path) -> dict[str, Any]:
     """A record, or nothing where there is none that can be read."""
     try:
-        return _table(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return _table(read_json(path))
+    except (OSError, ValueError):
         return {}
 
 

@@ -24,6 +24,7 @@ from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.leftovers import NEW, OLD, beside, mend, new_mark
 from jaxmerge.io.replaceable import ADAPTER, Replaceable, held_in
 from jaxmerge.refusals import Option
+from jaxmerge.untrusted.text import is_plain
 
 _PATIENCE = 10.0  # seconds to wait for another run that replaces the same folder
 
@@ -102,6 +103,11 @@ def check_target(
     What a stopped run left of ``out`` is mended first.
     """
     out = Path(out)
+    if not is_plain(str(out)):
+        raise AdapterError(
+            f"{str(out)!r}: a name with control characters, or that is not in UTF-8; "
+            "choose another name"
+        )
     mend(out)
     if not os.path.lexists(out):
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.files import checked_file, sha256
+from jaxmerge.io.files import checked_file, json_of, sha256
 from jaxmerge.io.replaceable import (
     STATISTICS,
     STATISTICS_FILE,
@@ -213,7 +213,7 @@ def open_statistics(folder: Folder) -> StatisticsFolder:
             "wrote"
         )
     try:
-        record = json.loads(checked_file(path).read_text(encoding="utf-8"))
+        record = json_of(path)
         usable = (
             record["format"] == STATISTICS_FORMAT
             and all(

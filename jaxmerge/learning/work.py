@@ -15,6 +15,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.leftovers import NEW, beside, mend, new_mark
 from jaxmerge.io.staging import staged_file
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.untrusted.json_text import read_json
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
@@ -125,7 +126,7 @@ class Work:
         if not self._path.is_file():
             return None
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = read_json(self._path)
             identity, anchors = dict(content["identity"]), list(content["anchors"])
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(

@@ -26,6 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from jaxmerge.folders import Folder
+from jaxmerge.untrusted.json_text import read_json
 from jaxmerge.untrusted.safetensors_file import Safetensors
 
 CONFIG, WEIGHTS, INDEX = (
@@ -163,8 +164,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
 
 

@@ -1,6 +1,5 @@
 """A Hugging Face folder as a pure function, by its ``model_type``."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from jaxmerge.models.adapt import Apply
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
+from jaxmerge.untrusted.json_text import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]
@@ -250,7 +250,7 @@ def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.
     statistics = None
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             mean, std = found["image_mean"], found["image_std"]
             statistics = [jnp.asarray(x, jnp.float32) for x in (mean, std)]
         except (ValueError, KeyError, TypeError) as error:

@@ -1,32 +1,68 @@
 """Files of images as arrays of pixels."""
 
+import struct
+import tokenize
 import zipfile
-from collections.abc import Generator
+import zlib
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.untrusted.archive import open_archive
+from jaxmerge.untrusted.text import shown
 
 KEY = "images"
 
 
+_FOREIGN_ERRORS = (  # what numpy, zipfile and zlib raise on damaged input
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_LARGEST, _DENSEST = 2**26, 200  # bytes that no file explains, in all and for each
+
+
 @contextmanager
-def open_arrays(path: Path) -> Generator[np.lib.npyio.NpzFile, None, None]:
+def open_arrays(path: Path) -> Generator[Mapping[str, np.ndarray], None, None]:
     """The arrays of an ``.npz`` file; what goes wrong with them names the file.
 
     Raises:
       ValueError: also instead of what reading an array raises.
     """
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise Refusal("a single array, not an archive as numpy.savez writes it")
-        with arrays:
+        if not zipfile.is_zipfile(path):
+            raise Refusal("not an archive as numpy.savez writes it")
+        with open_archive(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(_LARGEST, _DENSEST * path.stat().st_size):
+            raise Refusal(f"unpacks to {size} bytes, more than images do")
+        with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise Refusal(f"{path}: {error}") from None
+    except _FOREIGN_ERRORS as error:
+        raise Refusal(f"{path}: {shown(str(error), keep='')[:500]}") from None
+
+
+def checked_array(value: Any) -> np.ndarray:
+    """An entry of an archive if it is an array; numpy gives others as bytes."""
+    if not isinstance(value, np.ndarray):
+        raise Refusal("an entry is no array as numpy.savez writes it")
+    return value
 
 
 def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
@@ -45,9 +81,9 @@ def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
         if KEY not in arrays:
             raise Refusal(
                 f"no array {KEY!r} [N, {size}, {size}, {channels}]; it holds "
-                f"{', '.join(arrays) or 'none'}"
+                f"{', '.join(map(repr, [*arrays][:6])) or 'none'}"
             )
-        images = arrays[KEY]
+        images = checked_array(arrays[KEY])
     if images.ndim != 4 or images.shape[1:] != (size, size, channels):
         raise Refusal(
             f"{path}: {KEY} {images.shape}, the model reads [N, {size}, {size}, "

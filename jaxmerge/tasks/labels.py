@@ -9,7 +9,7 @@ import numpy as np
 from jaxmerge.folders import Folder
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.heads import head_shape
-from jaxmerge.tasks.images import open_arrays
+from jaxmerge.tasks.images import checked_array, open_arrays
 from jaxmerge.tasks.texts import read_rows
 from jaxmerge.tasks.unlabeled import Unlabeled, spread
 
@@ -60,7 +60,7 @@ def _of_texts(path: Path, rows: int, classes: int) -> np.ndarray | None:
 
 def _of_images(path: Path, rows: int, classes: int) -> np.ndarray | None:
     with open_arrays(path) as arrays:
-        found = arrays.get(KEY)
+        found = checked_array(arrays[KEY]) if KEY in arrays else None
     if found is None:
         return None
     if found.shape != (rows,) or not np.issubdtype(found.dtype, np.integer):

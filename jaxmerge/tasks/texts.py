@@ -1,7 +1,6 @@
 """Files of texts as arrays of tokens."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.untrusted.json_text import parse_json
+from jaxmerge.untrusted.text import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,13 +34,13 @@ def read_rows(path: Path) -> list[tuple[int, Any]]:
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as lines:
+        with opened(path, "rb") as lines:
             rows = [
-                (number, json.loads(line))
+                (number, parse_json(line))
                 for number, line in enumerate(lines, 1)
                 if line.strip()
             ]
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise Refusal(f"{path}: not readable as JSON lines ({error})") from None
     if not rows:
         raise Refusal(f"{path}: holds no texts")
@@ -67,7 +68,7 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
         wanted = ", or ".join(" and ".join(fields) for fields in FIELDS)
         raise Refusal(
             f"{path}: the fields of a line must be {wanted}, and only one of these; "
-            f"found {', '.join(sorted(names)) or 'none'}"
+            f"found {shown(', '.join(sorted(names)), keep='')[:500] or 'none'}"
         )
     return found[0]
 

@@ -187,4 +187,4 @@ def test_pointers_empty_files_and_wrong_kinds(folder):
 
 @pytest.mark.parametrize("path", ["nul\x00byte", "x" * 5000])
 def test_impossible_paths(path):
-    samples.refuse(path, "no such folder|not a usable path")
+    samples.refuse(path, "no such folder|not a usable path|a path with control")

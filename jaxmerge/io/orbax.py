@@ -5,7 +5,9 @@ provenance) is JSON beside them, so that no name from a file ever becomes a path
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,7 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
     wanted = [str(i) for i, entry in enumerate(described) if 0 not in entry["shape"]]
     place, restored = folder.resolve() / _LEAVES, {}
     if wanted:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _silent_orbax(), ocp.StandardCheckpointer() as checkpointer:
             stored = _tree(checkpointer.metadata(place))
             for number in wanted:  # orbax would cast to the dtype that is asked for
                 check_array(described[int(number)], stored[number], number, folder)
@@ -134,6 +136,17 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
         leaves.append(np.zeros(shape, dtype) if leaf is None else np.asarray(leaf))
         check_leaf(entry, leaves[-1], index, folder)
     return leaves
+
+
+@contextmanager
+def _silent_orbax() -> Generator[None, None, None]:
+    """Without orbax's log of damaged files, which shows what is in them as it is."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _tree(metadata: Any) -> dict[str, Any]:

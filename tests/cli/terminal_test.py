@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxmerge.cli.terminal import PlainConsole
 
+pytestmark = pytest.mark.usefixtures("as_a_user")
 CODES = "a\x1b[2J\x9b1mb\rc\u202ed"
 SPELLED = r"a\x1b[2J\x9b1mb\x0dc\u202ed"
 

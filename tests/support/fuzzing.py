@@ -26,7 +26,7 @@ from fuzz_changes import change
 from jaxmerge.refusals import Refusal
 from jaxmerge.untrusted.text import is_plain
 
-SECONDS = 5.0  # of processor time for one input
+SECONDS = 10.0  # of processor time for one input
 MEBIBYTES = 400  # of growth over a whole run
 LONGEST_MESSAGE = 12_000
 

@@ -110,12 +110,12 @@ def sha256(path: Path) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
-    return read_object(folder / CONFIG_FILE)
+    return read_object(folder / CONFIG_FILE, largest=16 * 2**20, most=400_000)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; AdapterError if it holds none."""
-    found = json_of(path)
+def read_object(path: Path, **limits: int) -> dict[str, Any]:
+    """The JSON object in a file; AdapterError if it holds none. Limits of `read_json`."""
+    found = json_of(path, **limits)
     if not isinstance(found, dict):
         raise AdapterError(
             f"{path}: expected a JSON object, found {type(found).__name__}"
@@ -123,10 +123,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def json_of(path: Path) -> Any:
+def json_of(path: Path, **limits: int) -> Any:
     """The value of a JSON file; AdapterError if it is none, or is too large."""
     checked_file(path)
     try:
-        return read_json(path)
+        return read_json(path, **limits)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: not valid JSON ({error})") from error

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LARGEST = 16 * 2**20  # bytes of a file
-MOST = 400_000  # values in one file; a list of empty lists takes 40 times its bytes
+LARGEST = 64 * 2**20  # bytes of a file; a record names every module of every adapter
+MOST = 2_000_000  # values in one file; a list of empty lists takes 40 times its bytes
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 

@@ -15,7 +15,7 @@ REFUSED = {
     "encoded half": (b'"\xed\xa0\x80"', "UTF-8"),
     "endless number": (b"1" + b"0" * 9000, "digits"),
     "nothing": (b"", "Expecting value"),
-    "lists of lists": (b"[" + b"[]," * 500_000 + b"[]]", "more than 400000 values"),
+    "lists of lists": (b"[" + b"[]," * 1_000_000 + b"[]]", "more than 2000000 values"),
 }
 
 

@@ -114,7 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path, **limits: int) -> dict[str, Any]:
-    """The JSON object in a file; AdapterError if it holds none, or goes beyond limits."""
+    """The JSON object in a file within some limits; AdapterError if it holds none."""
     found = json_of(path, **limits)
     if not isinstance(found, dict):
         raise AdapterError(

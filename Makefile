@@ -1,6 +1,7 @@
 # make demo   set everything up and run the demonstration; OUT=<folder> for its results
 # make test   set everything up and run all tests
 # make fuzz   read 100,000 corrupted inputs; COUNT=<inputs>, FIRST=<where to go on>
+# make kills  kill every command that writes at every step of its writing, cut the power
 
 PYTHON ?= python3
 OUT ?= demo_out
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint fuzz bench clean
+.PHONY: demo test lint fuzz bench kills clean
 
 $(VENV)/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,9 @@ fuzz: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks
+
+kills: $(VENV)/test.stamp
+	$(BIN)/python tests/support/kills.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

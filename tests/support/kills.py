@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,9 @@ from faults import PowerCuts, lay_out, watched
 from jaxmerge import disk
 from jaxmerge.cli import app
 from jaxmerge.io.leftovers import mend
+
+COPIED = ("merge", "convert to PEFT", "inspect --html")  # written by one thread
+RANDOM = 60  # copies that are killed at random moments, for each state before
 
 
 class Command(NamedTuple):
@@ -212,6 +216,59 @@ def killed_at(command: Command, n: int, before: Callable[[], object]) -> int:
     return ended(child(work))
 
 
+def copies_killed(
+    command: Command, was: Any, new: Any, before: Callable[[], object], many: int
+) -> Counter[str]:
+    """Kills copies of one process that has computed everything and begins to write.
+
+    One copy ends itself before each of ``many`` changes, others are killed at random
+    moments. Only for commands whose writing needs no other thread.
+    """
+    prepare(command, was)
+    path, dice = command.target.parent.parent / "found", random.Random(0)
+    moments = [(n, 0.0) for n in range(many)]
+    moments += [(many, dice.uniform(0.0, 0.05)) for _ in range(RANDOM)]
+
+    def work() -> None:
+        before()
+        steps, mine, found = itertools.count(), -1, Counter()
+
+        def step(kind: str, _: str) -> None:
+            nonlocal mine
+            if kind == "synced":
+                return
+            here = next(steps)
+            if here == mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if mine >= 0:
+                return
+            for n, seconds in moments:
+                number = os.fork()
+                if not number:
+                    mine = n
+                    signal.alarm(60)
+                    if n == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return
+                if seconds:
+                    time.sleep(seconds)
+                    os.kill(number, signal.SIGKILL)
+                code, state = ended(number), mended(command.target)
+                assert state in (was, new)
+                assert code in (0, -signal.SIGKILL)
+                how = "new" if state != was else "old" if state else "absent"
+                found["finished" if code == 0 else how] += 1
+                prepare(command, was)
+            path.write_text(json.dumps(found))
+            os._exit(0)
+
+        with watched(command.target.parent, step):
+            app(list(map(str, command.new)))
+
+    assert ended(child(work)) == 0, command.name
+    return Counter(json.loads(path.read_text()))
+
+
 def killed_after(command: Command, seconds: float) -> int:
     number = child(lambda: app(list(map(str, command.new))))
     time.sleep(seconds)
@@ -271,7 +328,7 @@ def tried(command: Command, share: float, dice: random.Random) -> Tally:
     lasted, new = time.monotonic() - begun, read_back(command)
     assert old is not None
     assert old != new
-    found, finished, after, steps = [], 0, 0, 0
+    found, finished, after, steps, copied = [], 0, 0, 0, Counter()
 
     def check(code: int, was: Any) -> None:
         nonlocal finished, after
@@ -294,6 +351,9 @@ def tried(command: Command, share: float, dice: random.Random) -> Tally:
             continue
         many = count_steps(command, was, before)
         steps = max(steps, many)
+        if command.name in COPIED:
+            copied += copies_killed(command, was, new, before, many)
+            continue
         for n in range(many):
             if dice.random() < share:
                 prepare(command, was)
@@ -304,9 +364,11 @@ def tried(command: Command, share: float, dice: random.Random) -> Tally:
     cuts = 0
     if command.name != "learn":  # its checkpoints are written by threads
         cuts = sum(cut_power(command, old, b) for b in (int, without_exchange))
+    states = Counter(found) + copied
+    finished += states.pop("finished", 0)
     return Tally(
-        *(steps, len(found), finished),
-        *(found.count("old"), found.count("new"), found.count("absent")),
+        *(steps, states.total(), finished),
+        *(states["old"], states["new"], states["absent"]),
         *(after, cuts),
     )
 
@@ -317,7 +379,7 @@ def hidden(command: Command) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps")
     parser.add_argument("--only", default="", help="name of a command")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -20,6 +20,7 @@ from jax import lax
 from jax.custom_batching import sequential_vmap
 from jax.typing import ArrayLike, DTypeLike
 
+ORDINARY = 20  # exponents within which squares and products stay in range
 _HIGHEST = lax.Precision.HIGHEST
 Arrays = tuple[jax.Array, ...]
 Triple = tuple[jax.Array, jax.Array, jax.Array]
@@ -54,6 +55,23 @@ def root(x: jax.Array) -> jax.Array:
     """Square root of max(x, 0), with derivative 0 instead of infinity at 0."""
     empty = x <= 0  # false for NaN
     return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, x)))
+
+
+def unit_power(x: jax.Array) -> jax.Array:
+    """The power of two that brings the largest magnitude of an array near to 1.
+
+    It is 1 where that magnitude is ordinary, between ``2 ** -20`` and ``2 ** 20``, so
+    that what is multiplied by it keeps its bits; and for zeros and what is not finite.
+
+    >>> print(unit_power(jnp.array([3.0])), unit_power(jnp.array([2.0**-50])))
+    1.0 1125899906842624.0
+    """
+    peak = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
+    exponent = jnp.frexp(peak)[1] - 1
+    ordinary = (jnp.abs(exponent) <= ORDINARY) | (peak == 0) | ~jnp.isfinite(peak)
+    largest = jnp.finfo(x.dtype).maxexp - 2
+    moved = jnp.clip(jnp.where(ordinary, 0, -exponent), -largest, largest)
+    return jnp.ldexp(jnp.ones((), x.dtype), moved)
 
 
 def rank_tolerance(dtype: DTypeLike) -> float:

@@ -155,9 +155,20 @@ def task_norms(stack: AdapterStack) -> jax.Array:
     >>> print(task_norms(stack_adapters([([[3.0], [4.0]], [[2.0]]), None])))
     [10.  0.]
     """
-    gram_b = linalg.einsum("tmr,tms->trs", stack.b, stack.b)
-    gram_a = linalg.einsum("trn,tsn->trs", stack.a, stack.a)
-    return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2)))
+    norms, units = near_norms(stack)
+    return norms / units.b / units.a
+
+
+def near_norms(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
+    """Norms [T] of updates of ordinary magnitude, and powers of two that made them so.
+
+    The powers [T], of b and of a, are those of `linalg.unit_power`.
+    """
+    units = LowRank(*(jax.vmap(linalg.unit_power)(x) for x in (stack.b, stack.a)))
+    b, a = stack.b * units.b[:, None, None], stack.a * units.a[:, None, None]
+    gram_b = linalg.einsum("tmr,tms->trs", b, b)
+    gram_a = linalg.einsum("trn,tsn->trs", a, a)
+    return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2))), units
 
 
 def _precision(dtype: Any, name: str) -> np.dtype:

@@ -33,11 +33,36 @@ def norm(update: Update) -> jax.Array:
     >>> print(norm(LowRank(b=jnp.ones((2, 1)), a=jnp.ones((1, 2)))))
     2.0
     """
+    near, unit = near_one(update)
+    return squares_root(near) / unit.b / unit.a
+
+
+def squares_root(update: Update) -> jax.Array:
+    """`norm` of an update of ordinary magnitude, whose squares are in range."""
     if not isinstance(update, LowRank):
         return linalg.root(jnp.sum(update * update))
     gram_b = linalg.matmul(update.b.T, update.b)
     gram_a = linalg.matmul(update.a, update.a.T)
     return linalg.root(jnp.sum(gram_b * gram_a))
+
+
+def near_one(update: Update) -> tuple[Update, LowRank]:
+    """An update times powers of two, and these: one for b or all of it, one for a.
+
+    Both are 1 where the update is of ordinary magnitude, see `linalg.unit_power`.
+    """
+    if not isinstance(update, LowRank):
+        unit = linalg.unit_power(update)
+        return update * unit, LowRank(unit, jnp.ones_like(unit))
+    unit = LowRank(linalg.unit_power(update.b), linalg.unit_power(update.a))
+    return LowRank(b=update.b * unit.b, a=update.a * unit.a), unit
+
+
+def _back(update: Update, unit: LowRank) -> Update:
+    """Undoes `near_one`, also for a result of the other kind."""
+    if isinstance(update, LowRank):
+        return LowRank(b=update.b / unit.b, a=update.a / unit.a)
+    return update / unit.b / unit.a
 
 
 def scale(update: Update, *, by: ArrayLike, **extra: Any) -> Update:
@@ -81,8 +106,10 @@ def truncate(update: Update, *, rank: int, **extra: Any) -> LowRank:
     """
     if rank < 1:
         raise ValueError(f"truncate: rank must be at least 1, got {rank}")
-    u, s, vt = singular_value_decomposition(update)
-    return LowRank(b=u[:, :rank] * s[None, :rank], a=vt[:rank])
+    near, unit = near_one(update)
+    u, s, vt = singular_value_decomposition(near)
+    kept = LowRank(b=u[:, :rank] * s[None, :rank], a=vt[:rank])
+    return LowRank(b=kept.b / unit.b, a=kept.a / unit.a)
 
 
 def isotropize(update: Update, **extra: Any) -> Update:
@@ -99,11 +126,12 @@ def isotropize(update: Update, **extra: Any) -> Update:
     [[2. 0.]
      [0. 2.]]
     """
-    u, s, vt = singular_value_decomposition(update)
+    near, unit = near_one(update)
+    u, s, vt = singular_value_decomposition(near)
     mean = jnp.sum(s) / jnp.maximum(jnp.sum(s > 0), 1).astype(s.dtype)
-    if isinstance(update, LowRank):
-        return LowRank(b=mean * u, a=vt)
-    return mean * linalg.polar(update)
+    if isinstance(near, LowRank):
+        return _back(LowRank(b=mean * u, a=vt), unit)
+    return _back(mean * linalg.polar(near), unit)
 
 
 def svc(
@@ -131,8 +159,11 @@ def svc(
 
     Cost: O((m + n) K^2) for rank K; products with ``b[t]`` and ``a[t]``, no dense one.
     """
-    u, s, vt = singular_value_decomposition(update)
+    near, unit = near_one(update)
+    u, s, vt = singular_value_decomposition(near)
     b, a = present_factors(stack)
+    units_b, units_a = (jax.vmap(linalg.unit_power)(x) for x in (b, a))
+    b, a = b * units_b[:, None, None], a * units_a[:, None, None]
     response_b = linalg.einsum("mk,tmr->tkr", u, b)
     onto_vt = linalg.einsum("trn,kn->trk", a, vt)
     gram_a = linalg.einsum("trn,tsn->trs", a, a)
@@ -141,10 +172,11 @@ def svc(
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
     negligible = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
     response = linalg.divide(overlap, jnp.where(negligible, 0, energy))
+    response = response * ((units_b / unit.b) * (units_a / unit.a))[:, None]
     floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
     result = LowRank(b=u * calibrated[None, :], a=vt)
-    return result if isinstance(update, LowRank) else dense(result)
+    return _back(result if isinstance(near, LowRank) else dense(result), unit)
 
 
 def calibrated(merger: Merger, calibration: Calibration) -> Merger:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmerge.io.errors import AdapterError
+from jaxmerge.magnitudes import ordinary, restored_factors
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import singular_value_decomposition
 
@@ -50,6 +52,17 @@ class Compressed:
         return lost / total if total else 0.0
 
 
+class _Decomposed(NamedTuple):
+    """Singular values of an update near to 1, and the powers of two it was moved by."""
+
+    module: str
+    u: np.ndarray
+    s: np.ndarray
+    vt: np.ndarray
+    left: int
+    right: int
+
+
 def _norm(b: np.ndarray, a: np.ndarray) -> float:
     return float(np.sqrt(max(np.sum((b.T @ b) * (a @ a.T)), 0.0)))
 
@@ -76,17 +89,17 @@ def compress(
         return {
             module: _factors(module, update)
             if isinstance(update, LowRank) and update.b.shape[1] <= rank
-            else _cut(*_decompose(module, update), rank)
+            else _cut(_decompose(module, update), rank)
             for module, update in updates.items()
         }
     if energy is not None:
         svds = {
             module: _decompose(module, update) for module, update in updates.items()
         }
-        wanted = {module: _rank_for(s, energy) for module, (_, s, _) in svds.items()}
+        wanted = {module: _rank_for(svd.s, energy) for module, svd in svds.items()}
         most = max(wanted.values())
         return {
-            module: _cut(*svd, wanted[module] if ragged else most)
+            module: _cut(svd, wanted[module] if ragged else most)
             for module, svd in svds.items()
         }
     return {module: _factors(module, update) for module, update in updates.items()}
@@ -98,18 +111,19 @@ def _factors(module: str, update: Update) -> Compressed:
     return Compressed(np.asarray(update.b), np.asarray(update.a))
 
 
-def _decompose(
-    module: str, update: Update
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u, s, vt = (np.asarray(x) for x in singular_value_decomposition(update))
+def _decompose(module: str, update: Update) -> _Decomposed:
+    near, left, right = ordinary(update)
+    u, s, vt = (np.asarray(x) for x in singular_value_decomposition(near))
     if not np.isfinite(s).all():
         raise AdapterError(f"module {module!r}: its singular values are not finite")
-    return u, s, vt
+    return _Decomposed(module, u, s, vt, left, right)
 
 
-def _cut(u: np.ndarray, s: np.ndarray, vt: np.ndarray, rank: int) -> Compressed:
-    rank = min(rank, len(s))
-    return Compressed(u[:, :rank] * s[:rank], vt[:rank], float(_kept(s)[rank]))
+def _cut(found: _Decomposed, rank: int) -> Compressed:
+    rank = min(rank, len(found.s))
+    b, a = found.u[:, :rank] * found.s[:rank], found.vt[:rank]
+    cut = restored_factors(b, a, found.left, found.right, module=found.module)
+    return Compressed(*cut, float(_kept(found.s)[rank]))
 
 
 def _rank_for(s: np.ndarray, energy: float) -> int:

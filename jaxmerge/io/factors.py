@@ -15,6 +15,10 @@ from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.experts import refusal_of_experts
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
+from jaxmerge.magnitudes import lost_by_rounding
+from jaxmerge.refusals import Option
+
+_TINY, _LOST = 1e-35, 1e-5  # below it float32 has fewer digits; share lost at most
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,14 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
             "so the module would be lost; save its factors in like magnitudes and with "
             "an alpha near the rank"
         )
+    plain = "B" in values and "lambda_b" not in values
+    if plain and values["B"].any() and np.abs(factors.b).max() < _TINY:
+        exact = values["B"].astype(np.float64).reshape(factors.b.shape) * spec.scale
+        if lost_by_rounding(exact, factors.b) > _LOST:
+            raise AdapterError(
+                f"{tensors.path}: {spec.parts['B']} times the scale {spec.scale:g} is "
+                "too small for float32; save the adapter with a larger B"
+            )
     return factors
 
 

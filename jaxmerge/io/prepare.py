@@ -21,6 +21,7 @@ from jaxmerge.refusals import Option
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import dense as dense_of
 
+_VANISHED = 0.1  # of the norm of a module, lost by the cast to the dtype of the output
 DELTA_FILE = "delta.safetensors"
 _DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -63,7 +64,7 @@ def adapter_output(
         padded = found.padded(max(found.rank, 1) if ragged else widest)
         b, a = (_cast(x, dtype, module) for x in (padded.b, padded.a))
         cast[module] = Compressed(b, a, found.energy)
-        cast_error[module] = padded.error_of(cast[module])
+        cast_error[module] = _held(padded.error_of(cast[module]), dtype, module)
     cast_biases = {module: _cast(x, dtype, module) for module, x in biases.items()}
     tensors = {f"{PEFT_PREFIX}{name}": value for name, value in heads.items()}
     for module, found in cast.items():
@@ -97,7 +98,8 @@ def delta_output(
         cast = _cast(exact, dtype, module)
         total = np.linalg.norm(exact.astype(np.float64))
         lost = np.linalg.norm(cast.astype(np.float64) - exact)
-        cast_error[module] = float(lost / total) if total else 0.0
+        lost = float(lost / total) if total else 0.0
+        cast_error[module] = _held(lost, dtype, module)
         tensors[f"{module}.weight"] = like.layouts[module].to_weight(cast)
     return Output({DELTA_FILE: tensors}, None, cast_error)
 
@@ -203,6 +205,17 @@ def checked_rank(
             given("rank", rank), ": expected a positive integer or 'auto'"
         )
     return rank
+
+
+def _held(error: float, dtype: np.dtype, module: str) -> float:
+    """The relative error of a cast; AdapterError if little more than zeros is left."""
+    if error > _VANISHED:
+        raise AdapterError(
+            f"module {module!r}: its values are too small for {dtype.name}, which ",
+            f"would lose {error:.0%} of them; save with ",
+            Option("dtype", "float32", quoted=True),
+        )
+    return error
 
 
 def _cast(values: np.ndarray, dtype: np.dtype, module: str) -> np.ndarray:

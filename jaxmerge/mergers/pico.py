@@ -5,9 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmerge import linalg
-from jaxmerge.stacks import concatenate, task_norms
+from jaxmerge.stacks import concatenate, near_norms
 from jaxmerge.types import AdapterStack, Calibration, Merger, Update
-from jaxmerge.updates import calibrated, norm, scale
+from jaxmerge.updates import calibrated, near_one, scale, squares_root
 
 
 def calibrate(stack: AdapterStack) -> AdapterStack:
@@ -28,7 +28,8 @@ def calibrate(stack: AdapterStack) -> AdapterStack:
     The result depends on the factors, not on the updates alone: moving a scale from A
     to B changes it. `jaxmerge.balanced` removes that freedom first.
     """
-    u, s, _ = linalg.svd(concatenate(stack).b)
+    b = concatenate(stack).b
+    u, s, _ = linalg.svd(b * linalg.unit_power(b))
     energy = s * s
     share = linalg.divide(energy, jnp.sum(energy))
     alpha = 1 / (1 + (len(stack.present) - 1) * share)
@@ -42,8 +43,12 @@ def restore_norm(update: Update, *, stack: AdapterStack, **extra: Any) -> Update
 
     ``gamma = (sum_t ||B_t A_t|| / T) / ||update||``; an update that is zero stays zero.
     """
-    wanted = jnp.sum(task_norms(stack)) / len(stack.present)
-    return scale(update, by=linalg.divide(wanted, norm(update)))
+    near, unit = near_one(update)
+    norms, units = near_norms(stack)
+    # in units of the update, so that neither norm has to be in range by itself
+    norms = norms * (unit.b / units.b) * (unit.a / units.a)
+    wanted = jnp.sum(norms) / len(stack.present)
+    return scale(update, by=linalg.divide(wanted, squares_root(near)))
 
 
 CALIBRATED = Calibration(before=calibrate)

@@ -7,11 +7,20 @@ from typing import Any
 import jax
 
 from jaxmerge.learning.coefficients import compose
+from jaxmerge.magnitudes import at_ordinary_scale
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
 from jaxmerge.spec.grammar import Call
 from jaxmerge.spec.kinds import Kind, resolve
-from jaxmerge.types import Calibration, Learned, ModelMerger, Rule, Space, Update
+from jaxmerge.types import (
+    Calibration,
+    Learned,
+    Merger,
+    ModelMerger,
+    Rule,
+    Space,
+    Update,
+)
 from jaxmerge.updates import calibrated, scale
 
 
@@ -26,10 +35,12 @@ def model_merger(calls: tuple[Call, ...]) -> ModelMerger:
     around = (*_calibrations(calls), Calibration(after=_times))
     whole_model = _whole_model(calls)
     if whole_model is not None:
-        return calibrated_model(whole_model, *around)
-    direct = _calls_of(calls, "merger")
-    merger = _configured(direct[0]) if direct else in_space(_space(calls), _rule(calls))
-    return each_module(reduce(calibrated, around, merger))
+        merge = calibrated_model(whole_model, *around)
+    else:
+        merge = each_module(reduce(calibrated, around, _merger(calls)))
+    if not all(map(_homogeneous, calls)):
+        return merge
+    return at_ordinary_scale(merge, together=whole_model is not None)
 
 
 @cache
@@ -52,6 +63,16 @@ def _whole_model(calls: Sequence[Call]) -> ModelMerger | None:
     if transforms:
         return _configured(transforms[0])(_rule(calls), _space(calls))
     return None
+
+
+def _homogeneous(call: Call) -> bool:
+    """Whether its result is multiplied by c when all B, or all A, are."""
+    return call.step.homogeneous and dict(call.arguments).get("align", True)
+
+
+def _merger(calls: Sequence[Call]) -> Merger:
+    direct = _calls_of(calls, "merger")
+    return _configured(direct[0]) if direct else in_space(_space(calls), _rule(calls))
 
 
 def _rule(calls: Sequence[Call]) -> Rule:

@@ -89,6 +89,8 @@ class Step(NamedTuple):
         does nothing else.
       equal_ranks: works only where all adapters of a module have one rank.
       statistics: needs statistics of the inputs of every module.
+      homogeneous: its result is multiplied by c when all adapters are, so that very
+        small ones can be merged at an ordinary scale.
       published: of a learned merger, how its source fits it.
       problem: what is wrong with the arguments together, "" if nothing.
     """
@@ -107,6 +109,7 @@ class Step(NamedTuple):
     multiplies: str = ""
     equal_ranks: bool = False
     statistics: bool = False
+    homogeneous: bool = True
     published: Published | None = None
     problem: Callable[[Mapping[str, Any]], str] = lambda _: ""
 

@@ -263,7 +263,7 @@ class Pipeline:
         Returns:
           module -> [m].
         """
-        import jax.numpy as jnp
+        from jaxmerge.magnitudes import weighted_sum
 
         given = checks.checked_weights(weights, stacks)
         summed = self.linear and not any(c.step.averages for c in self.calls)
@@ -271,7 +271,7 @@ class Pipeline:
         for module, bias in biases.items():
             share = self.scale / (1 if summed else len(stacks[module].present))
             each = np.full(bias.shape[0], share) if given is None else share * given
-            merged[module] = jnp.asarray(each, bias.dtype) @ bias
+            merged[module] = weighted_sum(each, bias)
         return merged
 
 

@@ -223,6 +223,7 @@ STEPS: dict[str, Step] = {
             "mix": Argument(FRACTION, 5e-4),
             "ridge": Argument(NOT_NEGATIVE, 1e-7),
         },
+        homogeneous=False,  # it runs the adapters in the model
     ),
     "tara_a": Step(
         "learned merger",

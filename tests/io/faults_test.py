@@ -119,6 +119,8 @@ FAULTS: dict[str, Refused | Summed] = {
     "orbax_ranks_2": Refused(
         r"field modules\.h\.0\.q: ranks \[2\]", "convert {in} --out {out}"
     ),
+    "tiny_1e-20": Summed(),
+    "tiny_1e-20: core space": Summed(command=MERGE.replace("concat", "total|core")),
     "verify_record_deep_json": Refused(r"jaxmerge\.json: not valid JSON", VERIFY),
     "verify_record_read_options_unknown": Refused(r"field read_options\.zzz", VERIFY),
     "verify_record_seed_text": Refused(r"field recipe\.seed: .* found 'x'", VERIFY),

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxmerge.doors import check_inputs
+
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
@@ -36,6 +38,7 @@ def map_modules(
     key: jax.Array | None = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
+    extras: Sequence[str] = (),
     **extra: Any,
 ) -> dict[str, Result]:
     """Applies a function, usually a `Merger`, to every module of a model.
@@ -53,6 +56,8 @@ def map_modules(
         anyway, and the arrays of one module stay in its cache.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
         (`module_mesh`); no data moves between devices. Results come back gathered.
+      extras: names of further inputs that a part of ``fn`` takes, beside those of
+        `jaxmerge.types` and the keywords of ``fn`` itself.
       extra: inputs of the call (see `jaxmerge.types`) such as ``weights``, passed to
         ``fn``, the same for all modules; may be traced. Hyper-parameters are bound to
         the function that they are meant for.
@@ -62,6 +67,7 @@ def map_modules(
 
     Raises:
       ValueError: ``rest`` misses a module.
+      TypeError: an input that nobody is known to take, such as a misspelt one.
 
     >>> from jaxmerge.mergers.linear import concat
     >>> from jaxmerge.stacks import stack_adapters
@@ -71,6 +77,7 @@ def map_modules(
     >>> print(dense(map_modules(halved, stacks, weights=[1.0, 2.0])["q"]))
     [[4.]]
     """
+    check_inputs(fn, extra, extras)
     for tree in rest:
         missing = sorted(set(modules) - set(tree))
         if missing:

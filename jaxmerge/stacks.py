@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.types import AdapterStack, LowRank
 
 
@@ -155,6 +156,7 @@ def task_norms(stack: AdapterStack) -> jax.Array:
     >>> print(task_norms(stack_adapters([([[3.0], [4.0]], [[2.0]]), None])))
     [10.  0.]
     """
+    check_stack(task_norms, stack)
     norms, units = near_norms(stack)
     return norms / units.b / units.a
 

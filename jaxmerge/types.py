@@ -26,11 +26,14 @@ one declares it, everyone else takes ``**extra`` and forwards it. These exist:
 * ``ranks`` and ``size``, given to a rule by its space;
 * ``stack``, the adapters of the module, given to a post by `jaxmerge.then`.
 
-A keyword of a call reaches every function of the composition that declares it, and one
-that nobody declares is ignored, as extra arguments are in optax. So bind
+A keyword of a call reaches every function of the composition that declares it. So bind
 hyper-parameters with ``functools.partial``, each to its own function:
 ``then(full_space(partial(cart, by=0.1)), partial(scale, by=0.5))``. Given in the call,
-``by=0.5`` would be that of `scale` and of `cart`, and a misspelled name would be lost.
+``by=0.5`` would be that of `scale` and of `cart`.
+
+A name that is almost one of these, or almost a keyword of the function that gets it, is
+a misspelling and raises. Where a model is merged, `jaxmerge.map_modules` also refuses
+names that nobody is known to take; ``extras=["mine"]`` says that a part takes ``mine``.
 """
 
 from collections.abc import Callable, Mapping

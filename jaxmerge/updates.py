@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_update
 from jaxmerge.stacks import present_factors
 from jaxmerge.types import AdapterStack, Calibration, LowRank, Merger, Post, Update
 
@@ -22,6 +23,7 @@ def dense(update: Update) -> jax.Array:
     [[1. 1. 1.]
      [1. 1. 1.]]
     """
+    check_update(dense, update)
     return linalg.matmul(*update) if isinstance(update, LowRank) else update
 
 
@@ -33,6 +35,7 @@ def norm(update: Update) -> jax.Array:
     >>> print(norm(LowRank(b=jnp.ones((2, 1)), a=jnp.ones((1, 2)))))
     2.0
     """
+    check_update(norm, update)
     near, unit = near_one(update)
     return squares_root(near) / unit.b / unit.a
 
@@ -71,6 +74,7 @@ def scale(update: Update, *, by: ArrayLike, **extra: Any) -> Update:
     >>> print(scale(jnp.ones((1, 2)), by=0.5))
     [[0.5 0.5]]
     """
+    check_update(scale, update, extra)
     if isinstance(update, LowRank):
         return LowRank(b=update.b * jnp.asarray(by, update.b.dtype), a=update.a)
     return update * jnp.asarray(by, update.dtype)
@@ -104,6 +108,7 @@ def truncate(update: Update, *, rank: int, **extra: Any) -> LowRank:
      [0. 9. 0.]
      [0. 0. 0.]]
     """
+    check_update(truncate, update, extra)
     if rank < 1:
         raise ValueError(f"truncate: rank must be at least 1, got {rank}")
     near, unit = near_one(update)
@@ -126,6 +131,7 @@ def isotropize(update: Update, **extra: Any) -> Update:
     [[2. 0.]
      [0. 2.]]
     """
+    check_update(isotropize, update, extra)
     near, unit = near_one(update)
     u, s, vt = singular_value_decomposition(near)
     mean = jnp.sum(s) / jnp.maximum(jnp.sum(s > 0), 1).astype(s.dtype)
@@ -159,6 +165,7 @@ def svc(
 
     Cost: O((m + n) K^2) for rank K; products with ``b[t]`` and ``a[t]``, no dense one.
     """
+    check_update(svc, update, extra)
     near, unit = near_one(update)
     u, s, vt = singular_value_decomposition(near)
     b, a = present_factors(stack)

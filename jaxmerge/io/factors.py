@@ -16,7 +16,6 @@ from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.experts import refusal_of_experts
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
 from jaxmerge.magnitudes import lost_by_rounding
-from jaxmerge.refusals import Option
 
 _TINY, _LOST = 1e-35, 1e-5  # below it float32 has fewer digits; share lost at most
 

@@ -7,6 +7,7 @@ space) depend on it. `balanced` fixes it, so that they depend on the updates alo
 import jax.numpy as jnp
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.types import AdapterStack, Calibration, Merger
 from jaxmerge.updates import calibrated
 
@@ -19,6 +20,7 @@ def balance(stack: AdapterStack) -> AdapterStack:
 
     Cost: O((m + n) R^2) for each task.
     """
+    check_stack(balance, stack)
     k = min(stack.b.shape[1], stack.a.shape[1], stack.a.shape[2])
     u, s, vt = linalg.svd_of_product(stack.b, stack.a)
     root = linalg.root(s)

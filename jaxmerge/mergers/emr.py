@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.doors import check_matrices
+
 
 def emr(matrices: jax.Array, **extra: Any) -> jax.Array:
     """The unified update: for each entry the largest magnitude of the elected sign.
@@ -21,6 +23,7 @@ def emr(matrices: jax.Array, **extra: Any) -> jax.Array:
     >>> print(emr(jnp.array([[[1.0, -2.0]], [[3.0, 1.0]]])))
     [[ 3. -2.]]
     """
+    check_matrices(emr, matrices, extra)
     positive = jnp.sum(matrices, axis=0) > 0
     largest = jnp.maximum(jnp.max(matrices, axis=0), 0)
     smallest = jnp.minimum(jnp.min(matrices, axis=0), 0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.mergers.trim import keep_largest
 from jaxmerge.stacks import concatenate, present_factors, weigh
 from jaxmerge.types import AdapterStack, LowRank
@@ -50,6 +51,7 @@ def robust_merge(
     Raises:
       ValueError: mixed ranks, for which the sum of factors has no meaning.
     """
+    check_stack(robust_merge, stack, extra)
     if len({stack.ranks[t] for t in stack.present}) > 1:
         raise ValueError(
             f"robust_merge adds factors, so all ranks must be equal; got {stack.ranks}"
@@ -173,6 +175,7 @@ def lora_lego(
     output factor open. Ours keeps one adapter unchanged at ``rank = r``. Units that are
     zero join no cluster of their own weight: their size is 0.
     """
+    check_stack(lora_lego, stack, extra)
     units = semantic_units(weigh(stack, weights), align=align)
     total = units.a.shape[0]
     rank = min(rank or max(stack.ranks), total)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxmerge.doors import check_matrices, check_stack
 from jaxmerge.stacks import concatenate, weigh
 from jaxmerge.types import AdapterStack, LowRank
 
@@ -16,6 +17,7 @@ def total(matrices: jax.Array, **extra: Any) -> jax.Array:
     >>> print(total(jnp.ones((3, 1, 2))))
     [[3. 3.]]
     """
+    check_matrices(total, matrices, extra)
     return jnp.sum(matrices, axis=0)
 
 
@@ -25,6 +27,7 @@ def mean(matrices: jax.Array, **extra: Any) -> jax.Array:
     >>> print(mean(jnp.ones((3, 1, 2))))
     [[1. 1.]]
     """
+    check_matrices(mean, matrices, extra)
     return jnp.mean(matrices, axis=0)
 
 
@@ -48,6 +51,7 @@ def concat(
     >>> print(dense(concat(stack, weights=[1.0, -1.0])))
     [[-1.]]
     """
+    check_stack(concat, stack, extra)
     return concatenate(weigh(stack, weights))
 
 
@@ -77,5 +81,6 @@ def average(
     >>> print(dense(average(stack)))
     [[4.]]
     """
+    check_stack(average, stack, extra)
     b, a = concat(stack, weights=weights)
     return LowRank(b=b / len(stack.present), a=a)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack, check_update
 from jaxmerge.stacks import concatenate, near_norms
 from jaxmerge.types import AdapterStack, Calibration, Merger, Update
 from jaxmerge.updates import calibrated, near_one, scale, squares_root
@@ -28,6 +29,7 @@ def calibrate(stack: AdapterStack) -> AdapterStack:
     The result depends on the factors, not on the updates alone: moving a scale from A
     to B changes it. `jaxmerge.balanced` removes that freedom first.
     """
+    check_stack(calibrate, stack)
     b = concatenate(stack).b
     u, s, _ = linalg.svd(b * linalg.unit_power(b))
     energy = s * s
@@ -43,6 +45,7 @@ def restore_norm(update: Update, *, stack: AdapterStack, **extra: Any) -> Update
 
     ``gamma = (sum_t ||B_t A_t|| / T) / ||update||``; an update that is zero stays zero.
     """
+    check_update(restore_norm, update, extra)
     near, unit = near_one(update)
     norms, units = near_norms(stack)
     # in units of the update, so that neither norm has to be in range by itself

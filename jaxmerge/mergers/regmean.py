@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.stacks import concatenate, weigh
 from jaxmerge.stats.moments import (
     Statistics,
@@ -77,6 +78,7 @@ def regmean(
     >>> print(dense(regmean(stack, stats=stack_moments(seen)["q"])).round(4))
     [[2. 3.]]
     """
+    check_stack(regmean, stack, extra)
     parts = _of_present_tasks(stack, stats)
     parts = [shrink_off_diagonal(part, keep=off_diagonal) for part in parts]
     total = shrink_off_diagonal(_total(stack, stats), keep=off_diagonal)
@@ -164,6 +166,7 @@ def ssr(
     >>> print(dense(ssr(stack, stats=stack_moments(seen)["q"])).round(4))
     [[2. 3.]]
     """
+    check_stack(ssr, stack, extra)
     parts = _of_present_tasks(stack, stats)
     b, a = concatenate(weigh(stack, weights))
     q = linalg.matmul(_times_own_gram(stack, parts), a.T)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_matrices, check_stack
 from jaxmerge.stacks import task_weights
 from jaxmerge.types import AdapterStack, LowRank
 from jaxmerge.updates import dense, isotropize
@@ -48,6 +49,7 @@ def tsv(
     [[2. 0.]
      [0. 3.]]
     """
+    check_matrices(tsv, matrices, extra)
     tasks, p, q = matrices.shape
     u, s, vt = linalg.svd(matrices)
     counts = _directions_per_task(ranks or (min(p, q),) * tasks, min(p, q))
@@ -72,6 +74,7 @@ def tsv_m(
 
     Cost: O((m + n) K^2 + K^3), two SVDs of K x K and T of r x r.
     """
+    check_stack(tsv_m, stack, extra)
     weights = task_weights(stack, weights)
     m, n = stack.b.shape[1], stack.a.shape[2]
     ranks = tuple(stack.ranks[t] for t in stack.present)
@@ -96,6 +99,7 @@ def iso_c(matrices: jax.Array, **extra: Any) -> jax.Array:
     [[2. 0.]
      [0. 2.]]
     """
+    check_matrices(iso_c, matrices, extra)
     return dense(isotropize(jnp.sum(matrices, axis=0)))
 
 
@@ -134,6 +138,7 @@ def iso_cts(
     direction. Where the official code rounds to more than d / T directions of each
     task, it takes a negative number of common ones; here each has at most ``d // T``.
     """
+    check_matrices(iso_cts, matrices, extra)
     if not 0 < common_fraction <= 1:
         raise ValueError(
             f"iso_cts: common_fraction must be in (0, 1], got {common_fraction}"
@@ -182,6 +187,7 @@ def cart(
     Raises:
       ValueError: a rank fraction outside (0, 1].
     """
+    check_matrices(cart, matrices, extra)
     if not 0 < rank_fraction <= 1:
         raise ValueError(f"cart: rank_fraction must be in (0, 1], got {rank_fraction}")
     p, q = matrices.shape[1:]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.stacks import concatenate, present_factors, task_weights
 from jaxmerge.types import AdapterStack, LowRank, Merger, Rule, Space, Update
 
@@ -138,6 +139,7 @@ def in_space(space: Space, rule: Rule) -> Merger:
     def merge(
         stack: AdapterStack, *, weights: ArrayLike | None = None, **extra: Any
     ) -> Update:
+        check_stack(rule, stack, extra)
         matrices, basis = space.project(stack)
         if weights is not None:
             matrices = matrices * task_weights(stack, weights)[:, None, None]

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmerge.doors import check_matrices
 from jaxmerge.mergers.trim import counter, keep_largest
 from jaxmerge.types import RealLike
 
@@ -92,6 +93,7 @@ def elect(
     >>> print(elect(jnp.array([[[1.0, 2.0]], [[3.0, -5.0]]])))
     [[ 2. -5.]]
     """
+    check_matrices(elect, matrices, extra)
     outvoted = matrices * sign(matrices)[None] <= 0
     return combine(jnp.where(outvoted & jnp.isfinite(matrices), 0, matrices))
 
@@ -134,5 +136,6 @@ def ties(
     >>> print(ties(jnp.array([[[1.0, 4.0]], [[3.0, -5.0]]]), density=0.5))
     [[ 0. -5.]]
     """
+    check_matrices(ties, matrices, extra)
     trimmed = keep_largest(matrices, density, size=size)
     return elect(trimmed, sign=sign, combine=combine)

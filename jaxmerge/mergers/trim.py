@@ -14,6 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxmerge.doors import check_matrices
 from jaxmerge.types import RealLike, Rule
 
 
@@ -63,6 +64,7 @@ def keep_largest(
     >>> print(keep_largest(jnp.array([[[1.0, -4.0, 2.0, 0.5]]]), 0.5))
     [[[ 0. -4.  2.  0.]]]
     """
+    check_matrices(keep_largest, matrices)
     count = kept_count(density, matrices[0].size, size=size)
     return above(matrices, magnitude_threshold([matrices], count))
 

@@ -76,8 +76,9 @@ def check_update(post: Callable[..., Any], value: Any, extra: Any = None) -> Non
 
 def check_keywords(function: Callable[..., Any], extra: Mapping[str, Any]) -> None:
     """TypeError for a keyword that is almost one that the function knows."""
-    for keyword in extra.keys() - {*INPUTS, *_INSIDE}:
-        _refuse_if_near(function, keyword, (*INPUTS, *declared(function)))
+    own = declared(function)  # also what is bound: an input of a call goes before it
+    for keyword in extra.keys() - {*INPUTS, *_INSIDE, *own}:
+        _refuse_if_near(function, keyword, (*INPUTS, *own))
 
 
 def check_inputs(

@@ -115,11 +115,12 @@ def test_options_of_mapping_and_inputs_of_a_call_reach_everyone(stacks):
         PICO,
         jm.Calibration(after=jm.scale),
     )
-    run = partial(merge, stacks, key=jax.random.key(3), weights=WEIGHTS, by=0.5)
+    merge = partial(merge, key=jax.random.key(3), weights=WEIGHTS, extras=["by"])
+    run = partial(merge, stacks, by=0.5)
     plain = run()
     assert_same(run(chunk=1), plain)
     assert_same(run(mesh=jm.module_mesh()), plain)
-    twice = merge(stacks, key=jax.random.key(3), weights=WEIGHTS, by=1.0)
+    twice = merge(stacks, by=1.0)
     assert_same(twice, {name: jm.scale(x, by=2.0) for name, x in plain.items()})
 
 

@@ -152,13 +152,12 @@ def checked_weights(
 
 
 def check_finite(updates: "Mapping[str, Update]") -> None:
-    """Names the modules whose update holds NaN or Inf, which nothing can serve."""
-    import jax
+    """Names the modules whose update holds NaN or Inf, which nothing can serve.
 
+    The factors of an update may be finite where their product is not.
+    """
     broken = [
-        repr(module)
-        for module, update in updates.items()
-        if not all(map(_is_finite, jax.tree.leaves(update)))
+        repr(module) for module, update in updates.items() if not _is_finite(update)
     ]
     if broken:
         more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
@@ -169,7 +168,27 @@ def check_finite(updates: "Mapping[str, Update]") -> None:
         )
 
 
-def _is_finite(leaf: "jax.Array") -> bool:
+def _is_finite(update: "Update") -> bool:
+    import jax
     from jax.core import Tracer
 
-    return isinstance(leaf, Tracer) or bool(np.isfinite(leaf).all())
+    from jaxmerge.types import LowRank
+
+    leaves = jax.tree.leaves(update)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return True
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        return False
+    return not isinstance(update, LowRank) or _has_finite_product(*leaves)
+
+
+def _has_finite_product(b: "jax.Array", a: "jax.Array") -> bool:
+    import jax.numpy as jnp
+
+    largest = float(jnp.finfo(b.dtype).max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, right = np.asarray(b, np.float64), np.asarray(a, np.float64)
+        columns = np.abs(left).max(axis=0, initial=0)
+        if columns @ np.abs(right).max(axis=1, initial=0) <= largest:
+            return True
+        return bool((np.abs(left @ right) <= largest).all())

@@ -63,8 +63,8 @@ def unit_power(x: jax.Array) -> jax.Array:
     It is 1 where that magnitude is ordinary, between ``2 ** -20`` and ``2 ** 20``, so
     that what is multiplied by it keeps its bits; and for zeros and what is not finite.
 
-    >>> print(unit_power(jnp.array([3.0])), unit_power(jnp.array([2.0**-50])))
-    1.0 1125899906842624.0
+    >>> unit_power(jnp.array([3.0])).item(), unit_power(jnp.array([2.0**-50])).item()
+    (1.0, 1125899906842624.0)
     """
     peak = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
     exponent = jnp.frexp(peak)[1] - 1

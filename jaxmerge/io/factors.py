@@ -15,7 +15,6 @@ from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.experts import refusal_of_experts
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
-from jaxmerge.magnitudes import lost_by_rounding
 
 _TINY, _LOST = 1e-35, 1e-5  # below it float32 has fewer digits; share lost at most
 
@@ -256,6 +255,8 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
         )
     plain = "B" in values and "lambda_b" not in values
     if plain and values["B"].any() and np.abs(factors.b).max() < _TINY:
+        from jaxmerge.magnitudes import lost_by_rounding  # it loads JAX
+
         exact = values["B"].astype(np.float64).reshape(factors.b.shape) * spec.scale
         if lost_by_rounding(exact, factors.b) > _LOST:
             raise AdapterError(

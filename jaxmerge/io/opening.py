@@ -156,6 +156,9 @@ def _notes(
         )
 
 
+_CLASSIFIERS = {"classifier", "score"}  # PEFT lists both, and a model has one of them
+
+
 def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
     names = [f".{name}" for name in (*table.heads, *table.modules)]
     missing = [
@@ -163,6 +166,9 @@ def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
         for saved in config.modules_to_save
         if not any(f".{saved}." in f"{name}." for name in names)
     ]
+    pair = _CLASSIFIERS.issubset(config.modules_to_save)
+    if pair and not _CLASSIFIERS.issubset(missing):
+        missing = [saved for saved in missing if saved not in _CLASSIFIERS]
     if missing:
         yield (
             f"{CONFIG_FILE} lists {listing(missing)} as saved modules, of which "

@@ -54,11 +54,17 @@ def test_adapters_in_subfolders_are_named_unless_they_are_checkpoints(tmp_path):
 
 
 def test_saved_modules_that_are_not_there_are_named(tmp_path):
-    folder = samples.write(
-        tmp_path / "a", samples.with_head(), modules_to_save=["classifier", "score"]
-    )
-    (note,) = samples.load_one(folder, heads="keep").notes
-    assert "lists 'score' as saved modules, of which the file holds nothing" in note
+    """But not the other one of the two names that PEFT lists for every classifier."""
+    for listed in (["classifier", "pooler"], ["classifier", "score", "pooler"]):
+        folder = samples.write(
+            tmp_path / "a", samples.with_head(), modules_to_save=listed
+        )
+        (note,) = samples.load_one(folder, heads="keep").notes
+        assert "lists 'pooler' as saved modules, of which the file holds" in note
+    for listed in (["score"], ["classifier", "score"]):
+        folder = samples.write(tmp_path / "b", modules_to_save=listed)
+        (note,) = samples.load_one(folder).notes
+        assert all(repr(name) in note for name in listed)
 
 
 def test_heads_of_our_own_merge_are_named(tmp_path):

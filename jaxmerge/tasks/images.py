@@ -47,7 +47,11 @@ def open_arrays(path: Path) -> Generator[Mapping[str, np.ndarray], None, None]:
     """
     try:
         if not zipfile.is_zipfile(path):
-            raise Refusal("not an archive as numpy.savez writes it")
+            raise Refusal(
+                "a single array; save it by its name with numpy.savez"
+                if _is_single_array(path)
+                else "not an archive as numpy.savez writes it"
+            )
         with open_archive(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > max(_LARGEST, _DENSEST * path.stat().st_size):
@@ -56,6 +60,11 @@ def open_arrays(path: Path) -> Generator[Mapping[str, np.ndarray], None, None]:
             yield arrays
     except _FOREIGN_ERRORS as error:
         raise Refusal(f"{path}: {shown(str(error), keep='')[:500]}") from None
+
+
+def _is_single_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
 
 
 def checked_array(value: Any) -> np.ndarray:

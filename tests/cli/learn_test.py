@@ -147,15 +147,15 @@ def check_verification(out, base):
         (out / PHI).write_bytes(good)
     record = record_of(out)
     for changes, code, message in (
-        ({"learned": "guess"}, 1, "unknown step 'guess'"),
+        ({"learned": "guess"}, 2, "unknown step 'guess'"),
         ({"learned": "tara_a|calibrate"}, 1, "differs"),
-        ({"files": {"base": {"path": "x"}}}, 2, "not a record of a merge"),
-        ({"files": [1]}, 2, "not a record of a merge"),
+        ({"files": {"base": {"path": "x"}}}, 2, "files.base.sha256: is missing"),
+        ({"files": [1]}, 2, "field recipe.files"),
     ):
         changed = record | {"recipe": record["recipe"] | changes}
         (out / "jaxmerge.json").write_text(json.dumps(changed))
         result = jaxmerge("verify", out)
-        assert result.exit_code == code
+        assert result.exit_code == code, (changes, result.stdout, result.stderr)
         assert message in result.stdout + result.stderr
 
 

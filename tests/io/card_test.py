@@ -38,9 +38,10 @@ def test_card_and_record(tmp_path, adapters, updates):
 
 
 def test_card_survives_hostile_text(tmp_path):
-    name = "a|b`c\n# heading ![x](http://y)"
+    """What breaks a line is refused as it is read."""
+    name = "a|b`c # heading ![x](y) <img src=x> _z_"
     folder = samples.write(
-        tmp_path / name, base_model_name_or_path="/secret/place\n- evil/model"
+        tmp_path / name, base_model_name_or_path="/secret/place # - evil/model"
     )
     adapters = io.load_peft([folder])
     updates = samples.summed(adapters)
@@ -51,5 +52,7 @@ def test_card_survives_hostile_text(tmp_path):
     front = card.split("---")[1]
     assert "base_model" not in front
     assert "evil" not in front
-    assert "\n# heading" not in card
+    assert "a\\|b\\`c" in card
+    for active in ("![x](y)", " <img", " _z_"):
+        assert active not in card
     assert "`````text\nx\n````\n# y\n```\n---\n`````" in card

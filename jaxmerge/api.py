@@ -73,7 +73,7 @@ from jaxmerge.mergers.whole_model import (
     trim_whole_model,
 )
 from jaxmerge.refusals import Refusal
-from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.spec import Pipeline, PipelineError, parse, register_step
 from jaxmerge.stacks import stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
@@ -169,7 +169,7 @@ __all__ = [
     "ModelSample", "apply_learned", "calibrated_model", "each_module", "iteris",
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
-    "Pipeline", "PipelineError", "Refusal", "parse",
+    "Pipeline", "PipelineError", "Refusal", "parse", "register_step",
     # packages of their own
     "diagnostics", "io", "linalg", "models", "reports", "tasks",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.refusals import Refusal
-from jaxmerge.types import AdapterStack, LowRank
+from jaxmerge.types import AdapterStack, LowRank, Update
 
 INPUTS = ("key", "weights", "stats", "sample", "ranks", "size", "stack")
 _INSIDE = ("factor", "merged", "threshold")  # inputs that pipelines add
@@ -38,7 +38,19 @@ def check_matrices(rule: Callable[..., Any], value: Any, extra: Any = None) -> N
     check_keywords(rule, extra or {})
 
 
-def check_stack(merger: Callable[..., Any], value: Any, extra: Any = None) -> None:
+def check_merged(rule: Callable[..., Any], matrices: Any, merged: Any) -> None:
+    """Refuses what a rule gave if it is not one matrix of the shape of those it got."""
+    expected = _shape(matrices)[1:]
+    if not hasattr(merged, "shape") or _shape(merged) != expected:
+        raise Refusal(
+            f"{_name(rule)} gave {_described(merged)}; a rule makes one matrix "
+            f"{expected} of T matrices [T, p, q]"
+        )
+
+
+def check_stack(
+    merger: Callable[..., Any] | str, value: Any, extra: Any = None
+) -> None:
     """Refuses what is no stack of T adapters, and a misspelt keyword, of a merger."""
     name = _name(merger)
     if not isinstance(value, AdapterStack):
@@ -54,7 +66,80 @@ def check_stack(merger: Callable[..., Any], value: Any, extra: Any = None) -> No
             f"{name} takes b [T, m, R] and a [T, R, n] of T ranks up to R, got b "
             f"{b}, a {a} and ranks {value.ranks}; jaxmerge.stack_adapters makes them"
         )
-    check_keywords(merger, extra or {})
+    if extra and not isinstance(merger, str):
+        check_keywords(merger, extra)
+
+
+def check_modules(function: Callable[..., Any] | str, value: Any) -> None:
+    """Refuses what is not one entry for each module of a model."""
+    if not isinstance(value, Mapping):
+        raise Refusal(
+            f"{_name(function)} takes all modules, module -> adapters, got "
+            f"{_described(value)}; one module is {{'q_proj': stack}}"
+        )
+
+
+def check_model(merger: Callable[..., Any] | str, value: Any) -> None:
+    """Refuses what is no stack of adapters for each module of a model."""
+    check_modules(merger, value)
+    for module, stack in value.items():
+        if not isinstance(stack, AdapterStack):
+            raise Refusal(
+                f"{_name(merger)} takes module -> stack of adapters, got "
+                f"{_described(stack)} for {module!r}; make stacks by "
+                "jaxmerge.stack_adapters"
+            )
+        check_stack(merger, stack)
+
+
+def check_adapters_of(post: Callable[..., Any], update: Update, stack: Any) -> None:
+    """Refuses, for a post, adapters that cannot be those that were merged."""
+    check_stack(post, stack)
+    left, right = update if isinstance(update, LowRank) else (update, update)
+    found = _shape(left)[0], _shape(right)[1]
+    expected = _shape(stack.b)[1], _shape(stack.a)[2]
+    if found != expected:
+        raise Refusal(
+            f"{_name(post)} got an update {found} and, as stack, adapters of a module "
+            f"{expected}; give those that were merged"
+        )
+
+
+def check_shapes(function: Callable[..., Any], **arrays: tuple[Any, str]) -> None:
+    """Refuses arrays of other axes than a function takes.
+
+    Args:
+      function: what is called.
+      arrays: name of an argument -> the array, or None where it is not given, and its
+        axes, such as "[T, n]" or "[..., n]". Equal letters are equal sizes.
+
+    >>> import jax.numpy as jnp
+    >>> check_shapes(check_shapes, x=(jnp.ones((2, 3)), "[..., n]"), y=(None, "[n]"))
+    """
+    sizes: dict[str, Any] = {}
+    for value, axes in arrays.values():
+        if value is not None and not _has_axes(value, axes, sizes):
+            given = {k: v for k, v in arrays.items() if v[0] is not None}
+            expected = ", ".join(f"{k} {axes}" for k, (_, axes) in given.items())
+            found = ", ".join(_described(x) for x, _ in given.values())
+            raise Refusal(f"{_name(function)} takes {expected}; got {found}")
+
+
+def _has_axes(value: Any, axes: str, sizes: dict[str, Any]) -> bool:
+    """Whether an array has these axes, and those of a letter the size that it has."""
+    names = [name for name in axes.strip("[]").split(", ") if name]
+    shape = None if isinstance(value, AdapterStack | Mapping) else _shape(value)
+    if shape is None:
+        return False
+    if names[:1] == ["..."]:
+        names, leading = names[1:], max(len(shape) - len(names) + 1, 0)
+        if sizes.setdefault("...", shape[:leading]) != shape[:leading]:
+            return False
+        shape = shape[leading:]
+    return len(shape) == len(names) and all(
+        sizes.setdefault(name, size) == size
+        for name, size in zip(names, shape, strict=True)
+    )
 
 
 def check_update(post: Callable[..., Any], value: Any, extra: Any = None) -> None:
@@ -125,7 +210,9 @@ def _refuse_if_near(
         )
 
 
-def _name(function: Callable[..., Any]) -> str:
+def _name(function: Callable[..., Any] | str) -> str:
+    if isinstance(function, str):
+        return function
     inner = function.func if isinstance(function, partial) else function
     return getattr(inner, "__name__", type(inner).__name__)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxmerge.doors import check_inputs
+from jaxmerge.doors import check_inputs, check_modules
 
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
@@ -77,6 +77,7 @@ def map_modules(
     >>> print(dense(map_modules(halved, stacks, weights=[1.0, 2.0])["q"]))
     [[4.]]
     """
+    check_modules("map_modules", modules)
     check_inputs(fn, extra, extras)
     for tree in rest:
         missing = sorted(set(modules) - set(tree))

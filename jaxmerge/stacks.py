@@ -14,7 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.doors import check_stack
+from jaxmerge.doors import check_model, check_stack
+from jaxmerge.refusals import Refusal
 from jaxmerge.types import AdapterStack, LowRank
 
 
@@ -146,6 +147,13 @@ def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, Low
     >>> print(dense(task_updates(stacks, 0)["q"]), dense(task_updates(stacks, 1)["q"]))
     [[6.]] [[0.]]
     """
+    check_model(task_updates, stacks)
+    for name, stack in stacks.items():
+        if not -len(stack.ranks) <= task < len(stack.ranks):
+            raise Refusal(
+                f"task_updates: {name} has {len(stack.ranks)} tasks, from 0 on; there "
+                f"is no task {task}"
+            )
     return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
 
 

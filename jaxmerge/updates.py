@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.doors import check_update
+from jaxmerge.doors import check_adapters_of, check_update
 from jaxmerge.stacks import present_factors
 from jaxmerge.types import AdapterStack, Calibration, LowRank, Merger, Post, Update
 
@@ -166,6 +166,7 @@ def svc(
     Cost: O((m + n) K^2) for rank K; products with ``b[t]`` and ``a[t]``, no dense one.
     """
     check_update(svc, update, extra)
+    check_adapters_of(svc, update, stack)
     near, unit = near_one(update)
     u, s, vt = singular_value_decomposition(near)
     b, a = present_factors(stack)

@@ -35,6 +35,12 @@ class VerificationFailed(CommandError):
     """A folder that is not what its record says."""
 
 
+class CannotBeRepeated(CommandError):
+    """A merge by steps that this process does not know."""
+
+    code = BAD_INPUT
+
+
 class WorseThanBase(CommandError):
     """Adapters that do harm on their own data."""
 

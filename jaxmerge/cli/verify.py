@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.exits import VerificationFailed
+from jaxmerge.cli.exits import CannotBeRepeated, VerificationFailed
 from jaxmerge.cli.flags import Json, Quiet
 from jaxmerge.runtime import start_jax
 
@@ -52,7 +52,9 @@ def verify(
 
     Inputs, statistics and outputs are also checked against the SHA-256 in its record.
     Of a learned merge the coefficients are taken from phi.safetensors, the fit is not
-    repeated. Exit code 1 if anything differs by more than rounding.
+    repeated. Exit code 1 if anything differs by more than rounding, and 2 if nothing
+    does but a step of the merge is not jaxmerge's own, so that it cannot be repeated
+    here.
     """
     start_jax()
     from jaxmerge.jobs import verifying
@@ -72,11 +74,24 @@ def verify(
         raise VerificationFailed(
             f"{folder}: not verified, {len(found.serious)} differences from its record"
         )
+    if found.missing_steps:
+        raise CannotBeRepeated(
+            f"{folder}: cannot be computed again, because {_named(found)} not part of "
+            "jaxmerge; in Python register it (jaxmerge.register_step) and call "
+            "jaxmerge.verify"
+        )
 
 
 def _lines(found: "Verified"):
     serious, path = found.serious, found.path
-    if not found.differences:
+    if found.missing_steps and not serious:
+        inputs = len(found.record["inputs"])
+        yield (
+            f"{path}: NOT computed again, because {_named(found)} not part of "
+            f"jaxmerge; the files of the folder and of {inputs} inputs have the "
+            "SHA-256 of the record"
+        )
+    elif not found.differences:
         inputs = len(found.record["inputs"])
         yield f"{path}: verified, computed again from {inputs} inputs bit by bit"
     elif not serious:
@@ -91,7 +106,7 @@ def _lines(found: "Verified"):
         yield f"  {difference.where} {difference.says}{size}"
     if len(serious) > _SHOWN:
         yield f"  and {len(serious) - _SHOWN} more (--json shows all)"
-    if not found.recomputed:
+    if not found.recomputed and not found.missing_steps:
         yield "  not computed again, because the inputs are not those of the record"
     if found.read_by_fit:
         states = ", ".join(f"{k} {v}" for k, v in found.read_by_fit.items())
@@ -102,6 +117,12 @@ def _lines(found: "Verified"):
     then, now = versions["then"], versions["now"]
     if then != now and found.differences:
         yield f"  made with {_listed(then)}; this is {_listed(now)}"
+
+
+def _named(found: "Verified") -> str:
+    names = ", ".join(found.missing_steps)
+    one = len(found.missing_steps) == 1
+    return f"the step {names} is" if one else f"the steps {names} are"
 
 
 def _listed(versions: Mapping[str, str]) -> str:

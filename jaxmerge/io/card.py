@@ -170,6 +170,12 @@ def _kept(recipe: Mapping[str, Any]) -> str:
             "`jaxmerge.json` names the inputs, not how they were merged: no recipe was "
             "given when this folder was written, so `jaxmerge verify` cannot repeat it."
         )
+    if "own_steps" in recipe:
+        names = ", ".join(f"`{name}`" for name in recipe["own_steps"])
+        return (
+            f"Steps of this merge are not part of jaxmerge: {names}. Where they are "
+            f"registered, `jaxmerge.verify` computes {again} from `jaxmerge.json`."
+        )
     return f"`jaxmerge.json` holds what `jaxmerge verify` needs to compute {again}."
 
 

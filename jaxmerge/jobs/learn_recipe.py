@@ -124,6 +124,8 @@ class LearnRecipe:
         del settings["pipeline"]
         optimizer = self.pipeline.published.optimizer
         record = {"learned": self.pipeline.text, **settings, "optimizer": optimizer}
+        if self.pipeline.own_steps:
+            record["own_steps"] = self.pipeline.own_steps
         if self.objective == "linear":
             del record["alpha"]
         if self.loss not in WITH_HEADS:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option
-from jaxmerge.spec import Pipeline, PipelineError, check_statistics, parse
+from jaxmerge.spec import (
+    Pipeline,
+    PipelineError,
+    check_statistics,
+    check_weighted,
+    parse,
+)
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
@@ -44,6 +50,7 @@ class MergeRecipe:
                 "base and inputs: use `jaxmerge.learn`"
             )
         check_statistics(self.pipeline, given=self.statistics is not None)
+        check_weighted(self.pipeline, self.weights)
         if self.pipeline.random and self.seed is None:
             raise PipelineError(
                 f"pipeline {self.pipeline.text!r} draws at random, so it needs a seed; "
@@ -86,6 +93,8 @@ class MergeRecipe:
     def to_record(self) -> dict[str, Any]:
         """As JSON values; what plays no part is left out."""
         record: dict[str, Any] = {"pipeline": self.pipeline.text}
+        if self.pipeline.own_steps:
+            record["own_steps"] = self.pipeline.own_steps
         if self.weights is not None:
             record["weights"] = list(self.weights)
         if self.pipeline.random:

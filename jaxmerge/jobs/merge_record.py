@@ -11,7 +11,7 @@ from jaxmerge.io.errors import show
 from jaxmerge.io.fields import check_fields
 from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLES
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.spec import STEPS, Pipeline, PipelineError, parse
 
 _OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
 
@@ -79,6 +79,17 @@ def _check_inputs(record: Mapping[str, Any], path: Path) -> None:
 def _check_recipe(record: Mapping[str, Any], path: Path) -> None:
     """What the fields of a recipe must be together."""
     recipe = record["recipe"]
+    for name in recipe.get("own_steps", {}):
+        if name in STEPS and STEPS[name].own is None:
+            raise AdapterError(
+                f"{path}: field recipe.own_steps.{name}: is a step of jaxmerge"
+            )
+        if name not in steps_named(record):
+            raise AdapterError(
+                f"{path}: field recipe.own_steps.{name}: is not in the pipeline"
+            )
+    if missing_steps(record):
+        return  # without them the text cannot be read
     if kind(record) == "learned":
         from jaxmerge.jobs.learn_recipe import LearnRecipe
 
@@ -125,6 +136,17 @@ def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -
 def kind(record: Mapping[str, Any]) -> str:
     """The entry of the recipe that says how the merge was made."""
     return "learned" if "learned" in record["recipe"] else "pipeline"
+
+
+def steps_named(record: Mapping[str, Any]) -> set[str]:
+    """What stands in the text of the pipeline where steps stand."""
+    segments = record["recipe"][kind(record)].split("|")
+    return {segment.partition("(")[0].strip() for segment in segments}
+
+
+def missing_steps(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Steps of the merge that are not of jaxmerge, nor registered in this process."""
+    return tuple(x for x in record["recipe"].get("own_steps", {}) if x not in STEPS)
 
 
 def input_paths(

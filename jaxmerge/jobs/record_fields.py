@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from jaxmerge.io.fields import (
     COUNT,
+    DIGEST,
     DIGESTS,
     FLAG,
     NUMBER,
@@ -26,6 +27,10 @@ ROLES = ("statistics", "base", "data")  # of what a merge reads beside the adapt
 SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
 
 _ANY = Value("anything", lambda _: True)
+_OWN_STEPS = Table(
+    Fields({"kind": TEXT, "functions": Items(TEXT, least=1), "sha256": Maybe(DIGEST)}),
+    names=Value("names of steps", lambda name: name.isidentifier() and name.isascii()),
+)
 _FILES = Fields({"path": PATH, "sha256": DIGESTS})
 _RANK = Value(
     "a whole number of at least 1 or 'auto'",
@@ -69,6 +74,7 @@ _OF_PIPELINE = Fields(
     {"pipeline": TEXT},
     {
         "weights": Maybe(Items(NUMBER)),
+        "own_steps": _OWN_STEPS,
         "seed": Maybe(WHOLE),
         "files": Table(_FILES, names=one_of(ROLES)),
         "sample": Fields(
@@ -80,6 +86,7 @@ _OF_PIPELINE = Fields(
 _OF_LEARNED = Fields(
     {"learned": TEXT},
     {
+        "own_steps": _OWN_STEPS,
         **dict.fromkeys(("loss", "start", "objective", "optimizer"), TEXT),
         **dict.fromkeys(("temperature", "alpha", "logit_scale", "initial"), NUMBER),
         **dict.fromkeys(("shared", "accumulate", "pico"), FLAG),

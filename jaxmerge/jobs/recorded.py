@@ -19,8 +19,9 @@ from jaxmerge.io.opening import task_names
 from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.io.replaceable import CARD_FILE, entries
 from jaxmerge.jobs.compare import Difference
-from jaxmerge.jobs.merge_record import kind
+from jaxmerge.jobs.merge_record import kind, missing_steps, steps_named
 from jaxmerge.jobs.record_fields import unknown_entries
+from jaxmerge.spec import STEPS
 from jaxmerge.tasks.record import HISTORY_FILE
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def record_differences(
                 says = f"is {found!r}, expected {expected!r}"
                 yield Difference(f"{where}.{name}", says)
         yield from files_differences(f"{where}.sha256", entry["sha256"], source.sha256)
+    told = record["recipe"].get("own_steps", {})
+    for name in sorted(steps_named(record) & STEPS.keys() - told.keys()):
+        if STEPS[name].own is not None:
+            where = f"{RECORD_FILE}: recipe.own_steps"
+            yield Difference(where, f"does not name {name}, which is not of jaxmerge")
     found, expected = (r["output"]["kind"] for r in (record, _record_of(again)))
     if found != expected:
         yield Difference(
@@ -162,6 +168,9 @@ def notes(
     other = [f"{e['name']} is {path}" for e, name, path in names if e["name"] != name]
     if other:
         yield f"names that only the record gives: {', '.join(other)}"
+    yield from _of_own_steps(record["recipe"])
+    if missing_steps(record):
+        yield "the card and the numbers of the merge are as the folder and record say"
     unknown = unknown_entries(record["recipe"], kind(record))
     if unknown:
         yield f"entries of the recipe that nothing reads: {', '.join(unknown)}"
@@ -170,6 +179,19 @@ def notes(
             f"of the fit itself, {HISTORY_FILE} and how it was made are as the record "
             "says"
         )
+
+
+def _of_own_steps(recipe: Mapping[str, Any]) -> Iterator[str]:
+    for name, told in recipe.get("own_steps", {}).items():
+        made_by = f"the step {name} is not of jaxmerge but "
+        made_by += " and ".join(told["functions"])
+        own = STEPS[name].own if name in STEPS else None
+        if own is None or own == told:
+            yield made_by
+        else:
+            same = own["functions"] == told["functions"]
+            how = "with other source" if same else "in its place"
+            yield f"{made_by}; {' and '.join(own['functions'])} is registered {how}"
 
 
 def _record_of(again: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jaxmerge.jobs.merge_record import (
     files_of,
     input_paths,
     kind,
+    missing_steps,
     paths_read,
     read_record,
 )
@@ -49,6 +50,8 @@ class Verified:
       recomputed: whether the merge was computed again; not if its inputs changed.
       tolerance: relative difference of a module that counts as rounding.
       read_by_fit: role -> "unchanged", "changed" or "missing", of what a fit read.
+      missing_steps: steps that are not of jaxmerge, nor registered in this process, so
+        that only digests were compared.
       notes: what the folder or its record hold that nothing can be compared with.
     """
 
@@ -58,6 +61,7 @@ class Verified:
     recomputed: bool
     tolerance: float
     read_by_fit: dict[str, str]
+    missing_steps: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,6 +74,11 @@ class Verified:
         )
 
     @property
+    def ok(self) -> bool:
+        """Whether the merge was found again, up to rounding."""
+        return not self.serious and not self.missing_steps
+
+    @property
     def largest(self) -> float:
         """The largest relative difference that was measured."""
         sizes = (d.size for d in self.differences if d.size is not None)
@@ -80,9 +89,10 @@ class Verified:
         then = self.record["versions"]
         return {
             "path": self.path,
-            "ok": not self.serious,
-            "identical": not self.differences,
+            "ok": self.ok,
+            "identical": self.ok and not self.differences,
             "recomputed": self.recomputed,
+            "missing_steps": list(self.missing_steps),
             "largest_difference": self.largest,
             "tolerance": self.tolerance,
             "differences": [found._asdict() for found in self.differences],
@@ -108,8 +118,10 @@ def verify(
 
     Inputs, statistics and outputs are also checked against the SHA-256 in its record,
     and the record against what was read: everything in the folder is compared, or told
-    in a note. Of a learned merge the coefficients are taken as they were stored, the
-    fit is not repeated.
+    in a note. Where a step is neither of jaxmerge nor registered in this process
+    (`jaxmerge.register_step`), digests are compared and nothing is computed: the result
+    names the step and is not ``ok``. Of a learned merge the coefficients are taken as
+    they were stored, the fit is not repeated.
 
     Args:
       folder: written by `jaxmerge.merge` or `jaxmerge.learn`.
@@ -135,9 +147,10 @@ def verify(
     if tolerance is None:
         tolerance = _rounding(record["output"]["dtype"])
     found = [*_changed_inputs(record, paths), *_changed_reading(record, read)]
-    changed = bool(found)
+    missing = missing_steps(record)
+    recomputed = not found and not missing
     found += _changed_outputs(record, folder)
-    if changed:
+    if not recomputed:
         found += unnamed_files(folder, record, None)
     else:
         with progress("computing again", 1) as advance:
@@ -147,7 +160,8 @@ def verify(
         path=str(folder),
         record=record,
         differences=tuple(found),
-        recomputed=not changed,
+        recomputed=recomputed,
+        missing_steps=missing,
         tolerance=tolerance,
         read_by_fit=_read_by_fit(record),
         notes=tuple(notes(folder, record, paths)),

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_stack
 from jaxmerge.mergers.spaces import project_knots
+from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import concatenate
 from jaxmerge.types import AdapterStack, Learned, LowRank, Post, Update
 
@@ -108,6 +110,7 @@ def tara_b(*, initial: float = 0.4) -> Learned:
         return jnp.full((basis.tasks, basis.u.shape[1]), initial, basis.u.dtype)
 
     def apply(phi: jax.Array, basis: SharedDirections) -> LowRank:
+        _check_phi(phi, (basis.tasks, basis.u.shape[1]))
         core = basis.coordinates * phi[basis.owners].T
         return LowRank(b=basis.u, a=linalg.matmul(core, basis.a))
 
@@ -160,18 +163,26 @@ def compose(
 # Not closures, so that `map_modules` compiles each of them once for all starts.
 
 
+def _check_phi(phi: jax.Array, expected: tuple[int, ...]) -> None:
+    if jnp.shape(phi) != expected:
+        raise Refusal(f"coefficients {jnp.shape(phi)}, expected {expected}")
+
+
 def _single_directions(stack: AdapterStack) -> Directions:
+    check_stack(tara_a, stack)
     b, a = concatenate(stack)
     count = a.shape[0]
     return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
 
 
 def _directions_of_tasks(stack: AdapterStack) -> Directions:
+    check_stack(adamerging, stack)
     b, a = concatenate(stack)
     return Directions(b=b, a=a, owners=_owners(stack), coefficients=len(stack.ranks))
 
 
 def _shared_directions(stack: AdapterStack) -> SharedDirections:
+    check_stack(tara_b, stack)
     _, u = project_knots(stack)
     b, a = concatenate(stack)
     return SharedDirections(
@@ -198,4 +209,5 @@ def _owners(stack: AdapterStack) -> jax.Array:
 
 
 def _weigh_directions(phi: jax.Array, basis: Directions) -> LowRank:
+    _check_phi(phi, (basis.coefficients,))
     return LowRank(b=basis.b * phi[basis.owners][None, :], a=basis.a)

@@ -18,6 +18,7 @@ from jaxmerge.learning.objectives import cosine_distance, divergence
 from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates, batches_by_task, check_tasks
 from jaxmerge.models.adapt import Apply, with_updates
+from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.types import AdapterStack
 
@@ -165,6 +166,15 @@ def teacher_answers(
     return answers
 
 
+def _check_taught(batch: Mapping[str, Any]) -> None:
+    for task, taught in batch.items():
+        if not isinstance(taught, Taught):
+            raise Refusal(
+                f"the batch of {task!r} is a {type(taught).__name__}; expected "
+                "jaxmerge.Taught, inputs with the answers of their teacher, or teachers"
+            )
+
+
 def _taught_losses(
     apply: Apply,
     answer: Callable[[str, Any], jax.Array],
@@ -177,6 +187,7 @@ def _taught_losses(
         params: Any, updates: Updates, batch: Mapping[str, Any]
     ) -> dict[str, jax.Array]:
         if teachers is None:
+            _check_taught(batch)
             inputs = {task: taught.inputs for task, taught in batch.items()}
             known = {task: taught.answers for task, taught in batch.items()}
         else:

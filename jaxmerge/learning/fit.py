@@ -26,6 +26,7 @@ from jaxmerge.learning.step import (
     Problem,
     Record,
     Scalarise,
+    check_preference,
     check_tasks,
     first_state,
     gradient,
@@ -147,6 +148,7 @@ def fit(
     1.500
     """
     check_tasks(tasks, stacks)
+    check_preference(tasks, preference, front=True)
     if steps < 1:
         raise ValueError(f"fit: steps={steps}; at least one is needed")
     problem = Problem(learned, tuple(tasks), losses, scalarise, penalty)

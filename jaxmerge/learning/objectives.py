@@ -1,11 +1,14 @@
 """Objectives without labels: entropy of predictions, inputs outside of an adapter's
 reach, and how to weigh the tasks."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_shapes
 
 
 def entropy(
@@ -24,6 +27,7 @@ def entropy(
     >>> print(entropy(jnp.zeros((3, 2))).round(4))
     0.6931
     """
+    check_shapes(entropy, logits=(logits, "[..., classes]"))
     if jnp.finfo(logits.dtype).bits < 32:
         logits = logits.astype(jnp.float32)
     p = jax.nn.softmax(logits * jnp.asarray(logit_scale, logits.dtype), axis=-1)
@@ -45,6 +49,7 @@ def mean_prediction_entropy(
     >>> print(mean_prediction_entropy(jnp.array([[99.0, 0.0], [0.0, 99.0]])).round(4))
     0.6931
     """
+    check_shapes(mean_prediction_entropy, logits=(logits, "[..., classes]"))
     p = jax.nn.softmax(_wide(logits) * jnp.asarray(logit_scale, _wide(logits).dtype))
     mean = jnp.mean(p.reshape(-1, p.shape[-1]), axis=0)
     positive = mean > 0
@@ -77,6 +82,11 @@ def divergence(
     >>> print(divergence(same, same), divergence(same, other).round(4))
     0.0 0.3278
     """
+    pair = {
+        "teacher": (teacher, "[..., classes]"),
+        "student": (student, "[..., classes]"),
+    }
+    check_shapes(divergence, **pair, mask=(mask, "[...]"))
     tau = jnp.asarray(temperature, _wide(student).dtype)
     log_p = jax.nn.log_softmax(_wide(teacher) / tau)
     log_q = jax.nn.log_softmax(_wide(student) / tau)
@@ -92,6 +102,8 @@ def cosine_distance(
     >>> print(cosine_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
     1.0
     """
+    pair = {"teacher": (teacher, "[..., d]"), "student": (student, "[..., d]")}
+    check_shapes(cosine_distance, **pair, mask=(mask, "[...]"))
     x, y = _wide(teacher), _wide(student)
     sizes = linalg.root(jnp.sum(x * x, -1)) * linalg.root(jnp.sum(y * y, -1))
     return _masked_mean(1 - linalg.divide(jnp.sum(x * y, axis=-1), sizes), mask)
@@ -105,6 +117,8 @@ def squared_distance(
     >>> print(squared_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
     5.0
     """
+    pair = {"teacher": (teacher, "[..., d]"), "student": (student, "[..., d]")}
+    check_shapes(squared_distance, **pair, mask=(mask, "[...]"))
     apart = _wide(teacher) - _wide(student)
     return _masked_mean(jnp.mean(apart * apart, axis=-1), mask)
 
@@ -125,6 +139,7 @@ def row_basis(a: jax.Array) -> jax.Array:
 
     Columns beyond the rank of A are zero, so padded rows change nothing.
     """
+    check_shapes(row_basis, a=(a, "[..., r, n]"))
     return linalg.transpose(linalg.svd(a)[2])
 
 
@@ -155,6 +170,8 @@ def null_space_ratio(
     >>> print(null_space_ratio(inputs, basis).round(4))
     0.9
     """
+    rows = {"inputs": (inputs, "[..., n]"), "basis": (basis, "[n, r]")}
+    check_shapes(null_space_ratio, **rows, mask=(mask, "[...]"))
     if jnp.finfo(inputs.dtype).bits < 32:
         inputs = inputs.astype(jnp.float32)
     z = inputs.reshape(-1, inputs.shape[-1])
@@ -197,6 +214,7 @@ def smooth_tchebycheff(
     >>> print(smooth_tchebycheff(losses, alpha=0.01).round(4))
     1.5
     """
+    _check_of_tasks(smooth_tchebycheff, values, preference, anchors)
     gaps = _gaps(values, anchors)
     weighted = _preference(preference, values) * (jnp.abs(gaps) if absolute else gaps)
     alpha = jnp.asarray(alpha, values.dtype)
@@ -214,7 +232,22 @@ def linear_scalarisation(
     >>> print(linear_scalarisation(jnp.array([1.0, 3.0])))
     2.0
     """
+    _check_of_tasks(linear_scalarisation, values, preference, anchors)
     return jnp.sum(_preference(preference, values) * _gaps(values, anchors))
+
+
+def _check_of_tasks(
+    scalarise: Callable[..., jax.Array],
+    values: jax.Array,
+    preference: ArrayLike | None,
+    anchors: ArrayLike | None,
+) -> None:
+    check_shapes(
+        scalarise,
+        values=(values, "[T]"),
+        preference=(preference, "[T]"),
+        anchors=(anchors, "[T]"),
+    )
 
 
 def _gaps(values: jax.Array, anchors: ArrayLike | None) -> jax.Array:
@@ -236,6 +269,7 @@ def effective_rank(singular_values: jax.Array) -> jax.Array:
     >>> print(effective_rank(jnp.array([2.0, 2.0, 0.0])).round(4))
     2.0
     """
+    check_shapes(effective_rank, singular_values=(singular_values, "[k]"))
     total = jnp.sum(singular_values)
     p = linalg.divide(singular_values, total)
     positive = p > 0

@@ -14,6 +14,7 @@ from jaxmerge.learning.step import (
     Phis,
     Problem,
     Scalarise,
+    check_preference,
     check_tasks,
     first_phis,
     scalarised,
@@ -85,6 +86,7 @@ def search_start(
     0.4
     """
     check_tasks(tasks, stacks)
+    check_preference(tasks, preference)
     problem = Problem(learned, tuple(tasks), losses, scalarise)
     bases = map_modules(learned.prepare, stacks)
     first = first_phis(learned, bases, shared=shared)

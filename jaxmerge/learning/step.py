@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxmerge.doors import check_model
 from jaxmerge.learning.apply import SHARED, check_coefficients, merge
+from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.types import AdapterStack, Learned, Update
 
@@ -107,6 +109,12 @@ def scalarised(
     problem: Problem, losses: Mapping[str, jax.Array], preference: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Objective without its penalty, and the losses [T] in the order of the tasks."""
+    for task in problem.tasks:
+        if jnp.shape(losses[task]) != ():
+            raise Refusal(
+                f"the loss of {task!r} has shape {jnp.shape(losses[task])}; expected "
+                "one number, such as its mean over the batch"
+            )
     values = jnp.stack([losses[task] for task in problem.tasks])
     return problem.scalarise(values, preference=preference), values
 
@@ -224,11 +232,27 @@ def single_adapter_losses(
 
 def check_tasks(tasks: Sequence[str], stacks: Mapping[str, AdapterStack]) -> None:
     """Refuses names that are not one for each adapter."""
+    check_model("learning", stacks)
     for name, stack in stacks.items():
         if len(stack.ranks) != len(tasks):
             raise ValueError(
                 f"{name}: {len(stack.ranks)} adapters, but {len(tasks)} tasks"
             )
+
+
+def check_preference(
+    tasks: Sequence[str], preference: Any, *, front: bool = False
+) -> None:
+    """Refuses what is not one number for each task, or several rows of them."""
+    shape = None if preference is None else jnp.shape(preference)
+    if shape is None or shape == (len(tasks),):
+        return
+    if not (front and len(shape) == 2 and shape[1] == len(tasks)):
+        several = f" or [P, {len(tasks)}]" if front else ""
+        raise Refusal(
+            f"preference: expected [{len(tasks)}]{several}, one number for each task, "
+            f"got {shape}"
+        )
 
 
 def batches_by_task(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxmerge.doors import check_matrices, check_shapes
 from jaxmerge.mergers.trim import check_density
 from jaxmerge.types import RealLike, Rule
 
@@ -34,6 +35,7 @@ def dare(rule: Rule, *, density: RealLike) -> Rule:
     check_density(density)
 
     def merge(matrices: jax.Array, *, key: jax.Array, **extra: Any) -> jax.Array:
+        check_matrices(rule, matrices)
         here, rest = jax.random.split(key)
         kept = jnp.asarray(density, matrices.dtype)
         return rule(_thin(matrices, kept, here), key=rest, **extra)
@@ -71,6 +73,7 @@ def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
         )
 
     def merge(matrices: jax.Array, *, key: jax.Array, **extra: Any) -> jax.Array:
+        check_matrices(rule, matrices)
         here, rest = jax.random.split(key)
         kept = della_probabilities(matrices, density=density, epsilon=epsilon)
         return rule(_thin(matrices, kept, here), key=rest, **extra)
@@ -87,6 +90,7 @@ def della_probabilities(
     >>> print(della_probabilities(row, density=0.5, epsilon=0.25))
     [[0.75 0.25 0.5 ]]
     """
+    check_shapes(della_probabilities, matrices=(matrices, "[..., p, q]"))
     columns = matrices.shape[-1]
     density = jnp.asarray(density, matrices.dtype)
     if columns == 1:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.doors import check_matrices
+from jaxmerge.doors import check_matrices, check_shapes
+from jaxmerge.refusals import Refusal
 
 
 def emr(matrices: jax.Array, **extra: Any) -> jax.Array:
@@ -45,6 +46,7 @@ class EmrParts(NamedTuple):
 
 def emr_parts(matrices: jax.Array) -> EmrParts:
     """Unified update, masks and mean magnitudes of one module, from [T, p, q]."""
+    check_matrices(emr_parts, matrices)
     unified = emr(matrices)
     masks = matrices * unified[None] > 0
     return EmrParts(
@@ -64,7 +66,21 @@ def emr_rescalers(parts: dict[str, EmrParts]) -> jax.Array:
     official code every module counts the same whatever its size, where the paper's
     formula is the ratio of two norms over all entries.
     """
+    _check_parts(parts)
     magnitudes = sum(part.magnitudes for part in parts.values())
     masked = sum(part.masked_magnitudes for part in parts.values())
     none = (masked == 0) & jnp.isfinite(magnitudes)
     return jnp.where(none, 0, magnitudes / jnp.where(none, 1, masked))
+
+
+def _check_parts(parts: Any) -> None:
+    """Refuses what are no parts of modules, of the same tasks."""
+    if not isinstance(parts, dict) or not all(
+        isinstance(part, EmrParts) for part in parts.values()
+    ):
+        raise Refusal(
+            "emr_rescalers takes module -> parts, those that emr_parts makes of the "
+            "matrices of each module"
+        )
+    axes = {f"parts of {m}": (part.magnitudes, "[T]") for m, part in parts.items()}
+    check_shapes(emr_rescalers, **axes)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_model
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.regmean import least_squares_rows
 from jaxmerge.models.adapt import Apply, with_taps, with_updates
@@ -99,6 +100,7 @@ def iteris(
     both, so a single adapter comes back unchanged. Without ``sample.base`` an adapter
     that is zero has no weight; it always has W0.
     """
+    check_model(iteris, stacks)
     apply, params, batches, mask, base = sample
     tasks = {len(stack.ranks) for stack in stacks.values()}
     if tasks != {len(batches)} or iterations < 1:

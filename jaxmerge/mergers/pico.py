@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxmerge import linalg
-from jaxmerge.doors import check_stack, check_update
+from jaxmerge.doors import check_adapters_of, check_stack, check_update
 from jaxmerge.stacks import concatenate, near_norms
 from jaxmerge.types import AdapterStack, Calibration, Merger, Update
 from jaxmerge.updates import calibrated, near_one, scale, squares_root
@@ -46,6 +46,7 @@ def restore_norm(update: Update, *, stack: AdapterStack, **extra: Any) -> Update
     ``gamma = (sum_t ||B_t A_t|| / T) / ||update||``; an update that is zero stays zero.
     """
     check_update(restore_norm, update, extra)
+    check_adapters_of(restore_norm, update, stack)
     near, unit = near_one(update)
     norms, units = near_norms(stack)
     # in units of the update, so that neither norm has to be in range by itself

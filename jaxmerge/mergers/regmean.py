@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 from jaxmerge import linalg
 from jaxmerge.doors import check_stack
 from jaxmerge.stacks import concatenate, weigh
+from jaxmerge.stats.matching import check_fits
 from jaxmerge.stats.moments import (
     Statistics,
-    check_fits,
     equal_parts,
     mean_square,
     scale_features,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.doors import check_stack
+from jaxmerge.doors import check_merged, check_stack
 from jaxmerge.stacks import concatenate, present_factors, task_weights
 from jaxmerge.types import AdapterStack, LowRank, Merger, Rule, Space, Update
 
@@ -146,7 +146,9 @@ def in_space(space: Space, rule: Rule) -> Merger:
         if space.size is not None:
             extra["size"] = space.size(matrices, basis)
         ranks = tuple(stack.ranks[t] for t in stack.present)
-        return space.rebuild(rule(matrices, ranks=ranks, **extra), basis)
+        merged = rule(matrices, ranks=ranks, **extra)
+        check_merged(rule, matrices, merged)
+        return space.rebuild(merged, basis)
 
     return merge
 

@@ -33,6 +33,7 @@ def sign_of_sum(matrices: jax.Array) -> jax.Array:
     >>> print(sign_of_sum(jnp.array([[[3.0, -1.0]], [[-1.0, -1.0]]])))
     [[ 1. -1.]]
     """
+    check_matrices(sign_of_sum, matrices)
     signs = jnp.sign(sum(matrices))
     majority = jnp.sign(jnp.sum(signs.astype(counter())))
     return jnp.where(signs == 0, majority.astype(signs.dtype), signs)
@@ -44,18 +45,21 @@ def sign_of_count(matrices: jax.Array) -> jax.Array:
     >>> print(sign_of_count(jnp.array([[[3.0]], [[-1.0]], [[-1.0]]])))
     [[-1.]]
     """
+    check_matrices(sign_of_count, matrices)
     votes = sum(jnp.sign(matrices))
     return jnp.where(votes >= 0, 1, -1).astype(matrices.dtype)
 
 
 def mean_of_agreeing(matrices: jax.Array) -> jax.Array:
     """The disjoint mean: sum over tasks divided by the number of non-zero entries."""
+    check_matrices(mean_of_agreeing, matrices)
     count = jnp.sum(matrices != 0, axis=0)
     return sum(matrices) / jnp.maximum(count, 1).astype(matrices.dtype)
 
 
 def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
     """The disjoint sum: the sum over tasks of the values that agree."""
+    check_matrices(sum_of_agreeing, matrices)
     return sum(matrices, jnp.zeros((), matrices.dtype))
 
 
@@ -65,6 +69,7 @@ def largest_of_agreeing(matrices: jax.Array) -> jax.Array:
     >>> print(largest_of_agreeing(jnp.array([[[1.0, -1.0]], [[3.0, -2.0]]])))
     [[ 3. -2.]]
     """
+    check_matrices(largest_of_agreeing, matrices)
     largest, smallest = reduce(jnp.maximum, matrices), reduce(jnp.minimum, matrices)
     return jnp.where(largest >= -smallest, largest, smallest)
 

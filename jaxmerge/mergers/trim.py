@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxmerge.doors import check_matrices
+from jaxmerge.refusals import Refusal
 from jaxmerge.types import RealLike, Rule
 
 
@@ -43,6 +44,7 @@ def trim(rule: Rule, *, density: RealLike) -> Rule:
     def merge(
         matrices: jax.Array, *, size: jax.Array | None = None, **extra: Any
     ) -> jax.Array:
+        check_matrices(rule, matrices)
         return rule(keep_largest(matrices, density, size=size), size=size, **extra)
 
     return merge
@@ -133,6 +135,18 @@ def magnitude_threshold(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Ar
     >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
     [2.]
     """
+    if hasattr(blocks, "shape") or not blocks:
+        raise Refusal(
+            "magnitude_threshold takes a list of arrays [T, ...], at least one; put "
+            "one array into a list"
+        )
+    for block in blocks:
+        if block.shape[:1] != blocks[0].shape[:1] or block.dtype != blocks[0].dtype:
+            raise Refusal(
+                "magnitude_threshold takes arrays [T, ...] of one T and dtype, got "
+                f"{block.dtype} {block.shape} beside {blocks[0].dtype} "
+                f"{blocks[0].shape}"
+            )
     return _bisect(blocks, count)
 
 

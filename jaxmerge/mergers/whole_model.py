@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from jaxmerge.doors import check_merged, check_model
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.trim import above, check_density, kept_count, magnitude_threshold
 from jaxmerge.stacks import task_weights
-from jaxmerge.stats.moments import Statistics, check_statistics
+from jaxmerge.stats.matching import check_statistics
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import (
     AdapterStack,
     Calibration,
@@ -59,6 +61,7 @@ def each_module(merger: Merger) -> ModelMerger:
     def merge(
         stacks: Stacks, *, stats: Mapping[str, Statistics] | None = None, **extra: Any
     ) -> dict[str, Update]:
+        check_model(merger, stacks)
         if stats is None:
             return map_modules(merger, stacks, **extra)
         check_statistics(stacks, stats)
@@ -83,6 +86,7 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
         **extra: Any,
     ) -> dict[str, Update]:
         devices = {"chunk": chunk, "mesh": mesh}
+        check_model(merger, stacks)
         seen = map_modules(prepare, stacks, **devices) if prepare else stacks
         updates = merger(seen, **extra, **devices)
         of_posts = {name: extra[name] for name in extra if name not in _OF_MERGERS}
@@ -165,6 +169,7 @@ def trim_whole_model(rule: Rule, space: Space, *, density: RealLike) -> ModelMer
         mesh: Mesh | None = None,
         **extra: Any,
     ) -> dict[str, Update]:
+        check_model(trim_whole_model, stacks)
         devices = {"chunk": chunk, "mesh": mesh}
         projected = map_modules(project, stacks, weights=weights, **devices)
         blocks = [matrices for matrices, _, _ in projected.values()]
@@ -203,6 +208,8 @@ def _merge_above(space: Space, rule: Rule) -> Callable[..., Update]:
         matrices, basis, _ = projected
         kept = above(matrices, threshold)[jnp.asarray(stack.present)]
         ranks = tuple(stack.ranks[t] for t in stack.present)
-        return space.rebuild(rule(kept, ranks=ranks, **extra), basis)
+        merged = rule(kept, ranks=ranks, **extra)
+        check_merged(rule, kept, merged)
+        return space.rebuild(merged, basis)
 
     return merge

@@ -3,8 +3,9 @@
 Importing this package does not import JAX; running a pipeline does.
 """
 
-from jaxmerge.spec.checks import check_statistics, check_weights
+from jaxmerge.spec.checks import check_statistics, check_weighted, check_weights
 from jaxmerge.spec.grammar import PipelineError
+from jaxmerge.spec.own import register_step
 from jaxmerge.spec.pipeline import Pipeline, parse
 from jaxmerge.spec.presets import PRESETS, method_markdown, method_table
 from jaxmerge.spec.steps import STEPS
@@ -15,8 +16,10 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "check_statistics",
+    "check_weighted",
     "check_weights",
     "method_markdown",
     "method_table",
     "parse",
+    "register_step",
 ]

@@ -19,6 +19,7 @@ NOT_NEGATIVE = Accepts("a number of at least 0", float, lambda x: x >= 0)
 POSITIVE = Accepts("a number above 0", float, lambda x: x > 0)
 WINDOW = Accepts("a number in [0, 0.5)", float, lambda x: 0 <= x < 0.5)
 COUNT = Accepts("a whole number of at least 1", int, lambda x: x >= 1)
+WHOLE = Accepts("a whole number", int)
 FLAG = Accepts("True or False", bool)
 SIGN = _one_of("jaxmerge.mergers.ties", "sign_of_sum", "sign_of_count")
 COMBINE = _one_of(

@@ -85,7 +85,8 @@ def _rule(calls: Sequence[Call]) -> Rule:
 
 def _space(calls: Sequence[Call]) -> Space:
     (space,) = _calls_of(calls, "space")
-    return _configured(space)() if space.step.arguments else resolve(space.step.target)
+    found = _configured(space)
+    return found if isinstance(found, Space) else found()
 
 
 def _calibrations(calls: Sequence[Call]) -> list[Calibration]:

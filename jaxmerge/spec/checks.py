@@ -43,15 +43,22 @@ def check_statistics(pipeline: "Pipeline", *, given: bool) -> None:
         )
 
 
+def check_adapters(pipeline: "Pipeline", stacks: "Stacks") -> None:
+    """Refuses what is no stack of adapters for each module."""
+    from jaxmerge.doors import check_model
+
+    check_model(f"pipeline {pipeline.text!r}", stacks)
+
+
 def check_loaded(
     pipeline: "Pipeline", stacks: "Stacks", stats: "Mapping[str, Statistics]"
 ) -> None:
     """Refuses statistics of other adapters, and sketches where moments are needed."""
-    from jaxmerge.stats import moments
+    from jaxmerge.stats import matching
     from jaxmerge.stats.moments import Sketch
 
     try:
-        moments.check_statistics(stacks, stats)
+        matching.check_statistics(stacks, stats)
     except ValueError as error:
         raise PipelineError(str(error)) from None
     shrinking = any(
@@ -127,6 +134,17 @@ def checked_key(pipeline: "Pipeline", key: "jax.Array | None") -> "jax.Array | N
             "needs key=jax.random.key(<seed>)"
         )
     return key if drawing else None
+
+
+def check_weighted(pipeline: "Pipeline", weights: Any) -> None:
+    """Refuses weights where a merger takes none."""
+    heedless = [call.name for call in pipeline.calls if not call.step.weighted]
+    if heedless and weights is not None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r}: {heedless[0]} takes no weights; leave out ",
+            Option("weights"),
+            ", or let its function take them",
+        )
 
 
 def check_weights(weights: Sequence[float], tasks: int) -> np.ndarray:

@@ -59,7 +59,13 @@ class Call(NamedTuple):
 
     @property
     def step(self) -> Step:
-        return STEPS[self.name]
+        step = STEPS.get(self.name)
+        if step is None or step.arguments.keys() != dict(self.arguments).keys():
+            raise PipelineError(
+                f"the step {self.name!r} is not what it was when this pipeline was "
+                "read; read its text again by jaxmerge.parse"
+            )
+        return step
 
     def __str__(self) -> str:
         given = {

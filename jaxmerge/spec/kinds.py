@@ -73,7 +73,8 @@ class Step(NamedTuple):
 
     Attributes:
       kind: where in a pipeline it may stand.
-      target: ``module:name`` of the function, or of the `Calibration`.
+      target: ``module:name`` of the function, or of the `Calibration`; of a step that
+        a user has registered, the thing itself.
       says: what it does, in a few words.
       arxiv: where it is from, "" for what needs no reference.
       arguments: keyword -> what it accepts.
@@ -92,11 +93,13 @@ class Step(NamedTuple):
       homogeneous: its result is multiplied by c when all adapters are, so that very
         small ones can be merged at an ordinary scale.
       published: of a learned merger, how its source fits it.
+      weighted: it takes weights of the tasks, or stands where they need not concern it.
+      own: of a step that a user has registered, what records say of it; None of ours.
       problem: what is wrong with the arguments together, "" if nothing.
     """
 
     kind: Kind
-    target: str
+    target: Any
     says: str
     arxiv: str = ""
     arguments: Mapping[str, Argument] = {}
@@ -111,10 +114,14 @@ class Step(NamedTuple):
     statistics: bool = False
     homogeneous: bool = True
     published: Published | None = None
+    weighted: bool = True
+    own: Mapping[str, Any] | None = None
     problem: Callable[[Mapping[str, Any]], str] = lambda _: ""
 
 
-def resolve(target: str) -> Any:
-    """Imports what ``module:function`` names."""
+def resolve(target: Any) -> Any:
+    """Imports what ``module:function`` names; what is no text is the thing itself."""
+    if not isinstance(target, str):
+        return target
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -89,6 +89,12 @@ class Pipeline:
         return any(call.step.kind == "learned merger" for call in self.calls)
 
     @property
+    def own_steps(self) -> dict[str, Any]:
+        """Steps that are not of jaxmerge: name -> what records say of them."""
+        steps = {call.name: call.step.own for call in self.calls}
+        return {name: dict(own) for name, own in steps.items() if own is not None}
+
+    @property
     def needs(self) -> tuple[Option, ...]:
         """Options that `jaxmerge.merge`, or `jaxmerge.learn`, has to be given with it.
 
@@ -207,10 +213,12 @@ class Pipeline:
         >>> print(jm.dense(merged["q_proj"]))
         [[2.5]]
         """
+        checks.check_adapters(self, stacks)
         checks.check_ranks(self, {name: x.ranks for name, x in stacks.items()})
         checks.check_statistics(self, given=stats is not None)
         checks.check_sample(self, sample, stacks)
         checks.check_coefficients(self, phis, weights)
+        checks.check_weighted(self, weights)
         given: dict[str, Any] = {
             "weights": checks.checked_weights(weights, stacks),
             "key": checks.checked_key(self, key),

@@ -157,6 +157,8 @@ def method_table() -> list[MethodRow]:
     presets = dict(PRESETS)
     for name in names_of("merger", "model merger", "learned merger"):
         step = STEPS[name]
+        if step.own is not None:
+            continue
         presets[name] = Preset(step.says, name, step.arxiv, "no scale: 1")
     return [
         MethodRow(name, p.method, _space(p.pipeline), *p[1:], parse(name).needs)

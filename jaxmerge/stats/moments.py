@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
-from jaxmerge.types import AdapterStack
+from jaxmerge.doors import check_shapes
+from jaxmerge.refusals import Refusal
 
 
 class Moments(NamedTuple):
@@ -56,6 +57,7 @@ def moments_of(inputs: jax.Array, *, mask: jax.Array | None = None) -> Moments:
     >>> print(moments.count, moments.mean, moments.gram[0, 0])
     2.0 [2. 0.] 10.0
     """
+    check_shapes(moments_of, inputs=(inputs, "[..., n]"), mask=(mask, "[...]"))
     rows, count = counted_rows(inputs, mask)
     mean = linalg.divide(jnp.sum(rows, axis=0), count)
     return Moments(count=count, mean=mean, gram=linalg.matmul(rows.T, rows))
@@ -66,6 +68,7 @@ def sketch_of(inputs: jax.Array, *, size: int, mask: jax.Array | None = None) ->
 
     Cost: O(N n min(N, n)) for N tokens, O(N n) memory; no n x n array where N < n.
     """
+    check_shapes(sketch_of, inputs=(inputs, "[..., n]"), mask=(mask, "[...]"))
     rows, count = counted_rows(inputs, mask)
     mean = linalg.divide(jnp.sum(rows, axis=0), count)
     return _shrink(Sketch(count, mean, rows, jnp.zeros((), rows.dtype)), size)
@@ -86,6 +89,10 @@ def merge_moments(
     >>> print(both.mean, bool(jnp.allclose(both.gram, x.T @ x)))
     [3. 4.] True
     """
+    for part in (first, second):
+        check_moments(merge_moments, part, "[..., ")
+    means = {"first": (first.mean, "[..., n]"), "second": (second.mean, "[..., n]")}
+    check_shapes(merge_moments, **means)
     if isinstance(first, Moments) and isinstance(second, Moments):
         return Moments(*_joined(first, second), gram=first.gram + second.gram)
     if isinstance(first, Sketch) and isinstance(second, Sketch):
@@ -145,31 +152,36 @@ def stack_moments(
                 f"stack_moments: module {different[0]!r} has statistics in one of the "
                 f"tasks 0 and {number} only; collect the same modules for all tasks"
             )
+    for name, first in tasks[0].items():
+        for task in tasks:
+            check_moments(stack_moments, task[name], "[..., ")
+            if not isinstance(task[name], type(first)):
+                raise Refusal(
+                    f"stack_moments: module {name!r} has exact moments in some tasks "
+                    "and sketches in others; collect all of them alike"
+                )
+            one, other = (first.mean, "[..., n]"), (task[name].mean, "[..., n]")
+            check_shapes(stack_moments, one=one, other=other)
     return {
         name: jax.tree.map(lambda *x: jnp.stack(x), *(task[name] for task in tasks))
         for name in tasks[0]
     }
 
 
-def check_statistics(
-    stacks: Mapping[str, AdapterStack], stats: Mapping[str, Statistics]
-) -> None:
-    """Refuses statistics that lack a module of the adapters or do not fit it."""
-    for name, stack in stacks.items():
-        if name not in stats:
-            raise ValueError(f"no statistics of module {name!r}")
-        check_fits(name, stack, stats[name])
-
-
-def check_fits(name: str, stack: AdapterStack, stats: Statistics) -> None:
-    """Refuses stacked statistics of other tasks or inputs than a module has."""
-    expected = (len(stack.ranks), stack.a.shape[-1])
-    if stats.mean.shape != expected:
-        raise ValueError(
-            f"{name}: expected statistics of {expected[0]} tasks and {expected[1]} "
-            f"input features, got {stats.mean.shape}; stack those of all tasks in the "
-            "order of the adapters"
+def check_moments(function: Callable[..., Any], statistics: Any, leading: str) -> None:
+    """Refuses what are no statistics of inputs, with these axes before the others."""
+    if not isinstance(statistics, Moments | Sketch):
+        raise Refusal(
+            f"{function.__name__} takes jaxmerge.Moments or a jaxmerge.Sketch, got a "
+            f"{type(statistics).__name__}"
         )
+    square = isinstance(statistics, Moments)
+    check_shapes(
+        function,
+        mean=(statistics.mean, f"{leading}n]"),
+        gram=(statistics.gram if square else None, f"{leading}n, n]"),
+        rows=(None if square else statistics.rows, f"{leading}l, n]"),
+    )
 
 
 def times_gram(x: jax.Array, statistics: Statistics) -> jax.Array:
@@ -178,6 +190,12 @@ def times_gram(x: jax.Array, statistics: Statistics) -> jax.Array:
     >>> print(times_gram(jnp.ones((1, 2)), moments_of(jnp.array([[1.0, 2.0]] * 3))))
     [[3. 6.]]
     """
+    check_moments(times_gram, statistics, "[..., ")
+    if jnp.shape(x)[-1:] != statistics.mean.shape[-1:] or jnp.ndim(x) < 2:
+        raise Refusal(
+            f"times_gram takes x [..., k, n] and statistics of n features, got "
+            f"{jnp.shape(x)} and {statistics.mean.shape[-1]} features"
+        )
     share = linalg.divide(1, statistics.count)[..., None, None]
     if isinstance(statistics, Sketch):
         rows = statistics.rows
@@ -187,6 +205,7 @@ def times_gram(x: jax.Array, statistics: Statistics) -> jax.Array:
 
 def mean_square(statistics: Statistics) -> jax.Array:
     """Mean square of each input feature, [..., n]: the diagonal of G / count."""
+    check_moments(mean_square, statistics, "[..., ")
     if isinstance(statistics, Sketch):
         diagonal = jnp.sum(statistics.rows**2, axis=-2)
     else:
@@ -211,6 +230,7 @@ def equal_parts(statistics: Statistics) -> Statistics:
 
     ``sum_t G_t / count_t``: whoever has more tokens does not count more.
     """
+    check_moments(equal_parts, statistics, "[T, ")
     share = linalg.divide(1, statistics.count)
     one = jnp.ones((), share.dtype)
     mean = jnp.sum(statistics.mean, axis=0)
@@ -232,6 +252,7 @@ def shrink_off_diagonal(statistics: Statistics, *, keep: ArrayLike) -> Statistic
     [[1. 1.]
      [1. 4.]]
     """
+    check_moments(shrink_off_diagonal, statistics, "[..., ")
     if isinstance(keep, int | float) and keep == 1:
         return statistics
     if isinstance(statistics, Sketch):
@@ -248,8 +269,8 @@ def spectrum(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     d = n for `Moments`, the number of rows for a `Sketch`: the rest of its eigenvalues
     is 0. Those at the level of rounding noise are set to 0. They are data, so no
     derivative passes through them.
-    passes through it.
     """
+    check_moments(spectrum, statistics, "[")
     share = linalg.divide(1, statistics.count)
     if isinstance(statistics, Sketch):
         _, s, vt = linalg.svd(jax.lax.stop_gradient(statistics.rows))

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.doors import check_shapes, check_update
 from jaxmerge.stats.moments import (
     Moments,
     Statistics,
+    check_moments,
     equal_parts,
     shrink_off_diagonal,
     spectrum,
@@ -69,6 +71,9 @@ def osrm_init(
             "osrm_init: a sketch does not know the directions of least energy; collect "
             "exact moments, or give the rows of the sketch to osrm_null_space"
         )
+    check_moments(osrm_init, stats, "[T, ")
+    if own is not None:
+        check_moments(osrm_init, own, "[")
     tasks, n = stats.mean.shape
     if tasks == 0:
         raise ValueError(
@@ -123,6 +128,7 @@ def osrm_null_space(avoid: jax.Array, *, rank: int, key: jax.Array) -> jax.Array
     >>> print(a.shape, float(abs(a.sum(1)).max()) < 1e-6)
     (2, 4) True
     """
+    check_shapes(osrm_null_space, avoid=(avoid, "[k, n]"))
     k, n = avoid.shape
     if rank < 1 or rank + k > n:
         raise ValueError(
@@ -161,6 +167,9 @@ def osrm_project(update: Update, a: jax.Array, *, scaling: ArrayLike = 1.0) -> L
     >>> print(dense(osrm_project(update, a)), osrm_project(update, a, scaling=2.0).b)
     [[0. 2.]] [[1.]]
     """
+    check_update(osrm_project, update)
+    right = update.a if isinstance(update, LowRank) else update
+    check_shapes(osrm_project, update=(right, "[m, n]"), a=(a, "[r, n]"))
     u, s, vt = linalg.svd(a)
     inverse = linalg.divide(1, s)
     pseudo_inverse = linalg.matmul(vt.T * inverse[None, :], u.T)

@@ -1,0 +1,265 @@
+"""Every public function refuses arrays of other shapes, or says why it takes none.
+
+`doors_test` tries rules, mergers and posts in more detail. Nothing is compiled here: a
+refusal comes before any arithmetic.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmerge as jm
+
+ONE = np.ones((), np.float32)
+ROW = np.ones(3, np.float32)
+PLANE = np.ones((2, 3), np.float32)
+CUBE = np.ones((2, 2, 3), np.float32)
+STACK = jm.stack_adapters(
+    [(np.ones((2, 1)), np.ones((1, 3))), (np.ones((2, 1)), np.ones((1, 3)))]
+)
+OTHER = jm.stack_adapters([(np.ones((4, 1)), np.ones((1, 5)))] * 2)
+MODEL = {"q": STACK}
+TASKS = ("one", "two")
+MOMENTS = jm.Moments(ONE, ROW, np.ones((3, 3), np.float32))
+STACKED = jm.Moments(np.ones(2), PLANE, np.ones((2, 3, 3), np.float32))
+SKETCH = jm.Sketch(ONE, ROW, PLANE, ONE)
+FEW = jm.Moments(ONE, ROW[:2], np.ones((2, 2), np.float32))
+KEY = None  # refused before anything is drawn
+SGD = optax.sgd(0.1)
+METHOD = jm.tara_a()
+
+
+def losses(params, updates, batch):
+    return dict.fromkeys(batch, jnp.ones(2))
+
+
+def batches():
+    return [dict.fromkeys(TASKS, ROW)] * 2
+
+
+fit = partial(jm.fit, METHOD, TASKS, steps=1)
+search = partial(jm.search_start, METHOD, TASKS)
+rule_calls = {
+    name: [lambda f=f: f(STACK), lambda f=f: f(PLANE)]
+    for name, f in {
+        "cart": jm.cart, "elect": jm.elect, "emr": jm.emr, "iso_c": jm.iso_c,
+        "iso_cts": jm.iso_cts, "mean": jm.mean, "tsv": jm.tsv, "total": jm.total,
+        "ties": partial(jm.ties, density=0.5),
+        "dare": partial(jm.dare(jm.total, density=0.5), key=KEY),
+        "della": partial(jm.della(jm.total, density=0.5), key=KEY),
+        "trim": jm.trim(jm.total, density=0.5),
+        "keep_largest": partial(jm.keep_largest, density=0.5),
+        "emr_parts": jm.emr_parts, "sign_of_count": jm.sign_of_count,
+        "sign_of_sum": jm.sign_of_sum, "sum_of_agreeing": jm.sum_of_agreeing,
+        "mean_of_agreeing": jm.mean_of_agreeing,
+        "largest_of_agreeing": jm.largest_of_agreeing,
+    }.items()
+}  # fmt: skip
+stack_calls = {
+    name: [lambda f=f: f(CUBE), lambda f=f: f(MODEL)]
+    for name, f in {
+        "in_space": jm.in_space(jm.core, jm.total),
+        "core_space": jm.core_space(jm.mean),
+        "ctm": jm.ctm(jm.total, rank=1), "full_space": jm.full_space(jm.total),
+        "knots_space": jm.knots_space(jm.total),
+        "knots_unscaled_space": jm.knots_unscaled_space(jm.total),
+        "average": jm.average, "concat": jm.concat, "task_arithmetic": jm.concat,
+        "lora_lego": partial(jm.lora_lego, key=KEY), "tsv_m": jm.tsv_m,
+        "regmean": partial(jm.regmean, stats=None), "robust_merge": jm.robust_merge,
+        "ssr": partial(jm.ssr, stats=None), "balanced": jm.balanced(jm.concat),
+        "pico": jm.pico(jm.concat), "then": jm.then(jm.concat, jm.isotropize),
+        "calibrated": jm.calibrated(jm.concat, jm.Calibration(jm.balance)),
+        "balance": jm.balance, "calibrate": jm.calibrate, "task_norms": jm.task_norms,
+        "tara_a": METHOD.prepare, "tara_b": jm.tara_b().prepare,
+        "adamerging": jm.adamerging().prepare, "compose": jm.compose(METHOD).prepare,
+    }.items()
+}  # fmt: skip
+model_calls = {
+    name: [lambda f=f: f(STACK), lambda f=f: f({"q": CUBE})]
+    for name, f in {
+        "each_module": jm.each_module(jm.concat),
+        "map_modules": partial(jm.map_modules, jm.concat),
+        "trim_whole_model": jm.trim_whole_model(jm.elect, jm.core, density=0.5),
+        "calibrated_model": jm.calibrated_model(jm.each_module(jm.concat)),
+        "iteris": partial(jm.iteris, sample=None),
+        "apply_learned": jm.apply_learned(METHOD, {}),
+        "task_updates": partial(jm.task_updates, task=0),
+        "Pipeline": jm.parse("concat").run,
+        "single_adapter_losses": lambda x: jm.single_adapter_losses(
+            TASKS, x, losses, batches()
+        ),
+        "teacher_answers": lambda x: jm.teacher_answers(losses, TASKS, x, batches()),
+        "null_space_ratios": lambda x: jm.null_space_ratios(losses, TASKS, x),
+        "fit": lambda x: fit(x, losses, batches(), SGD),
+        "search_start": lambda x: search(x, losses, batches()),
+    }.items()
+}
+update_calls = {
+    name: [lambda f=f: f(CUBE), lambda f=f: f(jm.LowRank(PLANE, PLANE))]
+    for name, f in {
+        "dense": jm.dense, "isotropize": jm.isotropize, "norm": jm.norm,
+        "restore_norm": partial(jm.restore_norm, stack=STACK),
+        "scale": partial(jm.scale, by=2.0), "truncate": partial(jm.truncate, rank=1),
+        "svc": partial(jm.svc, stack=STACK),
+        "osrm_project": lambda x: jm.osrm_project(x, PLANE),
+    }.items()
+}  # fmt: skip
+array_calls = {
+    "della_probabilities": [
+        lambda: jm.della_probabilities(ROW, density=0.5, epsilon=0.1)
+    ],
+    "emr_rescalers": [
+        lambda: jm.emr_rescalers({"q": CUBE}),
+        lambda: jm.emr_rescalers(
+            {f"m{t}": jm.EmrParts(PLANE, CUBE, ROW[:t], ROW[:t]) for t in (1, 2)}
+        ),
+    ],
+    "magnitude_threshold": [
+        lambda: jm.magnitude_threshold(CUBE, 1),
+        lambda: jm.magnitude_threshold([], 1),
+        lambda: jm.magnitude_threshold([CUBE, CUBE[:1]], 1),
+        lambda: jm.magnitude_threshold([CUBE, CUBE.astype(np.float16)], 1),
+    ],
+    "stack_adapters": [
+        lambda: jm.stack_adapters([(PLANE, PLANE)]),
+        lambda: jm.stack_adapters([(ROW, ROW)]),
+    ],
+    "cosine_distance": [lambda: jm.cosine_distance(PLANE, PLANE[:1])],
+    "squared_distance": [
+        lambda: jm.squared_distance(PLANE, ROW),
+        lambda: jm.squared_distance(PLANE, PLANE, mask=ROW),
+    ],
+    "divergence": [
+        lambda: jm.divergence(PLANE, PLANE[:, :1]),
+        lambda: jm.divergence(PLANE, PLANE, mask=ROW),
+    ],
+    "entropy": [lambda: jm.entropy(ONE), lambda: jm.entropy(STACK)],
+    "mean_prediction_entropy": [lambda: jm.mean_prediction_entropy(ONE)],
+    "effective_rank": [lambda: jm.effective_rank(PLANE)],
+    "row_basis": [lambda: jm.row_basis(ROW)],
+    "null_space_ratio": [
+        lambda: jm.null_space_ratio(PLANE, PLANE),
+        lambda: jm.null_space_ratio(PLANE, PLANE.T, mask=ROW),
+    ],
+    "smooth_tchebycheff": [
+        lambda: jm.smooth_tchebycheff(PLANE),
+        lambda: jm.smooth_tchebycheff(ROW, preference=[0.5, 0.5]),
+        lambda: jm.smooth_tchebycheff(ROW, anchors=PLANE),
+    ],
+    "linear_scalarisation": [
+        lambda: jm.linear_scalarisation(ONE),
+        lambda: jm.linear_scalarisation(ROW, preference=ROW[:1]),
+    ],
+    "distillation": [
+        lambda: jm.distillation(losses, losses, {})(None, {}, {"one": PLANE})
+    ],
+    "feature_distillation": [
+        lambda: jm.feature_distillation(losses)(None, {}, {"one": PLANE})
+    ],
+    "osrm_init": [
+        lambda: jm.osrm_init(MOMENTS, rank=1),
+        lambda: jm.osrm_init(STACKED, rank=1, own=STACKED, subspace=2),
+    ],
+    "osrm_null_space": [lambda: jm.osrm_null_space(ROW, rank=1, key=KEY)],
+    "moments_of": [
+        lambda: jm.moments_of(ONE),
+        lambda: jm.moments_of(PLANE, mask=ROW),
+    ],
+    "sketch_of": [
+        lambda: jm.sketch_of(ONE, size=1),
+        lambda: jm.sketch_of(PLANE, size=1, mask=PLANE),
+    ],
+    "merge_moments": [
+        lambda: jm.merge_moments(MOMENTS, FEW),
+        lambda: jm.merge_moments(MOMENTS, STACKED),
+        lambda: jm.merge_moments(MOMENTS, PLANE),
+    ],
+    "stack_moments": [
+        lambda: jm.stack_moments([{"q": MOMENTS}, {"q": FEW}]),
+        lambda: jm.stack_moments([{"q": MOMENTS}, {"q": SKETCH}]),
+        lambda: jm.stack_moments([{"q": PLANE}]),
+    ],
+    "times_gram": [
+        lambda: jm.times_gram(PLANE, FEW),
+        lambda: jm.times_gram(ROW, MOMENTS),
+        lambda: jm.times_gram(PLANE, PLANE),
+    ],
+    "mean_square": [lambda: jm.mean_square(PLANE)],
+    "equal_parts": [lambda: jm.equal_parts(MOMENTS)],
+    "shrink_off_diagonal": [lambda: jm.shrink_off_diagonal(PLANE, keep=0.5)],
+    "spectrum": [lambda: jm.spectrum(STACKED)],
+    "svc": [lambda: jm.svc(PLANE, stack=OTHER), lambda: jm.svc(PLANE, stack=CUBE)],
+    "restore_norm": [lambda: jm.restore_norm(PLANE, stack=OTHER)],
+    "task_updates": [lambda: jm.task_updates(MODEL, 2)],
+    "tara_a": [lambda: METHOD.apply(ROW, METHOD.prepare(STACK))],
+    "fit": [
+        lambda: fit(MODEL, losses, batches(), SGD),  # losses that are no scalars
+        lambda: fit(MODEL, losses, batches(), SGD, preference=ROW),
+        lambda: fit(MODEL, losses, batches(), SGD, preference=CUBE),
+        lambda: fit(MODEL, losses, batches(), SGD, start={"q": ROW}),
+        lambda: fit(MODEL, losses, batches(), SGD, start={"o": ROW}),
+    ],
+    "search_start": [lambda: search(MODEL, losses, batches(), preference=PLANE)],
+}
+CALLS: dict[str, list] = {}
+for calls in (rule_calls, stack_calls, model_calls, update_calls, array_calls):
+    for name, some in calls.items():
+        CALLS.setdefault(name, []).extend(some)
+
+WITHOUT = {
+    "files, options and text": {
+        *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan"),
+        *("convert", "verify", "parse", "register_step"),
+    },
+    "a type, checked where it is used": {
+        *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),
+        *("ModelMerger", "Rule", "Space", "Update", "EmrParts", "Moments", "Sketch"),
+        *("ModelSample", "Taught"),
+    },
+    "a result or an error": {
+        *("Fitted", "History", "Progress", "Start", "Refusal", "PipelineError"),
+    },
+    "a space: in_space checks what it is given": {
+        *("core", "full", "knots", "knots_unscaled", "compressed"),
+    },
+    "numbers and devices alone": {"kaiming_init", "module_mesh"},
+    "functions; entropy checks what they give": {"entropies", "information"},
+    "a model and its batches; moments_of and check_mask check what passes through": {
+        *("collect_inputs", "collector"),
+    },
+    "packages": {"diagnostics", "io", "linalg", "models", "reports", "tasks"},
+}
+
+
+def test_every_public_name_is_checked_or_needs_none():
+    without = [name for names in WITHOUT.values() for name in names]
+    assert sorted([*CALLS, *without]) == sorted(jm.__all__)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_shapes_are_refused(name):
+    assert len(CALLS[name]) > 0
+    for call in CALLS[name]:
+        with pytest.raises(
+            ValueError, match=r"takes|expected|other|no task|alike|merged|only"
+        ):
+            call()
+
+
+def test_a_rule_gives_one_matrix():
+    for merger in (jm.core_space, jm.full_space):
+        with pytest.raises(jm.Refusal, match="a rule makes one matrix"):
+            merger(lambda matrices, **_: matrices)(STACK)
+    whole = jm.trim_whole_model(lambda x, **_: x, jm.full, density=0.5)
+    with pytest.raises(jm.Refusal, match="a rule makes one matrix"):
+        whole(MODEL)
+
+
+def test_the_checks_work_under_jit():
+    with pytest.raises(jm.Refusal, match=r"values \[T\], preference \[T\]"):
+        jax.jit(jm.smooth_tchebycheff)(ROW, preference=ROW[:2])
+    assert jax.jit(jm.smooth_tchebycheff)(ROW, preference=ROW) > 0

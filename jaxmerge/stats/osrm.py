@@ -72,8 +72,6 @@ def osrm_init(
             "exact moments, or give the rows of the sketch to osrm_null_space"
         )
     check_moments(osrm_init, stats, "[T, ")
-    if own is not None:
-        check_moments(osrm_init, own, "[")
     tasks, n = stats.mean.shape
     if tasks == 0:
         raise ValueError(
@@ -91,6 +89,8 @@ def osrm_init(
             f"osrm_init: expected 1 <= rank <= subspace <= n, got rank {rank}, "
             f"subspace {subspace}, n {n}"
         )
+    if own is not None:
+        check_moments(osrm_init, own, "[")
     others = equal_parts(stats)
     _, vectors = spectrum(shrink_off_diagonal(others, keep=1 - shrinkage))
     least = vectors[:, :size].T

@@ -21,6 +21,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+programs_on_disk = programs.keep_on_disk()
 
 
 @pytest.fixture(autouse=True, scope="module")

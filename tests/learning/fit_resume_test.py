@@ -62,7 +62,7 @@ KILLED = """
     jax.config.update("jax_enable_x64", True)
     sys.path.insert(0, sys.argv[2])
     from fit_problem import run
-    run(steps=400, steps_per_call=2, checkpoint=sys.argv[1],
+    run(steps=100, steps_per_call=2, checkpoint=sys.argv[1],
         report=lambda progress: print(progress.step, flush=True))
 """
 
@@ -79,7 +79,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
             time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
     assert reached[1] > reached[0]
-    options = {"steps": 400, "steps_per_call": 2}
+    options = {"steps": 100, "steps_per_call": 2}
     resumed = run(checkpoint=tmp_path / "f", **options)
     assert_trees(run(**options), resumed)
 

@@ -1,10 +1,23 @@
-"""Memory of compiled programs, each of which takes more than a megabyte."""
+"""Compiled programs: kept on disk in a run, in memory only while a file needs them."""
 
 import ctypes
+import tempfile
 
 import jax
 
-MOST = 1500  # at a time; thousands of small ones are compiled in some files
+MOST = 1500  # at a time, each of more than a megabyte; some files compile thousands
+
+
+def keep_on_disk() -> tempfile.TemporaryDirectory:
+    """What one file has compiled the next one loads, in the same process.
+
+    The folder is there as long as what is returned.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="programs_of_tests_")
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
 
 
 def count() -> int:

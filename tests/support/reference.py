@@ -12,6 +12,8 @@ QUICK_XLA = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
+    # arrays are small: handing parts of them to other threads costs more than it saves
+    "--xla_cpu_multi_thread_eigen=false",
     # later versions of XLA do not know it, and end at once
     "--xla_cpu_use_fusion_emitters=false" * version("jax").startswith("0.10."),
 )

@@ -1,5 +1,6 @@
 # make demo   set everything up and run the demonstration; OUT=<folder> for its results
-# make test   set everything up and run all tests
+# make test   set everything up and run the tests
+# make thorough  the same, with those that take long: experiments, real sizes
 # make fuzz   read 100,000 corrupted inputs; COUNT=<inputs>, FIRST=<where to go on>
 # make kills  kill every command that writes at every step of its writing, cut the power
 
@@ -9,9 +10,10 @@ COUNT ?= 100000
 FIRST ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint fuzz bench kills clean
+.PHONY: demo lint test thorough fuzz bench kills clean
 
 $(VENV)/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,11 +30,16 @@ $(VENV)/test.stamp: pyproject.toml
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.digits8.demo --out $(OUT)
 
-test: $(VENV)/test.stamp
+lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test: lint
+	$(PYTEST) -m "not thorough"
+
+thorough: lint
+	$(PYTEST)
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python tests/support/fuzzing.py --count $(COUNT) --first $(FIRST)

@@ -39,6 +39,8 @@ from jaxmerge.models import with_updates
 from jaxmerge.spec import parse
 from jaxmerge.types import LowRank
 
+pytestmark = pytest.mark.thorough
+
 METRICS_FOUND = json.loads(METRICS.read_text())
 ROUNDING = 1  # images whose two best classes may tie to the last bit on some machines
 

@@ -28,6 +28,8 @@ from jaxmerge.models import (
     save_vision,
 )
 
+pytestmark = pytest.mark.thorough
+
 CLIP = VisionConfig(
     hidden_size=8,
     intermediate_size=16,

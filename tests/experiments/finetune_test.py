@@ -17,7 +17,7 @@ from jaxmerge.types import LowRank
 LORA = Lora(rank=2, alpha=6)
 RECIPE = Recipe(steps=40, rate=2e-2, batch=16)
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.fixture(scope="module")

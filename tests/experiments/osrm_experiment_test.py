@@ -25,7 +25,7 @@ STARTS = (
 )
 
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.fixture(scope="module")

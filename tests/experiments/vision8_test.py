@@ -38,6 +38,8 @@ from jaxmerge.models import (
     vision_apply,
 )
 
+pytestmark = pytest.mark.thorough
+
 PARTS = ("train", "validation", "test")
 SMALL = VisionConfig(
     hidden_size=8,

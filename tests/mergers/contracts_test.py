@@ -15,6 +15,7 @@ import jaxmerge as jm
 NAMES = sorted(METHODS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_jit_equals_eager_and_traces_once(name):
     """In single precision; in double it is among the laws."""

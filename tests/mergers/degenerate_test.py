@@ -15,7 +15,9 @@ EQUAL = (3, 3, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("kind", ["zero", "duplicate", "deficient", "all_zero", "K>m"])
 def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
     stack = random_stack(EQUAL, 14, 11, dtype=dtype)

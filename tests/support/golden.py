@@ -308,6 +308,12 @@ def every_entry() -> tuple[Entry, ...]:
     return tuple(everything)
 
 
+def _one(entry: Entry):
+    """Real adapters take long; small cases ask the same of every method."""
+    marks = [pytest.mark.thorough] if entry.case.name == "h_real" else []
+    return pytest.param(entry, id=entry.id, marks=marks)
+
+
 def oracle(*patterns: str, where: Callable[[Entry], bool] | None = None):
     """Runs a test over the entries whose names match a pattern, one id for each.
 
@@ -326,7 +332,7 @@ def oracle(*patterns: str, where: Callable[[Entry], bool] | None = None):
             assert claimed == test.__qualname__, f"{entry.id} is tested by {claimed}"
         assert chosen or not every_entry(), f"no entry matches {patterns}"
         missing = pytest.param(None, marks=pytest.mark.skip(MISSING), id="no set")
-        ids = [pytest.param(entry, id=entry.id) for entry in chosen] or [missing]
+        ids = [_one(entry) for entry in chosen] or [missing]
 
         @pytest.mark.parametrize("entry", ids)
         @functools.wraps(test)

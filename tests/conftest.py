@@ -24,6 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 programs_on_disk = programs.keep_on_disk()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_of_other_files():
+    """Many of them slow down everything: Python goes through all that it holds."""
+    yield
+    programs.forget()
+
+
 @pytest.fixture(autouse=True)
 def not_too_many_programs():
     yield

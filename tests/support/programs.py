@@ -1,11 +1,11 @@
-"""Compiled programs: kept on disk in a run, and so many of them in memory."""
+"""Compiled programs: kept on disk in a run, in memory only while a file needs them."""
 
 import ctypes
 import tempfile
 
 import jax
 
-MOST = 1500  # in memory, where each takes more than a megabyte
+MOST = 1500  # at a time, each of more than a megabyte; some files compile thousands
 
 
 def keep_on_disk() -> tempfile.TemporaryDirectory:

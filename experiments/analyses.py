@@ -28,12 +28,12 @@ from experiments.evaluation import accuracies
 from experiments.methods import METHODS, Fitted
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, merged, open_experiment
-from experiments.unlabeled import unlabeled_batches
 from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
 
 LEARNED = {method.name: method for method in METHODS if isinstance(method, Fitted)}
-COMPARED = ("AdaMerging", "TARA-A", "TARA-B")
+TAUGHT = "TARA-B, taught"
+COMPARED = ("AdaMerging, taught", "TARA-A, taught", TAUGHT)
 WEIGHTS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the first of two tasks
 RANDOM_PREFERENCES = 5
 ALPHAS = (0.01, 0.1, 1.0, 10.0)
@@ -71,7 +71,7 @@ class Analysis:
         preference: np.ndarray | None = None,
         **options: Any,
     ) -> jm.Fitted:
-        """A fit on some of the tasks, with the start and rate of the comparison.
+        """A fit on some of the tasks, with the start and the rate of the comparison.
 
         Args:
           method: name of a learned merge.
@@ -79,21 +79,14 @@ class Analysis:
           preference: see `jaxmerge.fit`.
           **options: of the recipe, in the place of those of the comparison.
         """
-        experiment, suite = self.experiment, self.experiment.suite
-        options = {"batch": experiment.settings.learning_batch, **options}
+        experiment = self.experiment
+        batch = options.pop("batch", None)
         recipe = LEARNED[method].recipe(self.chosen(method), **options)
-        own = [experiment.anchors[experiment.tasks.index(task)] for task in tasks]
-        part = suite._replace(tasks=tuple(t for t in suite.tasks if t.name in tasks))
-        return jm.fit(
-            recipe.learned,
-            tasks,
-            self.stacks_of(tasks),
-            experiment.losses,
-            unlabeled_batches(part, size=recipe.batch, seed=recipe.seed),
-            recipe.optimizer,
-            steps=recipe.steps,
-            params=suite.base.params,
-            scalarise=recipe.scalarise(np.array(own)),
+        return experiment.learning.fit(
+            recipe,
+            experiment.start(LEARNED[method]),
+            tasks=tasks,
+            batch=batch,
             preference=preference,
             steps_per_call=25,
         )
@@ -180,7 +173,7 @@ def objective(analysis: Analysis) -> None:
     tasks = analysis.experiment.tasks
     for absolute, alpha in product((False, True), ALPHAS):
         form = {"alpha": alpha, "absolute": absolute}
-        identity = {"analysis": "objective", "method": "TARA-B", **form}
+        identity = {"analysis": "objective", "method": TAUGHT, **form}
         chosen = "tchebycheff-absolute" if absolute else "tchebycheff"
         analysis.fit_and_test(identity, tasks, alpha=alpha, objective=chosen)
 
@@ -190,7 +183,7 @@ def budget(analysis: Analysis) -> None:
     longest, tasks = analysis.experiment.settings.longest_fit, analysis.experiment.tasks
     for batch, steps in product(BATCHES, (longest // 4, longest)):
         size = {"batch": batch, "steps": steps}
-        identity = {"analysis": "budget", "method": "TARA-B", **size}
+        identity = {"analysis": "budget", "method": TAUGHT, **size}
         analysis.fit_and_test(identity, tasks, **size)
 
 

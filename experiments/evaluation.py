@@ -39,10 +39,10 @@ def make_exams(suite: Suite, sizes: Mapping[str, int], batch: int) -> dict[str, 
     }
 
 
-def accuracies(
+def hits(
     exam: Exam, updates: Mapping[str, Update], tasks: tuple[str, ...] | None = None
-) -> dict[str, float]:
-    """Share of right answers of ``W0 + update`` with the head of each task."""
+) -> dict[str, np.ndarray]:
+    """Which answers of ``W0 + update`` with the head of each task are right, [N]."""
     base, found = exam.suite.base, {}
     some = next(iter(exam.splits.values())).first(1).inputs
     merged = add_to_params(base.params, updates, apply=base.apply, batch=some)
@@ -55,13 +55,30 @@ def accuracies(
             inputs, labels = exam.splits[task.name]
             answer = partial(logits, task.head)
             scores = outputs_of(base, inputs, exam.batch, answer, crop=narrow)
-            found[task.name] = float(np.mean(scores.argmax(-1) == labels))
+            found[task.name] = scores.argmax(-1) == labels
+    return found
+
+
+def accuracies(
+    exam: Exam, updates: Mapping[str, Update], tasks: tuple[str, ...] | None = None
+) -> dict[str, float]:
+    """Share of right answers of ``W0 + update`` with the head of each task."""
+    return shares(hits(exam, updates, tasks))
+
+
+def shares(right: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """task -> accuracy."""
+    return {task: float(found.mean()) for task, found in right.items()}
+
+
+def own_hits(exam: Exam, stacks: Mapping[str, AdapterStack]) -> dict[str, np.ndarray]:
+    """Which answers of every task with its own adapter alone are right, [N]."""
+    found = {}
+    for index, task in enumerate(exam.suite.tasks):
+        found |= hits(exam, task_updates(stacks, index), (task.name,))
     return found
 
 
 def own_accuracies(exam: Exam, stacks: Mapping[str, AdapterStack]) -> dict[str, float]:
     """Accuracy of every task with its own adapter alone."""
-    found = {}
-    for index, task in enumerate(exam.suite.tasks):
-        found |= accuracies(exam, task_updates(stacks, index), (task.name,))
-    return found
+    return shares(own_hits(exam, stacks))

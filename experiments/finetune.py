@@ -165,7 +165,8 @@ def _adapter_loss(apply: Callable, logits: Callable, lora: Lora) -> Callable:
     """Cross-entropy of the base with LoRA factors and the head of a task."""
 
     def loss(factors, params, head, inputs, labels):
-        features = with_updates(apply, scaled(factors, lora))(params, inputs)
+        adapted = with_updates(apply, scaled(factors, lora), merged=None)
+        features = adapted(params, inputs)
         scores = logits(head, features).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 

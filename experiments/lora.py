@@ -98,10 +98,24 @@ def scaled(factors: Factors, lora: Lora) -> Factors:
     return {name: LowRank(b=lora.scale * b, a=a) for name, (b, a) in factors.items()}
 
 
-def save_adapter(folder: Path, factors: Factors, lora: Lora, *, base: str) -> None:
+def save_adapter(
+    folder: Path,
+    factors: Factors,
+    lora: Lora,
+    *,
+    base: str,
+    classifier: Mapping[str, ArrayLike] | None = None,
+) -> None:
     """Writes one adapter as PEFT does: the factors as trained, the scale in alpha.
 
     ``adapter_config.json`` comes last, so that a folder with it is complete.
+
+    Args:
+      folder: to write into.
+      factors: of each module, as trained.
+      lora: shape and scale.
+      base: what the adapter says its base model is.
+      classifier: head that is saved with it, ``kernel`` [d, C] and ``bias`` [C].
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -109,10 +123,14 @@ def save_adapter(folder: Path, factors: Factors, lora: Lora, *, base: str) -> No
     for name, (b, a) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.asarray(a)
         tensors[f"base_model.model.{name}.lora_B.weight"] = np.asarray(b)
+    if classifier is not None:
+        weight = np.ascontiguousarray(np.asarray(classifier["kernel"]).T)
+        tensors["base_model.model.classifier.weight"] = weight
+        tensors["base_model.model.classifier.bias"] = np.asarray(classifier["bias"])
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": None if classifier is None else "SEQ_CLS",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -122,6 +140,6 @@ def save_adapter(folder: Path, factors: Factors, lora: Lora, *, base: str) -> No
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": None if classifier is None else ["classifier"],
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

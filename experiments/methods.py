@@ -1,9 +1,9 @@
 """The merges that the experiments compare, each with as many candidates to choose from.
 
 A closed-form method is some pipelines, each with some scales, and may take statistics
-of unlabeled inputs; a learned one is a fit from some starts with some learning rates,
-looked at after some numbers of steps. `BUDGET` candidates of every method are measured
-on validation, and the best one goes to test.
+of unlabeled inputs; a learned one is a fit with some learning rates, looked at after
+some numbers of steps. `BUDGET` candidates of every method are measured on validation,
+and the best one goes to test.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,15 @@ from jaxmerge.spec import parse
 BUDGET = 8
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 TIES_SCALES = (0.3, 0.6, 1.0, 1.5)
+ISO_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+CTM_SCALES = (0.6, 1.0, 1.5, 2.2)
 PICO_SCALES = (0.5, 0.7, 1.0, 1.2, 1.4, 1.7, 2.0, 2.8)  # Pico restores the norm
 PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
 REGRESSION_SCALES = (0.5, 1.0, 1.5, 2.0)
 ITERIS_SCALES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 ITERIS_INPUTS = 64  # of each task, which every round runs twice
-INITIALS = (0.2, 0.4)
-RATES = (2e-3, 1e-2)
+RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+ENTROPY_RATES = (1e-3, 2e-3, 5e-3, 1e-2)  # the first is that of TARA's paper
 LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
 
 
@@ -37,22 +39,28 @@ class ClosedForm:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A merge that is learned from unlabeled inputs, as its source fits it.
+    """A merge that is learned from unlabeled inputs.
 
     Attributes:
       name: of the method.
-      pipeline: with a place for the first coefficient.
+      pipeline: of the learned merge.
+      loss: "distillation", each adapter teaching its task from the scale at which that
+        serves best, or "entropy" as the papers have it, from the scale of the best task
+        arithmetic on validation.
+      rates: of the optimiser.
     """
 
     name: str
     pipeline: str
+    loss: str = "distillation"
+    rates: tuple[float, ...] = RATES
 
     def recipe(self, candidate: Mapping[str, Any], **options: Any) -> LearnRecipe:
-        """The fit of a candidate: from a first coefficient, with a rate and steps."""
+        """The fit of a candidate: a rate, and a number of steps."""
         settings = {
-            "pipeline": parse(self.pipeline.format(initial=candidate["initial"])),
-            "loss": "entropy",
-            "start": "method",
+            "pipeline": parse(self.pipeline),
+            "loss": self.loss,
+            "start": "auto" if self.loss == "distillation" else "method",
             "rate": candidate["rate"],
             "steps": candidate["steps"],
         }
@@ -63,15 +71,15 @@ def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
     return tuple(pipeline.format(density) for density in densities)
 
 
-def _with_ridge(pipeline: str) -> tuple[str, ...]:
-    return tuple(pipeline.format(ridge) for ridge in (0.001, 0.1))
+def _with_ridge(pipeline: str, *ridges: float) -> tuple[str, ...]:
+    return tuple(pipeline.format(ridge) for ridge in ridges)
 
 
 METHODS = (
     ClosedForm("Task arithmetic", ("concat",)),
     ClosedForm(
         "TIES",
-        _with_density("elect|trim_whole_model(density={})|full", 0.1, 0.3),
+        _with_density("elect|trim_whole_model(density={})|full", 0.2, 0.5),
         TIES_SCALES,
     ),
     ClosedForm(
@@ -81,31 +89,34 @@ METHODS = (
     ),
     ClosedForm(
         "KnOTS-TIES",
-        _with_density("elect|trim_whole_model(density={})|knots", 0.1, 0.3),
+        _with_density("elect|trim_whole_model(density={})|knots", 0.2, 0.5),
         TIES_SCALES,
     ),
     ClosedForm("TSV-M", ("tsv_m",)),
-    ClosedForm("Iso-C", ("concat|isotropize",)),
-    ClosedForm("Core Space TSV", ("tsv|core",)),
-    ClosedForm("Core Space TSV + Iso", ("tsv|core|isotropize",)),
+    ClosedForm("Iso-C", ("concat|isotropize",), ISO_SCALES),
+    ClosedForm("TSV-M + Iso-C", ("tsv_m|isotropize",), ISO_SCALES),
     ClosedForm("Pico + task arithmetic", ("concat|pico",), PICO_SCALES),
     ClosedForm(
         "Pico + TIES",
-        _with_density("elect|trim(density={})|full|pico", 0.1, 0.3),
+        _with_density("elect|trim(density={})|full|pico", 0.2, 0.5),
         PICO_TIES_SCALES,
     ),
     ClosedForm("Pico + TSV-M", ("tsv_m|pico",), PICO_SCALES),
     ClosedForm(
         "CtM + TIES",
         _with_density("ties(density={})|compressed(rank=16)", 0.25, 0.5),
-        TIES_SCALES,
+        CTM_SCALES,
     ),
-    ClosedForm("RegMean", _with_ridge("regmean(ridge={})"), REGRESSION_SCALES),
-    ClosedForm("SSR-Merge", _with_ridge("ssr(ridge={})"), REGRESSION_SCALES),
+    ClosedForm(
+        "RegMean", _with_ridge("regmean(ridge={})", 1e-4, 1e-2), REGRESSION_SCALES
+    ),
+    ClosedForm("SSR-Merge", _with_ridge("ssr(ridge={})", 0.03, 0.3), REGRESSION_SCALES),
     ClosedForm("IterIS", ("iteris(iterations=4, ridge=0.001)",), ITERIS_SCALES),
-    Fitted("AdaMerging", "adamerging(initial={initial})"),
-    Fitted("TARA-A", "tara_a(initial={initial})"),
-    Fitted("TARA-B", "tara_b(initial={initial})"),
-    Fitted("Pico + TARA-A", "tara_a(initial={initial})|calibrate"),
-    Fitted("Pico + TARA-B", "tara_b(initial={initial})|calibrate"),
+    Fitted("TARA-B, taught", "tara_b"),
+    Fitted("TARA-A, taught", "tara_a"),
+    Fitted("AdaMerging, taught", "adamerging"),
+    Fitted("Pico + TARA-B, taught", "tara_b|calibrate"),
+    Fitted("TARA-B, entropy", "tara_b", "entropy", ENTROPY_RATES),
+    Fitted("TARA-A, entropy", "tara_a", "entropy", ENTROPY_RATES),
+    Fitted("AdaMerging, entropy", "adamerging", "entropy", ENTROPY_RATES),
 )

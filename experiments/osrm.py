@@ -44,7 +44,6 @@ MERGES = (
     CURVE,
     "TIES",
     "TSV-M",
-    "Core Space TSV",
     "Pico + task arithmetic",
     "Pico + TSV-M",
 )
@@ -90,7 +89,7 @@ class Study:
             raise ValueError("this experiment does not train its adapters")
         self.settings, self.training, self.work = settings, settings.training, work
         self.records = Records(results / "osrm.jsonl")
-        self.suite = settings.load()
+        self.suite = (self.training.load or settings.load)()
         self.shapes = lora_shapes(self.suite.base.params, self.training.lora.targets)
         sizes = {"validation": self.training.validation, "test": self.training.test}
         self.exams = make_exams(self.suite, sizes, settings.batch)

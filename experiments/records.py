@@ -1,8 +1,12 @@
 """Results as JSON lines: written as they come, and found again by what they are of."""
 
+import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 class Records:
@@ -35,3 +39,21 @@ class Records:
             file.write(json.dumps(row) + "\n")
         self.rows.append(json.loads(json.dumps(row)))
         return self.rows[-1]
+
+
+def packed(right: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Which answers are right as JSON: task -> their number, and bits in base 64."""
+    return {
+        task: [len(found), base64.b64encode(np.packbits(found)).decode()]
+        for task, found in right.items()
+    }
+
+
+def unpacked(stored: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What `packed` was given."""
+    return {
+        task: np.unpackbits(
+            np.frombuffer(base64.b64decode(bits), np.uint8), count=count
+        ).astype(bool)
+        for task, (count, bits) in stored.items()
+    }

@@ -1,5 +1,8 @@
 """Tables and plots from the results of an experiment.
 
+Every method stands with its distance from the best one, and the 95 % interval of that
+from the paired bootstrap over the test inputs (`experiments.intervals`).
+
     python -m experiments.report nli6
     python -m experiments.report vision8
 
@@ -15,7 +18,8 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from experiments.records import Records
+from experiments.intervals import Difference, Right, difference
+from experiments.records import Records, unpacked
 from experiments.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -31,6 +35,8 @@ class Line(NamedTuple):
     accuracy: float  # mean over tasks, in percent
     seconds: float  # of the longest merge or fit, compilation included
     chosen: str
+    answers: tuple[Right, ...] = ()  # of each seed, which are right
+    behind: Difference | None = None  # from the best method, in points
 
 
 def read_lines(records: Records) -> tuple[list[str], Line, list[Line]]:
@@ -50,12 +56,15 @@ def read_lines(records: Records) -> tuple[list[str], Line, list[Line]]:
         _line(method, [row for row in rows if row["method"] == method], alone, records)
         for method in methods
     ]
-    unmerged = [base | {"candidate": {}}]
-    return (
-        tasks,
-        _line("Base, no adapter", unmerged, alone, records),
-        sorted(lines, key=lambda line: -line.mean),
+    lines.sort(key=lambda line: -line.mean)
+    known = unpacked(own["hits"])
+    best = lines[0].answers if lines else ()
+    unmerged = _line("Base, no adapter", [base | {"candidate": {}}], alone, records)
+    unmerged, *lines = (
+        line._replace(behind=difference(line.answers, best, known))
+        for line in (unmerged, *lines)
     )
+    return tasks, unmerged, lines
 
 
 def _line(
@@ -77,14 +86,14 @@ def _line(
         float(accuracy.mean()),
         max((row["seconds"] for row in timed), default=0.0),
         chosen,
+        answers=tuple(unpacked(row["hits"]) for row in rows),
     )
 
 
 def _fit_text(candidate: dict[str, Any]) -> str:
     if not candidate:
         return ""
-    initial, rate = candidate["initial"], candidate["rate"]
-    return f"from {initial:g}, rate {rate:g}, {candidate['steps']} steps"
+    return f"rate {candidate['rate']:g}, {candidate['steps']} steps"
 
 
 def markdown(
@@ -94,7 +103,7 @@ def markdown(
 
     ``brief`` leaves out what was chosen and the seconds.
     """
-    measured = [*tasks, "mean", "mean accuracy"]
+    measured = [*tasks, "mean", "from the best [95 %]", "mean accuracy"]
     head = ["method", *(f"{column}>" for column in measured)]
     head += [] if brief else ["chosen on validation", "s>"]
     rows = []
@@ -105,12 +114,20 @@ def markdown(
                 line.method,
                 *(f"{value:.1f}" for value in line.normalised),
                 f"**{line.mean:.1f}**{spread}",
+                _behind(line),
                 f"{line.accuracy:.1f}",
                 f"`{line.chosen}`" if line.chosen else "",
                 f"{line.seconds:.0f}",
             ]
         )
     return markdown_table(head, [row[: len(head)] for row in rows])
+
+
+def _behind(line: Line) -> str:
+    if line.behind is None or line.behind == (0, 0, 0):
+        return ""
+    value, low, high = line.behind
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> None:

@@ -13,7 +13,7 @@ goes on where it stopped. ``python -m experiments.report`` makes tables and plot
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -24,26 +24,14 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.evaluation import accuracies, make_exams, own_accuracies
-from experiments.methods import (
-    INITIALS,
-    ITERIS_INPUTS,
-    LOOKS,
-    METHODS,
-    RATES,
-    ClosedForm,
-    Fitted,
-)
-from experiments.records import Records
+from experiments.evaluation import hits, make_exams, own_hits, shares
+from experiments.learning import Learning
+from experiments.methods import ITERIS_INPUTS, LOOKS, METHODS, ClosedForm, Fitted
+from experiments.records import Records, packed
 from experiments.settings import Settings
 from experiments.suite import batches
-from experiments.unlabeled import (
-    first_inputs,
-    input_statistics,
-    unlabeled_batches,
-)
+from experiments.unlabeled import first_inputs, input_statistics
 from jaxmerge.io import load_peft
-from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.runtime import start_jax
 from jaxmerge.spec import Pipeline
 from jaxmerge.stats.moments import Statistics
@@ -52,6 +40,7 @@ from jaxmerge.tasks import model_sample
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
 FIRST_SEED = 0
+GUIDE = "Task arithmetic"  # whose best scale begins the fits by entropy
 
 
 class Experiment:
@@ -68,25 +57,7 @@ class Experiment:
         self.rounds = cache(self._rounds)
         sizes = {"validation": settings.validation, "test": settings.test}
         self.exams = make_exams(self.suite, sizes, settings.batch)
-
-    @cached_property
-    def losses(self) -> Any:
-        """Entropy of every task through the suite's model."""
-        heads = {task.name: task.head for task in self.suite.tasks}
-        base, scale = self.suite.base, self.settings.logit_scale
-        return jm.entropies(base.apply, base.logits, heads, logit_scale=scale)
-
-    @cached_property
-    def anchors(self) -> np.ndarray:
-        """Entropy of each task under its own adapter alone, [T]; measured once."""
-        known = self.records.find(kind="anchors")
-        if known is None:
-            source = self.batches(FIRST_SEED)
-            some = [next(source) for _ in range(self.settings.anchor_batches)]
-            find = partial(jm.single_adapter_losses, self.tasks, self.stacks)
-            values = find(self.losses, some, params=self.suite.base.params)
-            known = self.records.add(kind="anchors", values=np.asarray(values).tolist())
-        return np.asarray(known["values"], np.float32)
+        self.learning = Learning(self.suite, settings, self.adapters)
 
     @cached_property
     def stats(self) -> Any:
@@ -112,18 +83,20 @@ class Experiment:
         stats = self.stats if parsed.statistics else None
         return merged(self.stacks, pipeline, seed, stats)
 
-    def batches(self, seed: int) -> Any:
-        size = self.settings.learning_batch
-        return unlabeled_batches(self.suite, size=size, seed=seed)
-
     def measure_references(self) -> None:
         """The base, and every adapter alone on its own task."""
         for part, exam in self.exams.items():
-            if self.records.find(kind="base", part=part) is None:
-                self.records.add(kind="base", part=part, accuracy=accuracies(exam, {}))
-            if self.records.find(kind="own", part=part) is None:
-                own = own_accuracies(exam, self.stacks)
-                self.records.add(kind="own", part=part, accuracy=own)
+            for kind in ("base", "own"):
+                if self.records.find(kind=kind, part=part) is None:
+                    own = kind == "own"
+                    right = own_hits(exam, self.stacks) if own else hits(exam, {})
+                    self._add({"kind": kind, "part": part}, right)
+
+    def _add(self, identity: dict[str, Any], right: Any, **more: Any) -> dict[str, Any]:
+        """A row with accuracies, and on test with the single answers."""
+        if identity["part"] == "test":
+            more["hits"] = packed(right)
+        return self.records.add(**identity, accuracy=shares(right), **more)
 
     def normalised(self, accuracy: Mapping[str, float], part: str) -> float:
         """Mean over tasks of accuracy divided by that of the own adapter."""
@@ -132,14 +105,16 @@ class Experiment:
 
     def compare(self, method: ClosedForm | Fitted, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
-        tried = [
-            (self._measured(method, candidate, FIRST_SEED, "validation"), candidate)
-            for candidate in candidates(method, self.settings)
-        ]
-        scores = [self.normalised(row["accuracy"], "validation") for row, _ in tried]
-        best = tried[int(np.argmax(scores))][1]
+        best = self.best(method)
         for seed in range(seeds if _random(method, best) else 1):
             self._measured(method, best, seed, "test")
+
+    def best(self, method: ClosedForm | Fitted) -> dict[str, Any]:
+        """The best candidate on validation; what is not measured yet is."""
+        tried = candidates(method, self.settings)
+        rows = [self._measured(method, c, FIRST_SEED, "validation") for c in tried]
+        scores = [self.normalised(row["accuracy"], "validation") for row in rows]
+        return tried[int(np.argmax(scores))]
 
     def _measured(self, method, candidate, seed, part) -> dict[str, Any]:
         identity = {
@@ -158,26 +133,24 @@ class Experiment:
                 updates = self.fitted(method, candidate, seed)
             jax.block_until_ready(updates)
             seconds = time.perf_counter() - started
-            accuracy = accuracies(self.exams[part], updates)
-            row = self.records.add(**identity, accuracy=accuracy, seconds=seconds)
-            score = self.normalised(accuracy, part)
-            print(f"{part:10} {method.name:24} {candidate} seed {seed}: {score:.4f}")
+            right = hits(self.exams[part], updates)
+            row = self._add(identity, right, seconds=seconds)
+            score = self.normalised(row["accuracy"], part)
+            line = f"{part:10} {method.name:24} {candidate} seed {seed}: {score:.4f}"
+            print(line, flush=True)
         return row
 
     def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
         """The merge after some steps of a fit, which leaves phi in the work folder."""
-        start = (
-            f"{method.name}, initial {candidate['initial']}, rate {candidate['rate']}"
-        )
-        folder = self.work / f"{start}, seed {seed}".replace(" ", "_")
+        name = f"{method.name}, rate {candidate['rate']}, seed {seed}"
+        folder = self.work / name.replace(", ", "-").replace(" ", "_")
         path = folder / f"{candidate['steps']}.npz"
-        recipe = method.recipe(candidate, seed=seed)
         if not path.is_file():
-            identity = {"method": method.name, "candidate": candidate, "seed": seed}
-            self._fit(recipe, folder, identity)
-        return jm.apply_learned(recipe.learned, dict(np.load(path)))(self.stacks)
+            self._fit(method, candidate, seed, folder)
+        learned = method.recipe(candidate).learned
+        return jm.apply_learned(learned, dict(np.load(path)))(self.stacks)
 
-    def _fit(self, recipe: LearnRecipe, folder: Path, identity: dict[str, Any]) -> None:
+    def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
         def keep(progress: jm.Progress) -> None:
@@ -188,27 +161,34 @@ class Experiment:
             )
 
         started = time.perf_counter()
-        fitted = jm.fit(
-            recipe.learned,
-            self.tasks,
-            self.stacks,
-            self.losses,
-            self.batches(recipe.seed),
-            recipe.optimizer,
-            steps=recipe.steps,
-            params=self.suite.base.params,
-            scalarise=recipe.scalarise(self.anchors),
+        fitted = self.learning.fit(
+            method.recipe(candidate, seed=seed),
+            self.start(method),
             steps_per_call=self.settings.longest_fit // LOOKS // 2,
             checkpoint=folder / "checkpoints",
             report=keep,
         )
         self.records.add(
             kind="fit",
-            **identity,
+            method=method.name,
+            candidate=candidate,
+            seed=seed,
             seconds=time.perf_counter() - started,
             objective=fitted.history.objective.tolist(),
             losses=fitted.history.losses.tolist(),
         )
+
+    def start(self, method: Fitted) -> float:
+        """The scale of all coefficients at which a fit begins; found once."""
+        if method.loss == "entropy":
+            guide = next(known for known in METHODS if known.name == GUIDE)
+            return jm.parse(self.best(guide)["pipeline"]).scale
+        identity = {"kind": "start", "pipeline": method.pipeline}
+        known = self.records.find(**identity)
+        if known is None:
+            found = self.learning.search(method.recipe({"rate": 1.0, "steps": 1}))
+            known = self.records.add(**identity, scale=found)
+        return known["scale"]
 
 
 def merged(
@@ -229,12 +209,8 @@ def candidates(method: ClosedForm | Fitted, settings: Settings) -> list[dict[str
         scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
         pairs = product(method.pipelines, scales)
         return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
-    initials = [round(x * settings.scale_factor, 6) for x in INITIALS]
     steps = [settings.longest_fit * look // LOOKS for look in range(LOOKS, 0, -1)]
-    return [
-        {"initial": initial, "rate": rate, "steps": n}
-        for initial, rate, n in product(initials, RATES, steps)
-    ]
+    return [{"rate": rate, "steps": n} for rate, n in product(method.rates, steps)]
 
 
 def _random(method: ClosedForm | Fitted, candidate: dict[str, Any]) -> bool:

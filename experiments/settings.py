@@ -20,6 +20,7 @@ class Training:
       validation: examples of each task that scales are chosen on, at most.
       test: examples of each task in the final measurement, at most.
       augment: name of a task -> what changes its inputs at random.
+      load: reads the suite that is trained, where it is not that of the comparison.
     """
 
     lora: Lora
@@ -27,6 +28,7 @@ class Training:
     validation: int
     test: int
     augment: Mapping[str, Augment] = field(default_factory=dict)
+    load: Callable[[], Suite] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,14 @@ class Settings:
       test: examples of each task in the final measurement, at most.
       batch: examples in one batch of a measurement.
       learning_batch: unlabeled examples of each task in one step.
+      learning_tokens: texts longer than this are not learned from; None for the 90th
+        percentile.
       longest_fit: steps; candidates are taken after half of them and after all.
       scale_factor: multiplies the scales that data-free merges try and the starts of
         learned ones, where the best would lie at the edge of the common grid.
       logit_scale: multiplies logits where their entropy is learned from.
-      anchor_batches: batches that the anchors are averaged over.
+      anchor_batches: batches that the anchors of entropies are averaged over.
+      start_batches: batches that the start of a taught fit is found with.
       training: how adapters are trained; None where they are given.
     """
 
@@ -52,10 +57,12 @@ class Settings:
     test: int
     batch: int = 64
     learning_batch: int = 16
+    learning_tokens: int | None = None
     longest_fit: int
     scale_factor: float = 1.0
     logit_scale: float = 1.0
     anchor_batches: int = 8
+    start_batches: int = 4
     training: Training | None = None
 
 

@@ -65,16 +65,17 @@ def narrow(texts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return _first_tokens(texts, _multiple_of_16(token_counts(texts).max()))
 
 
-def of_one_length(suite: Suite, split: Split) -> Split:
+def of_one_length(suite: Suite, split: Split, *, tokens: int | None = None) -> Split:
     """The examples for training, which needs one shape and little padding.
 
     Texts are cropped to the 90th percentile of their lengths, rounded up to a multiple
-    of 16 tokens, and longer ones are left out.
+    of 16 tokens, and to ``tokens`` if that is less; longer ones are left out.
     """
     if suite.base.inputs != "texts":
         return split
     lengths = token_counts(split.inputs)
     limit = _multiple_of_16(np.percentile(lengths, 90))
+    limit = limit if tokens is None else min(limit, tokens)
     cropped = split._replace(inputs=_first_tokens(split.inputs, limit))
     return jax.tree.map(lambda x: x[lengths <= limit], cropped)
 

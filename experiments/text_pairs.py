@@ -1,6 +1,6 @@
 """Suites of tasks on pairs of sentences, with heads that the adapters saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from jaxmerge.tasks.texts import load_tokenizer, read_rows, read_texts, tokenise
 def load_pairs(
     name: str,
     base: Path,
-    adapters: Path,
+    adapters: Mapping[str, Path],
     texts: Path,
-    tasks: Sequence[str],
     *,
     length: int,
 ) -> Suite:
@@ -26,26 +25,23 @@ def load_pairs(
     Args:
       name: of the suite.
       base: a Hugging Face folder of BERT or Llama with its tokeniser.
-      adapters: folder with a PEFT folder for each task.
+      adapters: task -> its PEFT folder, which has the name of the task.
       texts: folder with a folder for each task, see `read_pairs`.
-      tasks: names of the tasks.
       length: tokens of a pair, special tokens included; longer pairs are truncated.
 
     Raises:
       ValueError: a folder that cannot be used, or an adapter without a head.
     """
     model = load_base(base)
-    heads = task_heads(
-        model, load_peft([adapters / task for task in tasks], heads="keep")
-    )
+    heads = task_heads(model, load_peft(list(adapters.values()), heads="keep"))
     found = (
         Task(
             name=task,
-            adapter=adapters / task,
+            adapter=folder,
             head=heads[task],
             load=cache(partial(read_pairs, model, texts / task, length=length)),
         )
-        for task in tasks
+        for task, folder in adapters.items()
     )
     return Suite(name, model, tuple(found))
 

@@ -10,17 +10,30 @@ from jaxmerge.tasks import Unlabeled, measure
 from jaxmerge.tasks.unlabeled import task_batches
 
 
-def unlabeled_batches(
-    suite: Suite, *, part: str = "validation", size: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """For ever a batch of every task, each task's inputs shuffled anew in every epoch.
+def learning_inputs(
+    suite: Suite,
+    *,
+    part: str = "validation",
+    rows: int | None = None,
+    tokens: int | None = None,
+) -> dict[str, Any]:
+    """task -> the first of its inputs, in shapes that never change.
 
-    The shapes never change: texts are those of `of_one_length`.
+    Texts are those of `of_one_length`.
     """
-    inputs, seeds = {}, {}
-    for index, task in enumerate(suite.tasks):
-        inputs[task.name] = of_one_length(suite, task.load(part)).inputs
-        seeds[task.name] = (seed, index)
+    return {
+        task.name: of_one_length(suite, task.load(part), tokens=tokens)
+        .first(rows)
+        .inputs
+        for task in suite.tasks
+    }
+
+
+def shuffled_batches(
+    inputs: Mapping[str, Any], *, size: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """For ever a batch of every task, shuffled anew in every epoch of the task."""
+    seeds = {task: (seed, index) for index, task in enumerate(inputs)}
     return task_batches(inputs, size=size, seeds=seeds)
 
 

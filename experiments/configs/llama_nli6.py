@@ -32,7 +32,8 @@ def load_suite() -> Suite:
       ValueError: a variable is not set, or what it names does not fit.
     """
     llama, adapters, texts = (named_path(*each) for each in FOLDERS.items())
-    return load_pairs("llama_nli6", llama, adapters, texts, TASKS, length=LENGTH)
+    folders = {task: adapters / task for task in TASKS}
+    return load_pairs("llama_nli6", llama, folders, texts, length=LENGTH)
 
 
 def get_config() -> Settings:

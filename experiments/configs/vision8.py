@@ -19,7 +19,7 @@ def get_config() -> Settings:
         load=load_suite,
         validation=500,
         test=3000,
-        longest_fit=100,
+        longest_fit=300,
         scale_factor=0.5,
         training=Training(
             lora=LORA, recipe=RECIPE, augment=AUGMENT, validation=500, test=3000

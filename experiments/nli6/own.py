@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from experiments.evaluation import accuracies, make_exam
-from experiments.nli6.suite import load_suite
+from experiments.nli6.suite import load_given
 from jaxmerge.io import load_peft
 from jaxmerge.stacks import task_updates
 
@@ -24,7 +24,7 @@ TOLERANCE = 0.3  # points
 
 
 def main() -> int:
-    suite = load_suite()
+    suite = load_given()
     stacks = load_peft([task.adapter for task in suite.tasks], heads="keep").stacks
     exam = make_exam(suite, "test", rows=ROWS)
     RESULTS.parent.mkdir(exist_ok=True)

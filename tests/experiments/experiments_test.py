@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
-from experiments import analyses, report, run
+from experiments import analyses, report
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
@@ -47,12 +47,14 @@ LLAMA = LlamaConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
 )
+LEARNED = ("TARA-B, taught", "TARA-A, entropy")
 SMALL = {
     "validation": 12,
     "test": 12,
     "batch": 4,
     "learning_batch": 2,
     "longest_fit": 4,
+    "start_batches": 1,
 }
 
 
@@ -94,8 +96,6 @@ def few(monkeypatch):
     """Few tasks and candidates: for each of them something is compiled anew."""
     for config in (clip_vision8, llama_nli6):
         monkeypatch.setattr(config, "TASKS", config.TASKS[:3])
-    monkeypatch.setattr(run, "INITIALS", run.INITIALS[:1])
-    monkeypatch.setattr(run, "RATES", run.RATES[:1])
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,10 @@ def run_small(config, name, folder):
     experiment.measure_references()
     first = method_named("Task arithmetic")
     few = ClosedForm(first.name, first.pipelines, first.scales[:2])
-    for method in (few, method_named("TARA-B")):
-        experiment.compare(method, seeds=2)
+    experiment.compare(few, seeds=2)
+    for learned in LEARNED:
+        one_rate = dataclasses.replace(method_named(learned), rates=(1e-2,))
+        experiment.compare(one_rate, seeds=2)
     return experiment
 
 
@@ -180,17 +182,17 @@ def test_clip_from_start_to_table(clip, tmp_path):
     assert len(again.records.rows) == rows  # nothing is measured twice
     tasks, base, lines = report.read_lines(again.records)
     assert tuple(tasks) == clip_vision8.TASKS
-    assert {line.method for line in lines} == {"Task arithmetic", "TARA-B"}
-    learned = next(line for line in lines if line.method == "TARA-B")
+    assert {line.method for line in lines} == {"Task arithmetic", *LEARNED}
+    learned = next(line for line in lines if line.method == LEARNED[0])
     assert learned.spread is not None
     table = report.markdown(tasks, base, lines)
-    assert table.count("\n") == 2 + 1 + 2
+    assert table.count("\n") == 2 + 1 + 3
     report.draw(tmp_path / "plot.png", tasks, base, lines)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
     analysis = analyses.Analysis(again, tmp_path / "results" / "analyses.jsonl")
     preferences = np.array([[0.9, 0.1], [0.1, 0.9]], np.float32)
-    identity = {"analysis": "tradeoff", "method": "TARA-B", "tasks": ["cars", "dtd"]}
+    identity = {"analysis": "tradeoff", "method": LEARNED[0], "tasks": ["cars", "dtd"]}
     for _ in range(2):  # the second time from the file
         analysis.front_and_test(identity, ("cars", "dtd"), preferences)
     assert len(analysis.records.all(analysis="tradeoff")) == 2
@@ -211,7 +213,7 @@ def test_merges_with_inputs(clip, tmp_path, method):
         assert np.abs(whole).max() > 1e-3
     if method == "RegMean":
         stats = experiment.stats
-        merger = jm.each_module(partial(jm.regmean, ridge=0.001))
+        merger = jm.each_module(partial(jm.regmean, ridge=1e-4))
         direct = merger(experiment.stacks, stats=stats)
         assert all(value.count.shape == (3,) for value in stats.values())
         for module, update in direct.items():

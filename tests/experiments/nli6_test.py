@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.evaluation import accuracies, make_exam
-from experiments.nli6.data import minilm_folder
+from experiments.nli6.data import minilm_folder, split_anew
 from experiments.nli6.own import RESULTS, TOLERANCE
-from experiments.nli6.suite import LENGTH, TASKS, load_suite
-from experiments.suite import batches
+from experiments.nli6.suite import GIVEN, LENGTH, load_given, load_suite
+from experiments.suite import Split, batches
 from experiments.text_pairs import read_pairs
 from jaxmerge.io import load_peft
 from jaxmerge.models import with_updates
@@ -37,7 +37,7 @@ def suites():
 @pytest.fixture
 def suite(minilm, shared, suites):
     if shared not in suites:
-        suites[shared] = load_suite(shared)
+        suites[shared] = load_given(shared)
     return suites[shared]
 
 
@@ -51,7 +51,7 @@ def write_rows(folder, rows, part="test"):
 
 
 def test_tasks_and_heads(suite):
-    assert tuple(task.name for task in suite.tasks) == TASKS == tuple(CLASSES)
+    assert tuple(task.name for task in suite.tasks) == GIVEN == tuple(CLASSES)
     for task in suite.tasks:
         shapes = {name: value.shape for name, value in task.head.items()}
         assert shapes == {
@@ -150,14 +150,37 @@ def test_logits_equal_those_of_peft_in_torch(name, suite, minilm, capfd):
 
 def test_committed_accuracies_are_those_that_peft_measured():
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    assert tuple(line["task"] for line in lines) == TASKS
+    assert tuple(line["task"] for line in lines) == GIVEN
     for line in lines:
         apart = 100 * abs(line["accuracy"] - line["reference"])
         assert apart <= TOLERANCE
         assert line["pairs"] == {"rte": 277, "scitail": 648}.get(line["task"], 2000)
 
 
+def test_parts_drawn_anew_hold_every_example_and_classes_in_proportion():
+    def load(part):
+        sizes = {"train": 5, "validation": 40, "test": 60}
+        first = {"train": 0, "validation": 100, "test": 200}[part]
+        rows = np.arange(first, first + sizes[part])
+        labels = (np.arange(len(rows)) < (30 if part == "validation" else 20)).astype(
+            int
+        )
+        return Split({"row": rows}, labels)
+
+    new = split_anew(load, validation=50)
+    validation, test = new("validation"), new("test")
+    both = np.concatenate([validation.inputs["row"], test.inputs["row"]])
+    assert sorted(both) == [*range(100, 140), *range(200, 260)]
+    assert len(validation.labels) == 50
+    assert abs(validation.labels.mean() - test.labels.mean()) < 0.03
+    assert new("train").inputs["row"].tolist() == list(range(5))
+    row = dict(zip(validation.inputs["row"], validation.labels, strict=True))
+    assert all(label == (n < 130 or 200 <= n < 220) for n, label in row.items())
+
+
 def test_missing_folders_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMERGE_SHARED", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="nowhere: no such folder"):
-        load_suite()
+        load_given()
+    with pytest.raises(ValueError, match=r"run: python -m experiments\.nli6\.train"):
+        load_suite(trained=tmp_path)

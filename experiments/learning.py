@@ -1,0 +1,153 @@
+"""Fits of learned merges on the inputs of a suite, without their labels."""
+
+import itertools
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmerge as jm
+from experiments.settings import Settings
+from experiments.suite import Suite
+from experiments.unlabeled import learning_inputs, shuffled_batches
+from jaxmerge.io import Adapters, load_peft
+from jaxmerge.jobs.learn_recipe import LearnRecipe
+
+FIRST_SEED = 0
+
+
+class Learning:
+    """The tasks of a suite as merges are learned from them.
+
+    Args:
+      suite: base and tasks.
+      settings: sizes of batches and texts.
+      adapters: of the tasks.
+      part: whose inputs are shown.
+      rows: inputs of each task that are shown; None for all.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        settings: Settings,
+        adapters: Adapters,
+        *,
+        part: str = "validation",
+        rows: int | None = None,
+    ):
+        self.suite, self.settings, self.adapters = suite, settings, adapters
+        self.part, self.rows = part, rows
+        self.tasks = tuple(task.name for task in suite.tasks)
+        heads = {task.name: task.head for task in suite.tasks}
+        model = (suite.base.apply, suite.base.logits, heads)
+        self.losses = {
+            "entropy": jm.entropies(*model, logit_scale=settings.logit_scale),
+            "distillation": jm.distillation(*model, logit_scale=settings.logit_scale),
+        }
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """task -> inputs without labels."""
+        given = {"rows": self.rows, "tokens": self.settings.learning_tokens}
+        return learning_inputs(self.suite, part=self.part, **given)
+
+    @cached_property
+    def taught(self) -> dict[str, jm.Taught]:
+        """task -> inputs and what the own adapter says of them."""
+        base, size = self.suite.base, self.settings.batch
+        heads = {task.name: task.head for task in self.suite.tasks}
+        pieces = [
+            {task: jax.tree.map(lambda x, at=at: x[at : at + size], inputs)}
+            for task, inputs in self.inputs.items()
+            for at in range(0, len(jax.tree.leaves(inputs)[0]), size)
+        ]
+        found = jm.teacher_answers(
+            *(base.apply, self.tasks, self.adapters.stacks, pieces),
+            logits=base.logits,
+            heads=heads,
+            params=base.params,
+        )
+        return {
+            task: jm.Taught(inputs, found[task]) for task, inputs in self.inputs.items()
+        }
+
+    @cached_property
+    def anchors(self) -> np.ndarray:
+        """Entropy of each task under its own adapter alone, [T]."""
+        stacks, params = self.adapters.stacks, self.suite.base.params
+        some = self._batches("entropy", FIRST_SEED, self.settings.learning_batch)
+        some = itertools.islice(some, self.settings.anchor_batches)
+        losses = self.losses["entropy"]
+        found = jm.single_adapter_losses(
+            self.tasks, stacks, losses, some, params=params
+        )
+        return np.asarray(found, np.float32)
+
+    def search(self, recipe: LearnRecipe) -> float:
+        """The scale of all coefficients that serves the objective best."""
+        some = self._batches(recipe.loss, FIRST_SEED, self.settings.learning_batch)
+        found = jm.search_start(
+            *(recipe.learned, self.tasks, self.adapters.stacks),
+            self.losses[recipe.loss],
+            list(itertools.islice(some, self.settings.start_batches)),
+            params=self.suite.base.params,
+            scalarise=self._scalarise(recipe, self.tasks),
+        )
+        return found.scale
+
+    def fit(
+        self,
+        recipe: LearnRecipe,
+        scale: float,
+        *,
+        tasks: Sequence[str] | None = None,
+        batch: int | None = None,
+        **options: Any,
+    ) -> jm.Fitted:
+        """Learns the coefficients of a merge, all of which begin at one scale.
+
+        Args:
+          recipe: the method, its loss and rate, and the steps.
+          scale: at the start.
+          tasks: that are merged; all unless given.
+          batch: inputs of each task in a step; those of the settings unless given.
+          **options: of `jaxmerge.fit`.
+        """
+        tasks = self.tasks if tasks is None else tuple(tasks)
+        folders = {task.name: task.adapter for task in self.suite.tasks}
+        stacks = self.adapters.stacks
+        if tasks != self.tasks:
+            stacks = load_peft([folders[task] for task in tasks], heads="keep").stacks
+        learned = recipe.learned
+        start = {
+            name: jnp.full_like(learned.init(learned.prepare(stack)), scale)
+            for name, stack in stacks.items()
+        }
+        source = self._batches(
+            recipe.loss, recipe.seed, batch or self.settings.learning_batch, tasks
+        )
+        return jm.fit(
+            *(learned, tasks, stacks, self.losses[recipe.loss], source),
+            recipe.optimizer,
+            steps=recipe.steps,
+            params=self.suite.base.params,
+            scalarise=self._scalarise(recipe, tasks),
+            start=start,
+            **options,
+        )
+
+    def _scalarise(self, recipe: LearnRecipe, tasks: Sequence[str]) -> Any:
+        if recipe.loss == "distillation":
+            return recipe.scalarise(np.zeros(len(tasks), np.float32))
+        return recipe.scalarise(self.anchors[[self.tasks.index(t) for t in tasks]])
+
+    def _batches(
+        self, loss: str, seed: int, size: int, tasks: Sequence[str] | None = None
+    ) -> Any:
+        inputs = self.taught if loss == "distillation" else self.inputs
+        chosen = {task: inputs[task] for task in tasks or self.tasks}
+        return shuffled_batches(chosen, size=size, seed=seed)

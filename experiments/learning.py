@@ -1,22 +1,48 @@
 """Fits of learned merges on the inputs of a suite, without their labels."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxmerge as jm
+from experiments.lora import Factors, initial_factors, lora_shapes, scaled
 from experiments.settings import Settings
 from experiments.suite import Suite
-from experiments.unlabeled import learning_inputs, shuffled_batches
+from experiments.unlabeled import (
+    learning_examples,
+    learning_inputs,
+    shuffled_batches,
+)
 from jaxmerge.io import Adapters, load_peft
 from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.learning.predictions import task_features
 
 FIRST_SEED = 0
+
+
+def label_losses(
+    apply: Any, logits: Any, heads: Mapping[str, Any], *, logit_scale: float
+) -> Any:
+    """Cross-entropy of every task; the batches are `jm.Taught` with classes."""
+
+    def losses(params: Any, updates: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = {task: given.inputs for task, given in batch.items()}
+        found = {}
+        for task, features in task_features(apply, params, updates, inputs):
+            scores = logit_scale * logits(heads[task], features)
+            each = optax.softmax_cross_entropy_with_integer_labels(
+                scores.astype(jnp.float32), batch[task].answers
+            )
+            found[task] = each.mean()
+        return found
+
+    return losses
 
 
 class Learning:
@@ -47,6 +73,7 @@ class Learning:
         self.losses = {
             "entropy": jm.entropies(*model, logit_scale=settings.logit_scale),
             "distillation": jm.distillation(*model, logit_scale=settings.logit_scale),
+            "labels": label_losses(*model, logit_scale=settings.logit_scale),
         }
 
     @cached_property
@@ -74,6 +101,13 @@ class Learning:
         return {
             task: jm.Taught(inputs, found[task]) for task, inputs in self.inputs.items()
         }
+
+    @cached_property
+    def labeled(self) -> dict[str, jm.Taught]:
+        """task -> the same inputs with the right classes in the place of answers."""
+        given = {"rows": self.rows, "tokens": self.settings.learning_tokens}
+        found = learning_examples(self.suite, part=self.part, **given)
+        return {task: jm.Taught(*split) for task, split in found.items()}
 
     @cached_property
     def anchors(self) -> np.ndarray:
@@ -140,6 +174,56 @@ class Learning:
             **options,
         )
 
+    def train(
+        self,
+        loss: str,
+        *,
+        rate: float,
+        steps: int,
+        seed: int,
+        report: Callable[[int, Factors], None] | None = None,
+        report_every: int = 25,
+    ) -> Factors:
+        """Trains one adapter for all tasks, from PEFT's start, by Adam.
+
+        Args:
+          loss: "distillation" or "labels".
+          rate: of Adam.
+          steps: of as many batches as a fit of so many steps sees.
+          seed: of the batches and of the first A.
+          report: called with the finished steps and the factors.
+          report_every: steps in one compiled call.
+        """
+        base, lora = self.suite.base, self.settings.reference
+        key = jax.random.key(seed)
+        shapes = lora_shapes(base.params, lora.targets)
+        factors = initial_factors(shapes, lora.rank, key)
+        optimizer, losses = optax.adam(rate), self.losses[loss]
+
+        def objective(factors: Factors, params: Any, batch: Any) -> jax.Array:
+            found = losses(params, scaled(factors, lora), batch)
+            return jnp.mean(jnp.stack(list(found.values())))
+
+        @jax.jit
+        def run(state: Any, params: Any, several: Any) -> Any:
+            def step(state: Any, batch: Any) -> tuple[Any, None]:
+                factors, moments = state
+                change = jax.grad(objective)(factors, params, batch)
+                change, moments = optimizer.update(change, moments, factors)
+                return (optax.apply_updates(factors, change), moments), None
+
+            return jax.lax.scan(step, state, several)[0]
+
+        source = self._batches(loss, seed, self.settings.learning_batch)
+        state = (factors, optimizer.init(factors))
+        for done in range(0, steps, report_every):
+            some = list(itertools.islice(source, min(report_every, steps - done)))
+            several = jax.tree.map(lambda *x: jnp.stack(x), *some)
+            state = run(state, base.params, several)
+            if report is not None:
+                report(done + len(some), state[0])
+        return state[0]
+
     def _scalarise(self, recipe: LearnRecipe, tasks: Sequence[str]) -> Any:
         if recipe.loss == "distillation":
             return recipe.scalarise(np.zeros(len(tasks), np.float32))
@@ -148,6 +232,7 @@ class Learning:
     def _batches(
         self, loss: str, seed: int, size: int, tasks: Sequence[str] | None = None
     ) -> Any:
-        inputs = self.taught if loss == "distillation" else self.inputs
+        known = {"distillation": "taught", "labels": "labeled"}
+        inputs = getattr(self, known.get(loss, "inputs"))
         chosen = {task: inputs[task] for task in tasks or self.tasks}
         return shuffled_batches(chosen, size=size, seed=seed)

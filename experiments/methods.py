@@ -67,6 +67,24 @@ class Fitted:
         return LearnRecipe(**settings | options)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """One LoRA adapter for all tasks, all of whose factors are trained: a reference.
+
+    It sees what a learned merge sees, in as many steps of the same batches, and knows
+    nothing of the adapters but what they teach.
+
+    Attributes:
+      name: of the reference.
+      loss: "distillation", every own adapter teaching its task, or "labels".
+      rates: of Adam.
+    """
+
+    name: str
+    loss: str
+    rates: tuple[float, ...] = RATES
+
+
 def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
     return tuple(pipeline.format(density) for density in densities)
 
@@ -116,6 +134,8 @@ METHODS = (
     Fitted("TARA-A, taught", "tara_a"),
     Fitted("AdaMerging, taught", "adamerging"),
     Fitted("Pico + TARA-B, taught", "tara_b|calibrate"),
+    Trained("One LoRA, taught", "distillation"),
+    Trained("One LoRA, labels", "labels"),
     Fitted("TARA-B, entropy", "tara_b", "entropy", ENTROPY_RATES),
     Fitted("TARA-A, entropy", "tara_a", "entropy", ENTROPY_RATES),
     Fitted("AdaMerging, entropy", "adamerging", "entropy", ENTROPY_RATES),

@@ -13,7 +13,7 @@ goes on where it stopped. ``python -m experiments.report`` makes tables and plot
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,15 @@ import typer
 import jaxmerge as jm
 from experiments.evaluation import hits, make_exams, own_hits, shares
 from experiments.learning import Learning
-from experiments.methods import ITERIS_INPUTS, LOOKS, METHODS, ClosedForm, Fitted
+from experiments.lora import Factors, scaled
+from experiments.methods import (
+    ITERIS_INPUTS,
+    LOOKS,
+    METHODS,
+    ClosedForm,
+    Fitted,
+    Trained,
+)
 from experiments.records import Records, packed
 from experiments.settings import Settings
 from experiments.suite import batches
@@ -40,6 +48,7 @@ from jaxmerge.tasks import model_sample
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
 FIRST_SEED = 0
+Method = ClosedForm | Fitted | Trained
 GUIDE = "Task arithmetic"  # whose best scale begins the fits by entropy
 
 
@@ -54,33 +63,50 @@ class Experiment:
         folders = [task.adapter for task in self.suite.tasks]
         self.adapters = load_peft(folders, heads="keep")
         self.stacks = self.adapters.stacks
-        self.rounds = cache(self._rounds)
+        self.rounds, self.stats = cache(self._rounds), cache(self._stats)
         sizes = {"validation": settings.validation, "test": settings.test}
         self.exams = make_exams(self.suite, sizes, settings.batch)
         self.learning = Learning(self.suite, settings, self.adapters)
 
-    @cached_property
-    def stats(self) -> Any:
-        """Of the inputs of every task with its own adapter, on validation."""
-        inputs = first_inputs(self.suite, rows=self.settings.validation)
+    def _stats(self, part: str, rows: int) -> Any:
+        """Of the first inputs of every task with its own adapter."""
+        inputs = first_inputs(self.suite, part=part, rows=rows)
         given = {"size": self.settings.batch, "adapters": self.adapters}
         found = input_statistics(self.suite, inputs, self.stacks, **given)
         return jm.stack_moments(list(found.values()))
 
-    def _rounds(self, pipeline: Pipeline) -> dict[str, jm.Update]:
-        inputs = first_inputs(self.suite, rows=ITERIS_INPUTS).values()
+    def _rounds(self, pipeline: Pipeline, part: str, rows: int) -> dict[str, jm.Update]:
+        inputs = first_inputs(self.suite, part=part, rows=rows).values()
         found = [list(batches(self.suite, x, ITERIS_INPUTS)) for x in inputs]
         sample = model_sample(self.suite.base, found, list(self.stacks))
         return pipeline.run(self.stacks, sample=sample)
 
-    def closed_form(self, pipeline: str, seed: int) -> dict[str, jm.Update]:
-        """A merge of the adapters, with whatever else the pipeline needs."""
+    def closed_form(
+        self,
+        pipeline: str,
+        seed: int,
+        *,
+        part: str = "validation",
+        rows: int | None = None,
+    ) -> dict[str, jm.Update]:
+        """A merge of the adapters, with whatever else the pipeline needs.
+
+        Args:
+          pipeline: the merge.
+          seed: where it draws at random.
+          part: whose inputs are shown, where the merge needs any.
+          rows: inputs of each task; by default 64 for IterIS, and as many as candidates
+            are measured on for the others.
+        """
         parsed = jm.parse(pipeline)
         if parsed.model:  # the rounds are the same for all scales
-            rounds = self.rounds(replace(parsed, calls=parsed.calls[:-1]))
+            once = replace(parsed, calls=parsed.calls[:-1])
+            rounds = self.rounds(once, part, rows or ITERIS_INPUTS)
             by = parsed.scale
             return {name: jm.scale(update, by=by) for name, update in rounds.items()}
-        stats = self.stats if parsed.statistics else None
+        stats = None
+        if parsed.statistics:
+            stats = self.stats(part, rows or self.settings.validation)
         return merged(self.stacks, pipeline, seed, stats)
 
     def measure_references(self) -> None:
@@ -103,13 +129,13 @@ class Experiment:
         own = self.records.find(kind="own", part=part)["accuracy"]
         return float(np.mean([accuracy[task] / own[task] for task in accuracy]))
 
-    def compare(self, method: ClosedForm | Fitted, seeds: int) -> None:
+    def compare(self, method: Method, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
         best = self.best(method)
         for seed in range(seeds if _random(method, best) else 1):
             self._measured(method, best, seed, "test")
 
-    def best(self, method: ClosedForm | Fitted) -> dict[str, Any]:
+    def best(self, method: Method) -> dict[str, Any]:
         """The best candidate on validation; what is not measured yet is."""
         tried = candidates(method, self.settings)
         rows = [self._measured(method, c, FIRST_SEED, "validation") for c in tried]
@@ -129,6 +155,8 @@ class Experiment:
             started = time.perf_counter()
             if isinstance(method, ClosedForm):
                 updates = self.closed_form(candidate["pipeline"], seed)
+            elif isinstance(method, Trained):
+                updates = self.trained(method, candidate, seed)
             else:
                 updates = self.fitted(method, candidate, seed)
             jax.block_until_ready(updates)
@@ -142,13 +170,44 @@ class Experiment:
 
     def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
         """The merge after some steps of a fit, which leaves phi in the work folder."""
-        name = f"{method.name}, rate {candidate['rate']}, seed {seed}"
-        folder = self.work / name.replace(", ", "-").replace(" ", "_")
+        folder = self._folder(method, candidate, seed)
         path = folder / f"{candidate['steps']}.npz"
         if not path.is_file():
             self._fit(method, candidate, seed, folder)
         learned = method.recipe(candidate).learned
         return jm.apply_learned(learned, dict(np.load(path)))(self.stacks)
+
+    def _folder(self, method: Fitted | Trained, candidate: Any, seed: int) -> Path:
+        name = f"{method.name}, rate {candidate['rate']}, seed {seed}"
+        return self.work / name.replace(", ", "-").replace(" ", "_")
+
+    def trained(self, method: Trained, candidate: dict[str, Any], seed: int) -> Any:
+        """One adapter for all tasks after some steps; its factors are kept."""
+        folder = self._folder(method, candidate, seed)
+        path = folder / f"{candidate['steps']}.npz"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+
+            def keep(step: int, factors: Factors) -> None:
+                flat = {
+                    f"{name}.{part}": value
+                    for name, update in factors.items()
+                    for part, value in update._asdict().items()
+                }
+                np.savez(folder / f"{step}.npz", **flat)
+
+            self.learning.train(
+                method.loss,
+                rate=candidate["rate"],
+                steps=candidate["steps"],
+                seed=seed,
+                report=keep,
+                report_every=self.settings.longest_fit // LOOKS // 2,
+            )
+        found = dict(np.load(path))
+        names = {key.rpartition(".")[0] for key in found}
+        factors = {n: jm.LowRank(b=found[f"{n}.b"], a=found[f"{n}.a"]) for n in names}
+        return scaled(factors, self.settings.reference)
 
     def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +262,7 @@ def merged(
     return parsed.run(stacks, key=key, stats=stats)
 
 
-def candidates(method: ClosedForm | Fitted, settings: Settings) -> list[dict[str, Any]]:
+def candidates(method: Method, settings: Settings) -> list[dict[str, Any]]:
     """What is tried on validation; longer fits first, for they leave shorter ones."""
     if isinstance(method, ClosedForm):
         scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
@@ -213,8 +272,8 @@ def candidates(method: ClosedForm | Fitted, settings: Settings) -> list[dict[str
     return [{"rate": rate, "steps": n} for rate, n in product(method.rates, steps)]
 
 
-def _random(method: ClosedForm | Fitted, candidate: dict[str, Any]) -> bool:
-    return isinstance(method, Fitted) or jm.parse(candidate["pipeline"]).random
+def _random(method: Method, candidate: dict[str, Any]) -> bool:
+    return not isinstance(method, ClosedForm) or jm.parse(candidate["pipeline"]).random
 
 
 def open_experiment(name: str, folder: Path | None = None) -> Experiment:

@@ -49,6 +49,7 @@ class Settings:
       logit_scale: multiplies logits where their entropy is learned from.
       anchor_batches: batches that the anchors of entropies are averaged over.
       start_batches: batches that the start of a taught fit is found with.
+      reference: shape of the one adapter that is trained for all tasks.
       training: how adapters are trained; None where they are given.
     """
 
@@ -63,6 +64,7 @@ class Settings:
     logit_scale: float = 1.0
     anchor_batches: int = 8
     start_batches: int = 4
+    reference: Lora = field(default_factory=lambda: Lora(rank=16, alpha=32))
     training: Training | None = None
 
 

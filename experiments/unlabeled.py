@@ -3,30 +3,34 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from experiments.suite import Suite, narrow, of_one_length
+from experiments.suite import Split, Suite, narrow, of_one_length
 from jaxmerge.io import Adapters
 from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks import Unlabeled, measure
 from jaxmerge.tasks.unlabeled import task_batches
 
 
-def learning_inputs(
+def learning_examples(
     suite: Suite,
     *,
     part: str = "validation",
     rows: int | None = None,
     tokens: int | None = None,
-) -> dict[str, Any]:
-    """task -> the first of its inputs, in shapes that never change.
+) -> dict[str, Split]:
+    """task -> the first of its examples, in shapes that never change.
 
     Texts are those of `of_one_length`.
     """
     return {
-        task.name: of_one_length(suite, task.load(part), tokens=tokens)
-        .first(rows)
-        .inputs
+        task.name: of_one_length(suite, task.load(part), tokens=tokens).first(rows)
         for task in suite.tasks
     }
+
+
+def learning_inputs(suite: Suite, **options: Any) -> dict[str, Any]:
+    """The same without labels."""
+    found = learning_examples(suite, **options)
+    return {task: split.inputs for task, split in found.items()}
 
 
 def shuffled_batches(
@@ -37,11 +41,11 @@ def shuffled_batches(
     return task_batches(inputs, size=size, seeds=seeds)
 
 
-def first_inputs(suite: Suite, *, rows: int) -> dict[str, Any]:
-    """task -> the first of its validation inputs."""
-    return {
-        task.name: task.load("validation").first(rows).inputs for task in suite.tasks
-    }
+def first_inputs(
+    suite: Suite, *, part: str = "validation", rows: int
+) -> dict[str, Any]:
+    """task -> the first of its inputs."""
+    return {task.name: task.load(part).first(rows).inputs for task in suite.tasks}
 
 
 def input_statistics(

@@ -12,6 +12,7 @@ arXiv 2603.26299, mean normalised accuracy: task arithmetic 74.6, KnOTS-TIES 75.
 AdaMerging 78.7, TARA-A 79.7, TARA-B 80.3.
 """
 
+from experiments.lora import Lora
 from experiments.settings import Settings, named_path
 from experiments.suite import Suite
 from experiments.text_pairs import load_pairs
@@ -22,6 +23,7 @@ FOLDERS = {
     "JAXMERGE_ADAPTERS": "a folder with a PEFT folder for each task",
     "JAXMERGE_TEXTS": "a folder with <task>/{validation,test}.jsonl.gz",
 }
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTH = 256  # tokens of a pair
 
 
@@ -38,5 +40,10 @@ def load_suite() -> Suite:
 
 def get_config() -> Settings:
     return Settings(
-        load=load_suite, validation=500, test=2000, batch=16, longest_fit=500
+        load=load_suite,
+        validation=500,
+        test=2000,
+        batch=16,
+        longest_fit=500,
+        reference=Lora(rank=16, alpha=32, targets=TARGETS),
     )

@@ -17,6 +17,7 @@ from experiments.nli6.suite import load_given, load_suite
 from experiments.settings import Settings, Training
 
 LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
+LORA = Lora(rank=16, alpha=32, targets=LINEAR)
 
 
 def get_config() -> Settings:
@@ -27,8 +28,9 @@ def get_config() -> Settings:
         learning_batch=8,
         learning_tokens=48,
         longest_fit=100,
+        reference=LORA,
         training=Training(
-            lora=Lora(rank=16, alpha=32, targets=LINEAR),
+            lora=LORA,
             recipe=Recipe(steps=200, rate=1e-3, batch=16),
             validation=100,
             test=400,

@@ -54,6 +54,9 @@ def learn(
     *,
     seed: int,
     steps: int,
+    optimizer: optax.GradientTransformation | None = None,
+    batch: int = BATCH,
+    temperature: float = 1.0,
 ) -> dict[str, jm.Update]:
     """Fits the coefficients of a method, and merges with them.
 
@@ -64,12 +67,16 @@ def learn(
       images: of every task, without labels.
       seed: of the batches.
       steps: of the optimiser.
+      optimizer: Adam at a constant rate unless given.
+      batch: images of each task in a step.
+      temperature: of the predictions of teachers and merge.
     """
+    optimizer = optax.adam(RATE) if optimizer is None else optimizer
     tasks = tuple(TASKS)
     heads = {name: base.heads[task.head] for name, task in TASKS.items()}
     model = (apply, _logits, heads)
     if method.taught:
-        losses = jm.distillation(*model)
+        losses = jm.distillation(*model, temperature=temperature)
         asked = {"logits": _logits, "heads": heads, "params": base.params}
         answers = jm.teacher_answers(apply, tasks, stacks, [images], **asked)
         inputs = {name: jm.Taught(images[name], answers[name]) for name in tasks}
@@ -78,7 +85,7 @@ def learn(
     seeds = {name: (seed, index) for index, name in enumerate(tasks)}
 
     def batches(count: int | None = None) -> Iterator[Mapping[str, Any]]:
-        return itertools.islice(task_batches(inputs, size=BATCH, seeds=seeds), count)
+        return itertools.islice(task_batches(inputs, size=batch, seeds=seeds), count)
 
     problem: dict[str, Any] = {"params": base.params}
     few = partial(batches, FIRST_BATCHES)
@@ -87,7 +94,7 @@ def learn(
     learned = jm.parse(method.pipeline).learnable()
     start = jm.search_start(learned, tasks, stacks, losses, few(), **problem)
     fitted = jm.fit(
-        *(learned, tasks, stacks, losses, batches(), optax.adam(RATE)),
+        *(learned, tasks, stacks, losses, batches(), optimizer),
         steps=steps,
         steps_per_call=min(steps, 100),
         start=start.phis,

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from experiments.configs.nli6 import LINEAR
+from experiments.configs.nli6 import LORA
 from experiments.evaluation import accuracies, make_exam
 from experiments.finetune import Recipe, train_adapter
 from experiments.heads import fit_probe
-from experiments.lora import Lora, save_adapter, scaled
+from experiments.lora import save_adapter, scaled
 from experiments.nli6.data import minilm_folder
 from experiments.nli6.suite import HERE, LENGTH, OWN, TRAINED
 from experiments.suite import Split, Suite, Task, narrow, shared_folder
@@ -29,7 +29,7 @@ from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import Base, load_base
 from jaxmerge.tasks.batching import outputs_of
 
-LORA = Lora(rank=16, alpha=32, targets=LINEAR)
+BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 RECIPE = Recipe(steps=600, rate=5e-4, batch=16)
 BATCH = 64
 
@@ -79,7 +79,7 @@ def main() -> None:
         "lora": vars(LORA) | {"scale": LORA.scale},
         "recipe": vars(RECIPE),
     }
-    save_adapter(TRAINED / OWN, factors, LORA, base="all-MiniLM-L6-v2", classifier=head)
+    save_adapter(TRAINED / OWN, factors, LORA, base=BASE_NAME, classifier=head)
     (HERE / f"{OWN}.json").write_text(json.dumps(found, indent=2) + "\n")
     typer.echo(json.dumps(found))
 

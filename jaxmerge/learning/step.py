@@ -102,7 +102,11 @@ def first_state(
     if start is not None:
         check_coefficients(learned, bases, start)
         phis = {name: jnp.array(start[name], phi.dtype) for name, phi in phis.items()}
-    return FitState(phis, optimizer.init(phis))
+    # a state may hold phi itself, as that of SAM does, and both are donated to the steps
+    moments = jax.tree.map(
+        lambda x: x.copy() if isinstance(x, jax.Array) else x, optimizer.init(phis)
+    )
+    return FitState(phis, moments)
 
 
 def scalarised(

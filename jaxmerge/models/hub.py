@@ -34,6 +34,7 @@ CONFIG, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
 def read_config(folder: Folder) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = folder / INDEX
     if not index.is_file():
-        raise ValueError(f"{folder}: neither {WEIGHTS} nor {INDEX}")
+        raise ValueError(_no_weights(folder))
     content = _read_json(index)
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
         raise ValueError(f"{index}: no weight_map")
@@ -160,6 +161,18 @@ def _weight_files(folder: Path) -> list[Path]:
     if outside:
         raise ValueError(f"{index}: names files outside the folder: {outside}")
     return [folder / name for name in names]
+
+
+def _no_weights(folder: Path) -> str:
+    """What a folder without safetensors holds instead, and how to get them."""
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_WEIGHTS)
+    model = read_config(folder).get("_name_or_path") or "the model"
+    there = f"it holds {', '.join(found[:3])}" if found else "no weights are there"
+    return (
+        f"{folder}: neither {WEIGHTS} nor {INDEX}; {there}. Load {model} with "
+        "transformers' AutoModel.from_pretrained, which reads Hub ids, torch files and "
+        "(with gguf_file=) GGUF, and write it with save_pretrained into this folder"
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -47,7 +47,7 @@ LLAMA = LlamaConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
 )
-LEARNED = ("TARA-B, taught", "TARA-A, entropy")
+LEARNED = ("TARA-B, taught", "TARA-A, entropy", "One LoRA, taught", "One LoRA, labels")
 SMALL = {
     "validation": 12,
     "test": 12,
@@ -186,7 +186,7 @@ def test_clip_from_start_to_table(clip, tmp_path):
     learned = next(line for line in lines if line.method == LEARNED[0])
     assert learned.spread is not None
     table = report.markdown(tasks, base, lines)
-    assert table.count("\n") == 2 + 1 + 3
+    assert table.count("\n") == 2 + 1 + 5
     report.draw(tmp_path / "plot.png", tasks, base, lines)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
@@ -212,7 +212,7 @@ def test_merges_with_inputs(clip, tmp_path, method):
         np.testing.assert_allclose(jm.dense(twice[module]), 2 * whole, atol=1e-6)
         assert np.abs(whole).max() > 1e-3
     if method == "RegMean":
-        stats = experiment.stats
+        stats = experiment.stats("validation", settings.validation)
         merger = jm.each_module(partial(jm.regmean, ridge=1e-4))
         direct = merger(experiment.stacks, stats=stats)
         assert all(value.count.shape == (3,) for value in stats.values())

@@ -202,7 +202,14 @@ def drop_pooler(folder):
             "quantization_config .* cannot",
         ),
         (drop_pooler, "stored without a pooler"),
-        (lambda f: (f / "model.safetensors").unlink(), "neither"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            "neither .*no weights are there. Load the model with transformers",
+        ),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            r"it holds pytorch_model\.bin\. .*save_pretrained into this folder",
+        ),
     ],
 )
 def test_unreadable_folders_are_refused_by_name(damage, message, tmp_path):

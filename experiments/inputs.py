@@ -1,0 +1,118 @@
+"""How many unlabeled inputs a merge needs: the curve from 16 of each task to all.
+
+    python -m experiments.inputs nli6
+    python -m experiments.inputs vision8
+
+TARA-B taught by the adapters, RegMean and IterIS, each as `experiments.run` chose it,
+from the same first inputs of each task. Each result is appended to
+``experiments/<name>/results/inputs.jsonl`` as it comes, and a run that was cut off goes
+on where it stopped; ``inputs.md`` is the table.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+
+import jaxmerge as jm
+from experiments.evaluation import hits, shares
+from experiments.learning import Learning
+from experiments.methods import METHODS
+from experiments.records import Records, packed
+from experiments.run import CONFIGS, Experiment, open_experiment
+from experiments.tables import markdown_table
+from jaxmerge.runtime import start_jax
+
+ROWS = (16, 64, 256, None)  # inputs of each task; None for all of the part
+PARTS = ("validation", "train")
+TAUGHT, REGMEAN, ITERIS = "TARA-B, taught", "RegMean", "IterIS"
+SEEDS = (0, 1, 2)
+
+Merge = Callable[[Experiment, str, int | None, int], dict[str, jm.Update]]
+
+
+def chosen(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The candidate that the comparison took to test.
+
+    Raises:
+      ValueError: the comparison has not come that far.
+    """
+    row = experiment.records.find(kind="merge", method=name, part="test")
+    if row is None:
+        raise ValueError(f"run the comparison first: no test of {name!r}")
+    return row["candidate"]
+
+
+def taught(
+    experiment: Experiment, part: str, rows: int | None, seed: int
+) -> dict[str, jm.Update]:
+    """TARA-B from the first inputs, with rate, steps and start of the comparison."""
+    method = next(m for m in METHODS if m.name == TAUGHT)
+    suite, settings = experiment.suite, experiment.settings
+    learning = Learning(suite, settings, experiment.adapters, part=part, rows=rows)
+    recipe = method.recipe(chosen(experiment, TAUGHT), seed=seed)
+    return learning.fit(recipe, experiment.start(method), steps_per_call=25).updates
+
+
+def closed_form(name: str) -> Merge:
+    """RegMean or IterIS from the first inputs, with the options of the comparison."""
+
+    def merge(
+        experiment: Experiment, part: str, rows: int | None, seed: int
+    ) -> dict[str, jm.Update]:
+        text = chosen(experiment, name)["pipeline"]
+        return experiment.closed_form(text, seed, part=part, rows=rows)
+
+    return merge
+
+
+def plan(name: str) -> list[tuple[str, Merge, str, int | None, int]]:
+    """Method, part, inputs and seed of everything that is measured."""
+    counts = [("validation", rows) for rows in ROWS] + [("train", None)]
+    found = [(TAUGHT, taught, *count, seed) for count in counts for seed in SEEDS]
+    for method, sizes in ((REGMEAN, counts[:-1]), (ITERIS, counts[:3])):
+        found += [(method, closed_form(method), *count, 0) for count in sizes]
+    return found
+
+
+def table(records: Records, experiment: Experiment) -> str:
+    """A row for each method, a column for each number of inputs."""
+    rows = []
+    for method in (TAUGHT, REGMEAN, ITERIS):
+        cells = []
+        for part, count in [("validation", rows) for rows in ROWS] + [("train", None)]:
+            found = records.all(method=method, part=part, rows=count)
+            means = [
+                100 * experiment.normalised(row["accuracy"], "test") for row in found
+            ]
+            spread = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
+            cells.append(f"{np.mean(means):.1f}{spread}" if means else "")
+        rows.append([method, *cells])
+    columns = [f"{rows}>" for rows in ROWS[:-1]] + ["all validation>", "all training>"]
+    return markdown_table(["method", *columns], rows)
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
+) -> None:
+    """Measures what is left of the curve."""
+    start_jax()
+    experiment = open_experiment(name)
+    records = Records(experiment.records.path.with_name("inputs.jsonl"))
+    for method, merge, part, rows, seed in plan(name):
+        identity = {"method": method, "part": part, "rows": rows, "seed": seed}
+        if records.find(**identity) is None:
+            updates = jax.block_until_ready(merge(experiment, part, rows, seed))
+            right = hits(experiment.exams["test"], updates)
+            accuracy = shares(right)
+            records.add(**identity, accuracy=accuracy, hits=packed(right))
+            score = experiment.normalised(accuracy, "test")
+            print(f"{identity}: {score:.4f}", flush=True)
+    text = table(records, experiment)
+    records.path.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

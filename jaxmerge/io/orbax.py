@@ -22,6 +22,7 @@ from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.options import checked_options
 from jaxmerge.io.orbax_checks import check_adapters, check_modules
 from jaxmerge.io.orbax_record import (
     FORMAT,
@@ -31,7 +32,6 @@ from jaxmerge.io.orbax_record import (
     described_leaf,
     digest_of_record,
     dtype_named,
-    options_of,
 )
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
@@ -254,5 +254,5 @@ def _rebuild_adapters(
             )
             for source in record["sources"]
         ),
-        options=options_of(record, folder),
+        options=checked_options(record["options"], folder, "options"),
     )

@@ -66,13 +66,11 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
     if isinstance(value, Adapters):
         inputs = [source.path for source in value.sources]
         record = {"kind": "adapters", **_describe_adapters(value, leaves)}
-    else:
-        inputs = []
-        record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
-    if isinstance(value, Adapters):
         check_modules(value.stacks, Path(path))
         check_adapters(value, Path(path))
     else:
+        inputs = []
+        record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
         check_modules(value, Path(path))
     record["format"] = FORMAT
     record["leaves"] = [described_leaf(leaf) for leaf in leaves]

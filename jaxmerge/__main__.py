@@ -13,10 +13,13 @@ def main() -> None:
     While it still loads there is nothing to undo, so Ctrl-C ends it at once: an
     exception in the middle of an import would be a traceback.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
         signal.signal(signal.SIGINT, _end_at_once)
     from jaxmerge.cli import main as run
 
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 

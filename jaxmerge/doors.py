@@ -5,7 +5,6 @@ function cannot know all of them. What it can know is a misspelling: a keyword t
 almost one of its own, or almost an input of `jaxmerge.types`, and neither.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -13,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmerge.refusals import Refusal
+from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.types import AdapterStack, LowRank, Update
 
 INPUTS = ("key", "weights", "stats", "sample", "ranks", "size", "stack")
 _INSIDE = ("factor", "merged", "threshold")  # inputs that pipelines add
-_NEAR = 0.75  # of the letters are the same
 
 
 def check_matrices(rule: Callable[..., Any], value: Any, extra: Any = None) -> None:
@@ -161,8 +159,11 @@ def check_update(post: Callable[..., Any], value: Any, extra: Any = None) -> Non
 
 def check_keywords(function: Callable[..., Any], extra: Mapping[str, Any]) -> None:
     """TypeError for a keyword that is almost one that the function knows."""
+    strange = extra.keys() - {*INPUTS, *_INSIDE}
+    if not strange:
+        return
     own = declared(function)  # also what is bound: an input of a call goes before it
-    for keyword in extra.keys() - {*INPUTS, *_INSIDE, *own}:
+    for keyword in sorted(strange - {*own}):
         _refuse_if_near(function, keyword, (*INPUTS, *own))
 
 
@@ -202,11 +203,11 @@ def declared(function: Callable[..., Any]) -> tuple[str, ...]:
 def _refuse_if_near(
     function: Callable[..., Any], keyword: str, known: Collection[str]
 ) -> None:
-    near = difflib.get_close_matches(keyword, known, n=1, cutoff=_NEAR)
-    if near:
+    near = nearest(keyword, known)
+    if near is not None:
         raise TypeError(
             f"{_name(function)} got an unexpected keyword {keyword!r}; did you mean "
-            f"{near[0]!r}?"
+            f"{near!r}?"
         )
 
 

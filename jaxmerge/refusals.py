@@ -5,8 +5,11 @@ flag on the command line and a key in a recipe file, so a message keeps its opti
 apart from its words, and each face spells them its own way.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+_ALIKE = 0.75  # below this share of equal letters it is another name
 
 
 class Option(NamedTuple):
@@ -88,3 +91,13 @@ class Refusal(ValueError):
 
     def __reduce__(self) -> tuple[type["Refusal"], tuple[str | Option, ...]]:
         return type(self), tuple(self.message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Of which known name another is a misspelling; None if of none.
+
+    >>> nearest("wieghts", ["key", "weights"]), nearest("colour", ["key", "weights"])
+    ('weights', None)
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
+    return found[0] if found else None

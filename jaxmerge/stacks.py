@@ -174,11 +174,16 @@ def near_norms(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
 
     The powers [T], of b and of a, are those of `linalg.unit_power`.
     """
-    units = LowRank(*(jax.vmap(linalg.unit_power)(x) for x in (stack.b, stack.a)))
-    b, a = stack.b * units.b[:, None, None], stack.a * units.a[:, None, None]
+    (b, a), units = near_factors(stack.b, stack.a)
     gram_b = linalg.einsum("tmr,tms->trs", b, b)
     gram_a = linalg.einsum("trn,tsn->trs", a, a)
     return linalg.root(jnp.sum(gram_b * gram_a, axis=(1, 2))), units
+
+
+def near_factors(b: jax.Array, a: jax.Array) -> tuple[LowRank, LowRank]:
+    """Factors [T, ..] times powers of two, and these [T]: see `linalg.unit_power`."""
+    units = LowRank(*(jax.vmap(linalg.unit_power)(x) for x in (b, a)))
+    return LowRank(b * units.b[:, None, None], a * units.a[:, None, None]), units
 
 
 def _precision(dtype: Any, name: str) -> np.dtype:

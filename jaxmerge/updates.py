@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.doors import check_adapters_of, check_update
-from jaxmerge.stacks import present_factors
+from jaxmerge.stacks import near_factors, present_factors
 from jaxmerge.types import AdapterStack, Calibration, LowRank, Merger, Post, Update
 
 
@@ -169,9 +169,7 @@ def svc(
     check_adapters_of(svc, update, stack)
     near, unit = near_one(update)
     u, s, vt = singular_value_decomposition(near)
-    b, a = present_factors(stack)
-    units_b, units_a = (jax.vmap(linalg.unit_power)(x) for x in (b, a))
-    b, a = b * units_b[:, None, None], a * units_a[:, None, None]
+    (b, a), units = near_factors(*present_factors(stack))
     response_b = linalg.einsum("mk,tmr->tkr", u, b)
     onto_vt = linalg.einsum("trn,kn->trk", a, vt)
     gram_a = linalg.einsum("trn,tsn->trs", a, a)
@@ -180,7 +178,7 @@ def svc(
     total = linalg.einsum("tmr,trs,tms->t", b, gram_a, b)[:, None]
     negligible = energy <= linalg.rank_tolerance(s.dtype) ** 2 * total
     response = linalg.divide(overlap, jnp.where(negligible, 0, energy))
-    response = response * ((units_b / unit.b) * (units_a / unit.a))[:, None]
+    response = response * ((units.b / unit.b) * (units.a / unit.a))[:, None]
     floored = jnp.maximum(jnp.asarray(floor, s.dtype), s[None, :] * response)
     calibrated = s * b.shape[0] / jnp.sum(floored, axis=0)
     result = LowRank(b=u * calibrated[None, :], a=vt)

@@ -54,6 +54,11 @@ def standard_promotion():
 
 
 @pytest.fixture
-def as_a_user(monkeypatch, standard_promotion):
-    """No cache of programs either."""
+def no_cache(monkeypatch):
+    """Commands in this process must not change where JAX keeps its programs."""
     monkeypatch.setenv("JAXMERGE_CACHE", "")
+
+
+@pytest.fixture
+def as_a_user(no_cache, standard_promotion):
+    """No cache of programs either."""

@@ -1,6 +1,5 @@
 """The command line: ``jaxmerge merge A B C --pipeline "..." --out DIR``."""
 
-import signal
 from typing import Annotated
 
 import typer
@@ -63,5 +62,4 @@ def main() -> None:
     """Runs the command line and exits with its code."""
     stop_as_by_ctrl_c()
     limit_threads()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     app(prog_name="jaxmerge")

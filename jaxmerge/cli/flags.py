@@ -112,14 +112,10 @@ def _read_options(
         ),
     ] = None,
     strip_prefix: Annotated[
-        str,
-        typer.Option(help="Text that is taken off the names of modules."),
+        str, typer.Option(help="Text that is taken off the names of modules.")
     ] = "",
     add_prefix: Annotated[
-        str,
-        typer.Option(
-            help="Text that is put in front of the names of modules.",
-        ),
+        str, typer.Option(help="Text that is put in front of the names of modules.")
     ] = "",
     allow_different_bases: Annotated[
         bool,
@@ -136,23 +132,15 @@ def _read_options(
         ),
     ] = False,
     allow_zero: Annotated[
-        bool,
-        typer.Option(
-            "--allow-zero",
-            help="Accept adapters that do nothing.",
-        ),
+        bool, typer.Option("--allow-zero", help="Accept adapters that do nothing.")
     ] = False,
     weight_file: Annotated[
         WeightFile | None,
-        typer.Option(
-            help="Which weight file is read where a folder has both.",
-        ),
+        typer.Option(help="Which weight file is read where a folder has both."),
     ] = None,
     ignore_config_key: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Name of a config key that is harmless. Repeatable.",
-        ),
+        typer.Option(help="Name of a config key that is harmless. Repeatable."),
     ] = None,
     vera_input: Annotated[
         list[str] | None,
@@ -162,8 +150,7 @@ def _read_options(
         ),
     ] = None,
     layout: Annotated[
-        Layout | None,
-        typer.Option(help="Layout of weight files without a config."),
+        Layout | None, typer.Option(help="Layout of weight files without a config.")
     ] = None,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
@@ -182,6 +169,10 @@ def _read_options(
     }
 
 
+for _flag in inspect.signature(_read_options).parameters.values():
+    _flag.annotation.__metadata__[0].rich_help_panel = _READING
+
+
 def with_read_options(
     command: Callable[..., None],
     *,
@@ -198,9 +189,6 @@ def with_read_options(
     flags = dict(inspect.signature(_read_options).parameters)
     flags["heads"] = flags["heads"].replace(default=heads)
     flags = {name: flag for name, flag in flags.items() if name not in fixed}
-    for flag in flags.values():
-        (option,) = flag.annotation.__metadata__
-        option.rich_help_panel = _READING
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
 

@@ -104,10 +104,10 @@ def of_pair(pair: Pair) -> str:
     return "A more shared" if a >= CLEARLY * b else "B and A alike"
 
 
-def harm_of(pair: Pair) -> Harm:
-    """How much a merge suffers from what two tasks share."""
+def said_of_pair(pair: Pair) -> Said:
+    """What two tasks share, and how much a merge suffers from it."""
     kind = of_pair(pair)
-    return "some" if kind == _START else _KINDS[kind].harm
+    return Said(kind, "some" if kind == _START else _KINDS[kind].harm)
 
 
 def of_all(pairs: Sequence[Pair], norms: Mapping[str, float]) -> tuple[Said, ...]:

@@ -3,11 +3,10 @@
 import os
 import re
 from collections.abc import Collection
-from itertools import islice
 from pathlib import Path
 
 from jaxmerge.io.errors import listing
-from jaxmerge.io.files import CONFIG_FILE
+from jaxmerge.io.files import CONFIG_FILE, first_entries
 
 _MOST = 10_000  # entries of a folder that are looked at
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|pt|pth|npz)")
@@ -27,8 +26,7 @@ def left_out(folder: Path, read: Collection[str]) -> tuple[str, ...]:
       read: names of the files that are read.
     """
     try:
-        with os.scandir(folder) as entries:
-            found = list(islice(entries, _MOST))
+        found = first_entries(folder, _MOST)
     except OSError as error:
         return (f"what else the folder holds cannot be seen ({error.strerror})",)
     files = sorted(entry.name for entry in found if os.path.isfile(entry))

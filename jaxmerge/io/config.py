@@ -99,10 +99,7 @@ class AdapterConfig:
         An entry that does not match as an expression still counts if it is the name.
         None if there is no entry; AdaLoRA's tables are by name.
         """
-        table = {
-            "rank_pattern": self.rank_pattern,
-            "alpha_pattern": self.alpha_pattern,
-        }[name]
+        table: Mapping[str, Any] = getattr(self, name)
         try:
             key = self._keys[name].first(module) if name in self._keys else None
         except ValueError as error:

@@ -1,8 +1,7 @@
 """The exception of `jaxmerge.io`, and how its messages show names and options."""
 
-import contextlib
 import reprlib
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from jaxmerge.refusals import Option, Refusal
@@ -13,17 +12,6 @@ class AdapterError(Refusal):
 
     The message names the file, the module or the key, and the remedy.
     """
-
-
-@contextlib.contextmanager
-def as_adapter_error() -> Generator[None, None, None]:
-    """Turns the refusals of what lies below this package into its own."""
-    try:
-        yield
-    except AdapterError:
-        raise
-    except Refusal as error:
-        raise AdapterError(*error.message) from error
 
 
 def listing(names: Iterable[str], limit: int = 4) -> str:

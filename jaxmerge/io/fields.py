@@ -164,6 +164,7 @@ def _inside(value: Any) -> bool:
     return value == "/".join(parts) and ".." not in parts and parts[0] != "/"
 
 
+ANY = Value("anything", lambda _: True)
 TEXT = Value("text", _text)
 FLAG = Value("true or false", lambda value: isinstance(value, bool))
 NUMBER = Value("a finite number", number)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def _no_weights(folder: Path) -> str:
         else "a merged full model or a tokenizer folder is not an adapter"
     )
     return f"no weights; expected {SAFETENSORS_FILE} or {TORCH_FILE} ({there})"
+
+
+def first_entries(folder: Path, most: int) -> list[os.DirEntry[str]]:
+    """Entries of a folder as the disk lists them, at most some; or its OSError."""
+    with os.scandir(folder) as entries:
+        return list(islice(entries, most))
 
 
 def checked_file(path: Path) -> Path:

@@ -119,6 +119,12 @@ def format_of_files(names: Iterable[str]) -> tuple[str, str] | None:
     return next(_matches(_FILES, names), None)
 
 
+def format_of_file(name: str) -> str:
+    """The format that the name of a file tells, and what to do; "" if it tells none."""
+    found = format_of_files([name])
+    return found[1] if found else ""
+
+
 def _matches(
     formats: Iterable[_Format], names: Iterable[str]
 ) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, either, listing
 from jaxmerge.io.files import CONFIG_FILE, checked_file
-from jaxmerge.io.foreign import format_of_files, format_of_keys
+from jaxmerge.io.foreign import format_of_file, format_of_files, format_of_keys
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
@@ -54,9 +54,7 @@ def open_without_config(
             f"{missing}, and no other readable adapter (", *error.message, ")"
         ) from error
     says = format_of_keys(tensors.infos, alone=True)
-    told = format_of_files([tensors.path.name])
-    if not says and told:
-        says = told[1]
+    says = says or format_of_file(tensors.path.name)
     if says:
         raise AdapterError(f"{tensors.path}: {says}")
     if not any(_DIFFUSERS.fullmatch(key) for key in tensors.infos):

@@ -25,7 +25,7 @@ from jaxmerge.io.frozen import frozen_copies, refuse_tied
 from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.places import adapter_folder, refuse_nested
+from jaxmerge.io.places import adapter_folder, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.shards import files_of, open_weights
 from jaxmerge.io.tensors import TensorFile
@@ -180,22 +180,16 @@ def _open_files(
     path: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
     if not os.path.lexists(path / CONFIG_FILE):
-        try:
+        with naming_nested(path):
             return open_without_config(path, options)
-        except AdapterError:
-            refuse_nested(path)
-            raise
     config = parse_config(
         read_config(path),
         path / CONFIG_FILE,
         assume_alpha=options.assume_alpha,
         ignore_config_keys=options.ignore_config_keys,
     )
-    try:
+    with naming_nested(path):
         weights = weight_file(path, options.weight_file)
-    except AdapterError:
-        refuse_nested(path)
-        raise
     tensors = open_weights(weights)
     foreign = format_of_keys(tensors.infos)
     if foreign:

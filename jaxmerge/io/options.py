@@ -74,6 +74,22 @@ def recorded_options(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"weight_file" if k == "weights" else k: v for k, v in record.items()}
 
 
+def checked_options(
+    record: Mapping[str, Any], where: object, field: str
+) -> ReadOptions:
+    """The options in one field of a record; AdapterError, which names it, if wrong."""
+    options = recorded_options(record)
+    for name in options.keys() - {known.name for known in fields(ReadOptions)}:
+        raise AdapterError(
+            f"{where}: field {field}.{show(name)[1:-1]}: is not an option of reading; "
+            "the record was changed, or another version wrote it"
+        )
+    try:
+        return ReadOptions(**options)
+    except AdapterError as error:
+        raise AdapterError(f"{where}: field {field}: {error}") from error
+
+
 def check_head_policy(policy: str) -> None:
     """AdapterError unless ``policy`` is one of `HeadPolicy`."""
     if policy not in get_args(HeadPolicy):

@@ -22,6 +22,7 @@ from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.options import checked_options
 from jaxmerge.io.orbax_checks import check_adapters, check_modules
 from jaxmerge.io.orbax_record import (
     FORMAT,
@@ -31,7 +32,6 @@ from jaxmerge.io.orbax_record import (
     described_leaf,
     digest_of_record,
     dtype_named,
-    options_of,
 )
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.types import AdapterStack, LowRank, Update
@@ -66,13 +66,11 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
     if isinstance(value, Adapters):
         inputs = [source.path for source in value.sources]
         record = {"kind": "adapters", **_describe_adapters(value, leaves)}
-    else:
-        inputs = []
-        record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
-    if isinstance(value, Adapters):
         check_modules(value.stacks, Path(path))
         check_adapters(value, Path(path))
     else:
+        inputs = []
+        record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
         check_modules(value, Path(path))
     record["format"] = FORMAT
     record["leaves"] = [described_leaf(leaf) for leaf in leaves]
@@ -254,5 +252,5 @@ def _rebuild_adapters(
             )
             for source in record["sources"]
         ),
-        options=options_of(record, folder),
+        options=checked_options(record["options"], folder, "options"),
     )

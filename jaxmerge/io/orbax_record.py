@@ -8,7 +8,6 @@ the leaves and of the record find the rest. Checkpoints of the first format have
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.fields import (
+    ANY,
     DIGEST,
     DIGESTS,
     FLAG,
@@ -34,7 +34,6 @@ from jaxmerge.io.fields import (
     wrong_field,
 )
 from jaxmerge.io.formats import RECORD_FILE
-from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.io.tensors import FLOATING
 
 FORMAT = "jaxmerge-orbax-2"
@@ -45,11 +44,10 @@ _DTYPES = tuple(dtype.name for dtype in FLOATING)
 _PLACE = Value("the number of a leaf", whole(0))
 _SIZE = Value("a size", whole(0, 2**40))
 _DTYPE = Value("a dtype", lambda name: dtype_named(name) is not None)
-_ANY = Value("anything", lambda _: True)
 _LEAF = Fields({"shape": Items(_SIZE), "dtype": _DTYPE}, {"sha256": DIGEST})
-_STACK = Fields({"kind": _ANY, "b": _PLACE, "a": _PLACE, "ranks": Items(_SIZE)})
-_LOW_RANK = Fields({"kind": _ANY, "b": _PLACE, "a": _PLACE})
-_DENSE = Fields({"kind": _ANY, "value": _PLACE})
+_STACK = Fields({"kind": ANY, "b": _PLACE, "a": _PLACE, "ranks": Items(_SIZE)})
+_LOW_RANK = Fields({"kind": ANY, "b": _PLACE, "a": _PLACE})
+_DENSE = Fields({"kind": ANY, "value": _PLACE})
 _MODULES = {"stack": _STACK, "low_rank": _LOW_RANK, "dense": _DENSE}
 _LAYOUT = Fields(
     {
@@ -61,7 +59,7 @@ _LAYOUT = Fields(
 _SOURCE = Fields(
     {
         "path": PATH,
-        "config": Table(_ANY),
+        "config": Table(ANY),
         "weight_file": TEXT,
         "sha256": DIGESTS,
         **dict.fromkeys(("base_model", "revision", "task_type"), Maybe(TEXT)),
@@ -74,18 +72,18 @@ _SOURCE = Fields(
 _COMMON: dict[str, Any] = {
     "format": one_of((FORMAT, WITHOUT_DIGESTS)),
     "kind": one_of(("adapters", "modules")),
-    "modules": Table(_ANY),
+    "modules": Table(ANY),
     "leaves": Items(_LEAF),
 }
 _OF_MODULES = Fields(_COMMON, {"sha256": DIGEST})
 _OF_ADAPTERS = Fields(
     {
         **_COMMON,
-        "biases": Table(_ANY),
+        "biases": Table(ANY),
         "names": Items(TEXT, least=1),
         "layouts": Table(_LAYOUT),
         "sources": Items(_SOURCE, least=1),
-        "options": Table(_ANY),
+        "options": Table(ANY),
         "heads": Items(Table(_PLACE)),
     },
     {"sha256": DIGEST},
@@ -159,17 +157,6 @@ def check_leaf(
             f"{folder}: field leaves[{number}].sha256: is not that of the array, so "
             "one of them was changed; convert the adapter again"
         )
-
-
-def options_of(record: Mapping[str, Any], folder: Path) -> ReadOptions:
-    """The options of reading; AdapterError if one of them is none."""
-    options = recorded_options(record["options"])
-    for name in options.keys() - {field.name for field in fields(ReadOptions)}:
-        raise AdapterError(f"{folder}: field options.{show(name)[1:-1]}: is not known")
-    try:
-        return ReadOptions(**options)
-    except AdapterError as error:
-        raise AdapterError(f"{folder}: field options: {error}") from error
 
 
 def _digest_of(leaf: Any) -> str:

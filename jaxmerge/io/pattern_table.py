@@ -7,18 +7,14 @@ up with dots wherever some key of that length has them.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from jaxmerge.io.patterns import LONGEST_KEY, Name, Pattern, TooMuchWork, Work
+from jaxmerge.io.patterns import LONGEST_KEY, Name, Pattern, Work
 
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_\- .]|\\\.)*")
 _MOST_WORK = 20e6  # about a second; a name of each of 70,000 modules
 
-
-class _Shape(NamedTuple):
-    """Where the letters of a key are that stand for themselves: spans of its length."""
-
-    spans: tuple[tuple[int, int], ...]
+# where the letters of a key are that stand for themselves: parts of its length
+_Spans = tuple[tuple[int, int], ...]
 
 
 class PatternTable:
@@ -35,14 +31,14 @@ class PatternTable:
 
     def __init__(self, keys: Iterable[str]):
         self._work = Work(_MOST_WORK)
-        self._names: dict[int, dict[_Shape, dict[str, tuple[int, str]]]] = {}
+        self._names: dict[int, dict[_Spans, dict[str, tuple[int, str]]]] = {}
         self._patterns: list[tuple[int, str, Pattern]] = []
         for place, key in enumerate(keys):
-            self._spend(2 * len(key))
+            self._work.spend(2 * len(key))
             if len(key) <= LONGEST_KEY and _PLAIN.fullmatch(key):
                 self._add_name(place, key)
                 continue
-            self._spend(1000 + 70 * len(key))
+            self._work.spend(1000 + 70 * len(key))
             try:
                 self._patterns.append((place, key, Pattern(key)))
             except ValueError as error:
@@ -59,18 +55,9 @@ class PatternTable:
         for number, pattern_key, pattern in self._patterns:
             if place is not None and number > place:
                 break
-            try:
-                if pattern.found_in(name, self._work):
-                    return pattern_key
-            except TooMuchWork:
-                raise _too_much() from None
+            if pattern.found_in(name, self._work):
+                return pattern_key
         return key
-
-    def _spend(self, units: float) -> None:
-        try:
-            self._work.spend(units)
-        except TooMuchWork:
-            raise _too_much() from None
 
     def _add_name(self, place: int, key: str) -> None:
         pieces = re.split(r"(?<!\\)\.", key)
@@ -80,7 +67,7 @@ class PatternTable:
             spans.append((start, start + len(piece)))
             start += len(piece) + 1
         shapes = self._names.setdefault(start - 1, {})
-        names = shapes.setdefault(_Shape(tuple(spans)), {})
+        names = shapes.setdefault(tuple(spans), {})
         names.setdefault("\0".join(letters), (place, key))
 
     def _first_name(self, module: str) -> tuple[int | None, str | None]:
@@ -88,11 +75,11 @@ class PatternTable:
         ends = [module, module[:-1]] if module.endswith("\n") else [module]
         for text in ends:
             starts = _starts(text)
-            self._spend(len(text) + 8 * len(starts))
+            self._work.spend(len(text) + 8 * len(starts))
             for start in starts:
-                for shape, names in self._names.get(len(text) - start, {}).items():
-                    self._spend(10 + 6 * len(shape.spans))
-                    letters = _letters(text, start, shape.spans)
+                for spans, names in self._names.get(len(text) - start, {}).items():
+                    self._work.spend(10 + 6 * len(spans))
+                    letters = _letters(text, start, spans)
                     found = None if letters is None else names.get(letters)
                     if found and (best[0] is None or found[0] < best[0]):
                         best = found
@@ -106,7 +93,7 @@ def _starts(text: str) -> Sequence[int]:
     return [0, *(dot for dot in dots if line < 0 or dot <= line)]
 
 
-def _letters(text: str, start: int, spans: tuple[tuple[int, int], ...]) -> str | None:
+def _letters(text: str, start: int, spans: _Spans) -> str | None:
     """What a name has where the key has letters; None if a dot would be a new line."""
     gaps = (text[start + stop : start + stop + 1] for _, stop in spans[:-1])
     if any(gap == "\n" for gap in gaps):
@@ -116,10 +103,3 @@ def _letters(text: str, start: int, spans: tuple[tuple[int, int], ...]) -> str |
 
 def _short(key: str) -> str:
     return repr(key if len(key) <= 60 else f"{key[:60]}...")
-
-
-def _too_much() -> ValueError:
-    return ValueError(
-        "holds too many and too long expressions to be matched with every module; "
-        "name the modules themselves, one key each"
-    )

@@ -30,7 +30,7 @@ class Work:
     """What matching may cost; one unit is about a step of one letter, 60 ns.
 
     Raises:
-      TooMuchWork: from `spend`, when it is used up.
+      ValueError: from `spend`, when it is used up: no adapter needs as much.
     """
 
     def __init__(self, units: float):
@@ -39,11 +39,10 @@ class Work:
     def spend(self, units: float) -> None:
         self._units -= units
         if self._units < 0:
-            raise TooMuchWork
-
-
-class TooMuchWork(Exception):
-    """Matching the keys takes longer than any adapter needs."""
+            raise ValueError(
+                "holds too many and too long expressions to be matched with every "
+                "module; name the modules themselves, one key each"
+            )
 
 
 class Name:

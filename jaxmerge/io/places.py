@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.files import CONFIG_FILE
-from jaxmerge.io.foreign import format_of_files, format_of_keys
+from jaxmerge.io.files import CONFIG_FILE, first_entries
+from jaxmerge.io.foreign import format_of_file, format_of_keys
 from jaxmerge.io.tensors import open_tensors
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.text import is_plain
@@ -49,8 +49,7 @@ def _file_instead(path: Path) -> str:
         return f"not a folder; give the folder that holds it, {path.parent}"
     if _ARCHIVE.fullmatch(path.name.lower()):
         return "an archive, not a folder; unpack it and give the folder"
-    found = format_of_files([path.name])
-    says = found[1] if found else ""
+    says = format_of_file(path.name)
     if path.suffix in _WEIGHTS and path.is_file():
         try:
             says = format_of_keys(open_tensors(path).infos, alone=True) or says
@@ -81,7 +80,17 @@ def _nothing_there(text: str) -> tuple[str | Option, ...]:
     return ()
 
 
-def refuse_nested(folder: Path) -> None:
+@contextmanager
+def naming_nested(folder: Path) -> Generator[None, None, None]:
+    """What is refused for lack of an adapter names subfolders that hold one, if any."""
+    try:
+        yield
+    except AdapterError:
+        _refuse_nested(folder)
+        raise
+
+
+def _refuse_nested(folder: Path) -> None:
     """AdapterError that names the subfolders which hold an adapter, if any do."""
     found = sorted(_below(folder), key=_natural)
     if not found:
@@ -106,7 +115,7 @@ def _below(folder: Path) -> Iterator[str]:
         name, depth = waiting.pop(0)
         seen += 1
         try:
-            entries = list(islice(os.scandir(folder / name), _MOST_FOLDERS))
+            entries = first_entries(folder / name, _MOST_FOLDERS)
         except OSError:
             continue
         if name and any(entry.name == CONFIG_FILE for entry in entries):

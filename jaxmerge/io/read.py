@@ -9,14 +9,14 @@ import numpy as np
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
-from jaxmerge.io.errors import AdapterError, as_adapter_error, listing
+from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions, WeightFile
 from jaxmerge.io.survey import conflicts
-from jaxmerge.io.tensors import FLOATING, read_finite
-from jaxmerge.refusals import Option
+from jaxmerge.io.tensors import FLOATING, finite
+from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import stack_adapters
 
 
@@ -126,9 +126,11 @@ def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
         sources=tuple(_with_lost(source, lost) for source in sources),
         options=options,
     )
-    with as_adapter_error():
+    try:
         for adapter in opened:
             adapter.unchanged.refuse(adapter.files)
+    except Refusal as error:
+        raise AdapterError(*error.message) from error
     return found
 
 
@@ -175,8 +177,8 @@ def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
     tensors, heads = adapter.tensors, {}
     for name, key in adapter.heads.items():
         values = tensors.read(key)
-        finite = read_finite(tensors, key) if values.dtype in FLOATING else values
-        heads[name] = finite if values.dtype.itemsize == 1 else values
+        checked = finite(values, tensors, key) if values.dtype in FLOATING else values
+        heads[name] = checked if values.dtype.itemsize == 1 else values
     return heads
 
 

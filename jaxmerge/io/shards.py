@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmerge.io.errors import AdapterError, listing, show
-from jaxmerge.io.files import checked_file, json_of
+from jaxmerge.io.files import INDEX, checked_file, json_of
 from jaxmerge.io.tensors import Described, TensorFile, open_tensors
 
 _MOST_SHARDS = 1000
@@ -74,7 +74,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, dict) or not places:
         raise AdapterError(f"{path}: has no weight_map, which says where tensors are")
-    suffix = Path(path.name.removesuffix(".index.json")).suffix
+    suffix = Path(path.name.removesuffix(INDEX)).suffix
     names = set()
     for name in places.values():
         plain = isinstance(name, str) and re.fullmatch(r"[\w][\w.-]{0,200}", name)

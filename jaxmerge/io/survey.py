@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxmerge.io.aliases import aliases
+from jaxmerge.io.aliases import Shapes, aliases
 from jaxmerge.io.errors import either, listing
 from jaxmerge.io.factors import merged_layout
 from jaxmerge.io.frozen import base_difference
@@ -28,9 +28,10 @@ def conflicts(adapters: Sequence[OpenAdapter], options: ReadOptions) -> list[Con
     """Everything that keeps the adapters from being merged under these options."""
     found = [] if options.allow_different_bases else list(_base_conflicts(adapters))
     found += _module_conflicts(adapters)
+    shapes = [{m: s.shape for m, s in adapter.specs.items()} for adapter in adapters]
     if not options.allow_similar_names:
-        found += _name_conflicts(adapters, options)
-    found += _fused_conflicts(adapters)
+        found += _name_conflicts(adapters, shapes, options)
+    found += _fused_conflicts(adapters, shapes)
     found += _replaced_conflicts(adapters)
     found += _head_conflicts(adapters, options.heads)
     return found
@@ -81,10 +82,9 @@ def _module_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
 
 
 def _name_conflicts(
-    adapters: Sequence[OpenAdapter], options: ReadOptions
+    adapters: Sequence[OpenAdapter], shapes: Sequence[Shapes], options: ReadOptions
 ) -> Iterator[Conflict]:
     """One conflict for each way in which two adapters name the same modules apart."""
-    shapes = [{m: s.shape for m, s in adapter.specs.items()} for adapter in adapters]
     heads = [list(adapter.heads) for adapter in adapters]
     told: set[frozenset[str]] = set()
     for alias in aliases(shapes):
@@ -120,8 +120,9 @@ def _remedies(mended: Sequence[Prefixes]) -> Iterator[str | Option]:
             yield Option("add_prefix", add, quoted=True)
 
 
-def _fused_conflicts(adapters: Sequence[OpenAdapter]) -> Iterator[Conflict]:
-    shapes = [{m: s.shape for m, s in adapter.specs.items()} for adapter in adapters]
+def _fused_conflicts(
+    adapters: Sequence[OpenAdapter], shapes: Sequence[Shapes]
+) -> Iterator[Conflict]:
     for found in fused_beside_parts(shapes):
         folders = [adapters[place].folder for place in found.adapters]
         if found.whole is None:

@@ -99,7 +99,12 @@ def open_tensors(path: Path) -> TensorFile:
 
 def read_finite(tensors: TensorFile, key: str) -> np.ndarray:
     """One floating tensor in float32; AdapterError if a value has no place there."""
-    values, path = tensors.read(key), tensors.holder(key).path
+    return finite(tensors.read(key), tensors, key)
+
+
+def finite(values: np.ndarray, tensors: TensorFile, key: str) -> np.ndarray:
+    """The values of a floating tensor that were read, as `read_finite` gives them."""
+    path = tensors.holder(key).path
     if values.dtype not in FLOATING:
         raise AdapterError(
             f"{path}: tensor {key!r} has dtype {values.dtype}, expected a floating type"

@@ -88,5 +88,5 @@ def foreign_front(module: str) -> str | None:
     'llm.base_model.model.'
     >>> foreign_front("h.0.fc")
     """
-    found = re.match(r"(.+\.)?base_model\.model\.", module)
+    found = re.match(rf"(.+\.)?{re.escape(PEFT_PREFIX)}", module)
     return found.group() if found else None

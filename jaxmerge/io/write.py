@@ -246,16 +246,19 @@ def _write_folder(
         if output.config is not None:
             _write_json(folder / CONFIG_FILE, output.config)
         _verify(folder, output)
+        digests = _digests(folder)
         facts = {
             **settings,
             "kind": "delta" if output.config is None else "adapter",
-            "sha256": _digests(folder),
+            "sha256": digests,
         }
         record = build_record(like, card, facts)
         _write_json(folder / RECORD_FILE, record)
         shares = {module: found.energy for module, found in output.factors.items()}
         (folder / CARD_FILE).write_text(build_card(record, shares), encoding="utf-8")
-        return _digests(folder)
+        last = {name: sha256(folder / name) for name in (RECORD_FILE, CARD_FILE)}
+        found = {**digests, **last}
+        return {name: found[name] for name in sorted(found, key=Path)}
 
 
 def _verify(folder: Path, output: Output) -> None:

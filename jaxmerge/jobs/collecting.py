@@ -202,7 +202,7 @@ def _read(
     from jaxmerge import io
     from jaxmerge.tasks import load_base, load_unlabeled, modules_ending
     from jaxmerge.tasks.bases import check_layers
-    from jaxmerge.tasks.record import files_read, steady
+    from jaxmerge.tasks.record import digests, steady
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:
@@ -211,8 +211,8 @@ def _read(
         tasks = task_names(names, adapters.names)
         adapters = replace(adapters, names=tasks)
     advance(1)
-    with steady(base, data, tasks):
-        files = files_read(base, data, tasks)
+    with steady(base, data, tasks) as groups:
+        files = digests(groups)
         model = load_base(base)
         advance(1)
         unlabeled = load_unlabeled(data, tasks, model, **limits)

@@ -1,19 +1,15 @@
 """The record of a merged folder, and where what it names is now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
-from jaxmerge.io.errors import show
 from jaxmerge.io.fields import check_fields
-from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLES
+from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLE_OPTIONS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import STEPS, Pipeline, PipelineError, parse
-
-_OPTIONS = {"statistics": "stats", "base": "base", "data": "data"}  # role -> option
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
@@ -56,18 +52,9 @@ def read_record(folder: Folder) -> dict[str, Any]:
 
 
 def _check_inputs(record: Mapping[str, Any], path: Path) -> None:
-    from jaxmerge.io.options import ReadOptions, recorded_options
+    from jaxmerge.io.options import checked_options
 
-    options = recorded_options(record["read_options"])
-    for name in options.keys() - {field.name for field in fields(ReadOptions)}:
-        raise AdapterError(
-            f"{path}: field read_options.{show(name)[1:-1]}: is not an option of "
-            "reading; the record was changed, or another version wrote it"
-        )
-    try:
-        ReadOptions(**options)
-    except AdapterError as error:
-        raise AdapterError(f"{path}: field read_options: {error}") from error
+    checked_options(record["read_options"], path, "read_options")
     names = [entry["name"] for entry in record["inputs"]]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -123,8 +110,8 @@ def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -
             f"{path}: field recipe.seed: is missing, and {pipeline.text!r} draws at "
             "random"
         )
-    needed = set(ROLES[:1]) if pipeline.statistics else set()
-    needed |= set(ROLES[1:]) if pipeline.model else set()
+    needed = {"statistics"} if pipeline.statistics else set[str]()
+    needed |= {"base", "data"} if pipeline.model else set[str]()
     if recipe.get("files", {}).keys() != needed:
         expected = " and ".join(sorted(needed)) or "nothing"
         raise AdapterError(
@@ -184,7 +171,8 @@ def paths_read(
     for role, path in given.items():
         if path is not None and role not in entries:
             raise Refusal(
-                f"{folder}: computed without {role}; leave out ", Option(_OPTIONS[role])
+                f"{folder}: computed without {role}; leave out ",
+                Option(ROLE_OPTIONS[role]),
             )
     paths = {}
     for role, entry in entries.items():
@@ -192,7 +180,7 @@ def paths_read(
         if not path.is_dir():
             raise AdapterError(
                 f"{path}: the folder of {role} is not there; say where it is now by ",
-                Option(_OPTIONS[role], path.name),
+                Option(ROLE_OPTIONS[role], path.name),
             )
     return paths
 

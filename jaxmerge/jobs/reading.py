@@ -77,15 +77,15 @@ def read_model_inputs(
     """
     from jaxmerge.tasks import load_base, load_unlabeled, task_heads
     from jaxmerge.tasks.heads import check_fit, check_saved
-    from jaxmerge.tasks.record import files_read, steady
+    from jaxmerge.tasks.record import digests, steady
 
     with progress("reading", 3) as advance, refusing_bad_input(), ExitStack() as stack:
         adapters = read_adapters(folders, names, read)
         files: dict[str, Any] = {}
         if with_digests:
             vectors = None if text_heads is None else Path(text_heads)
-            stack.enter_context(steady(base, data, adapters.names, vectors))
-            files = files_read(base, data, adapters.names, vectors)
+            groups = steady(base, data, adapters.names, vectors)
+            files = digests(stack.enter_context(groups))
         advance(1)
         model = load_base(base)
         advance(1)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from jaxmerge.io.fields import (
+    ANY,
     COUNT,
     DIGEST,
     DIGESTS,
@@ -23,10 +24,12 @@ from jaxmerge.io.fields import (
 )
 from jaxmerge.io.options import HeadPolicy
 
-ROLES = ("statistics", "base", "data")  # of what a merge reads beside the adapters
-SETTINGS = ("rank", "energy", "ragged", "dense", "dtype", "heads")
+ROLE_OPTIONS = {  # of what a merge reads beside the adapters -> option that names it
+    "statistics": "stats",
+    "base": "base",
+    "data": "data",
+}
 
-_ANY = Value("anything", lambda _: True)
 _OWN_STEPS = Table(
     Fields({"kind": TEXT, "functions": Items(TEXT, least=1), "sha256": Maybe(DIGEST)}),
     names=Value("names of steps", lambda name: name.isidentifier() and name.isascii()),
@@ -48,24 +51,22 @@ _INPUT = Fields(
         "sha256": DIGESTS,
     }
 )
-_OUTPUT = Fields(
-    {
-        "rank": Maybe(_RANK),
-        "energy": Maybe(_SHARE),
-        "ragged": FLAG,
-        "dense": one_of(("error", "truncate", "full")),
-        "dtype": one_of(("float32", "float16", "bfloat16")),
-        "heads": one_of((*get_args(HeadPolicy), "table")),
-        "kind": one_of(("adapter", "delta")),
-        "sha256": DIGESTS,
-    }
-)
+_SETTINGS = {
+    "rank": Maybe(_RANK),
+    "energy": Maybe(_SHARE),
+    "ragged": FLAG,
+    "dense": one_of(("error", "truncate", "full")),
+    "dtype": one_of(("float32", "float16", "bfloat16")),
+    "heads": one_of((*get_args(HeadPolicy), "table")),
+}
+SETTINGS = tuple(_SETTINGS)  # of saving
+_OUTPUT = Fields({**_SETTINGS, "kind": one_of(("adapter", "delta")), "sha256": DIGESTS})
 RECORD = Fields(
     {
         "format": Value("1", lambda value: type(value) is int and value == 1),
         "versions": Fields({"jaxmerge": TEXT, "jax": TEXT}),
-        "recipe": Table(_ANY),
-        "read_options": Table(_ANY),  # `ReadOptions` checks them
+        "recipe": Table(ANY),
+        "read_options": Table(ANY),  # `ReadOptions` checks them
         "inputs": Items(_INPUT, least=1),
         "output": _OUTPUT,
     }
@@ -76,7 +77,7 @@ _OF_PIPELINE = Fields(
         "weights": Maybe(Items(NUMBER)),
         "own_steps": _OWN_STEPS,
         "seed": Maybe(WHOLE),
-        "files": Table(_FILES, names=one_of(ROLES)),
+        "files": Table(_FILES, names=one_of(tuple(ROLE_OPTIONS))),
         "sample": Fields(
             optional={"batch": COUNT, "limit": Maybe(COUNT), "max_length": Maybe(COUNT)}
         ),

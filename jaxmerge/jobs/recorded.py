@@ -67,10 +67,7 @@ def record_differences(
     ):
         where = f"{RECORD_FILE}: inputs[{index}]"
         for name in ("base_model", "revision", "weight_file"):
-            found, expected = entry[name], getattr(source, name)
-            if found != expected:
-                says = f"is {found!r}, expected {expected!r}"
-                yield Difference(f"{where}.{name}", says)
+            yield from _field(f"{where}.{name}", entry[name], getattr(source, name))
         yield from files_differences(f"{where}.sha256", entry["sha256"], source.sha256)
     told = record["recipe"].get("own_steps", {})
     for name in sorted(steps_named(record) & STEPS.keys() - told.keys()):
@@ -78,10 +75,12 @@ def record_differences(
             where = f"{RECORD_FILE}: recipe.own_steps"
             yield Difference(where, f"does not name {name}, which is not of jaxmerge")
     found, expected = (r["output"]["kind"] for r in (record, _record_of(again)))
+    yield from _field(f"{RECORD_FILE}: output.kind", found, expected)
+
+
+def _field(where: str, found: Any, expected: Any) -> Iterator[Difference]:
     if found != expected:
-        yield Difference(
-            f"{RECORD_FILE}: output.kind", f"is {found!r}, expected {expected!r}"
-        )
+        yield Difference(where, f"is {found!r}, expected {expected!r}")
 
 
 def files_differences(
@@ -130,7 +129,7 @@ def card_differences(
 
 def _without_shares(lines: Sequence[str], shares: Mapping[str, float]) -> list[str]:
     """Lines of a card, with "-" for a share that is right up to rounding."""
-    escaped = {re.sub(r"[\\]", "", name): share for name, share in shares.items()}
+    escaped = {name.replace("\\", ""): share for name, share in shares.items()}
     kept = []
     for line in lines:
         row = _SHARE.fullmatch(line)

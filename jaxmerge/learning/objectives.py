@@ -2,6 +2,7 @@
 reach, and how to weigh the tasks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +83,7 @@ def divergence(
     >>> print(divergence(same, same), divergence(same, other).round(4))
     0.0 0.3278
     """
-    pair = {
-        "teacher": (teacher, "[..., classes]"),
-        "student": (student, "[..., classes]"),
-    }
-    check_shapes(divergence, **pair, mask=(mask, "[...]"))
+    _check_pair(divergence, teacher, student, mask, "[..., classes]")
     tau = jnp.asarray(temperature, _wide(student).dtype)
     log_p = jax.nn.log_softmax(_wide(teacher) / tau)
     log_q = jax.nn.log_softmax(_wide(student) / tau)
@@ -102,8 +99,7 @@ def cosine_distance(
     >>> print(cosine_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
     1.0
     """
-    pair = {"teacher": (teacher, "[..., d]"), "student": (student, "[..., d]")}
-    check_shapes(cosine_distance, **pair, mask=(mask, "[...]"))
+    _check_pair(cosine_distance, teacher, student, mask, "[..., d]")
     x, y = _wide(teacher), _wide(student)
     sizes = linalg.root(jnp.sum(x * x, -1)) * linalg.root(jnp.sum(y * y, -1))
     return _masked_mean(1 - linalg.divide(jnp.sum(x * y, axis=-1), sizes), mask)
@@ -117,10 +113,21 @@ def squared_distance(
     >>> print(squared_distance(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])))
     5.0
     """
-    pair = {"teacher": (teacher, "[..., d]"), "student": (student, "[..., d]")}
-    check_shapes(squared_distance, **pair, mask=(mask, "[...]"))
+    _check_pair(squared_distance, teacher, student, mask, "[..., d]")
     apart = _wide(teacher) - _wide(student)
     return _masked_mean(jnp.mean(apart * apart, axis=-1), mask)
+
+
+def _check_pair(
+    function: Callable[..., Any],
+    teacher: jax.Array,
+    student: jax.Array,
+    mask: jax.Array | None,
+    axes: str,
+) -> None:
+    check_shapes(
+        function, teacher=(teacher, axes), student=(student, axes), mask=(mask, "[...]")
+    )
 
 
 def _wide(x: jax.Array) -> jax.Array:

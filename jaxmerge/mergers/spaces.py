@@ -145,12 +145,24 @@ def in_space(space: Space, rule: Rule) -> Merger:
             matrices = matrices * task_weights(stack, weights)[:, None, None]
         if space.size is not None:
             extra["size"] = space.size(matrices, basis)
-        ranks = tuple(stack.ranks[t] for t in stack.present)
-        merged = rule(matrices, ranks=ranks, **extra)
-        check_merged(rule, matrices, merged)
-        return space.rebuild(merged, basis)
+        return merged_in(space, rule, stack, (matrices, basis), **extra)
 
     return merge
+
+
+def merged_in(
+    space: Space,
+    rule: Rule,
+    stack: AdapterStack,
+    projected: tuple[jax.Array, Any],
+    **extra: Any,
+) -> Update:
+    """The update that a rule makes of coordinates, those of every present task."""
+    matrices, basis = projected
+    ranks = tuple(stack.ranks[t] for t in stack.present)
+    merged = rule(matrices, ranks=ranks, **extra)
+    check_merged(rule, matrices, merged)
+    return space.rebuild(merged, basis)
 
 
 def full_space(rule: Rule) -> Merger:

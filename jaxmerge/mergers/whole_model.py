@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from jaxmerge.doors import check_merged, check_model
+from jaxmerge.doors import check_model
 from jaxmerge.mapping import map_modules
+from jaxmerge.mergers.spaces import merged_in
 from jaxmerge.mergers.trim import above, check_density, kept_count, magnitude_threshold
 from jaxmerge.stacks import task_weights
 from jaxmerge.stats.matching import check_statistics
@@ -207,9 +208,6 @@ def _merge_above(space: Space, rule: Rule) -> Callable[..., Update]:
     ) -> Update:
         matrices, basis, _ = projected
         kept = above(matrices, threshold)[jnp.asarray(stack.present)]
-        ranks = tuple(stack.ranks[t] for t in stack.present)
-        merged = rule(kept, ranks=ranks, **extra)
-        check_merged(rule, kept, merged)
-        return space.rebuild(merged, basis)
+        return merged_in(space, rule, stack, (kept, basis), **extra)
 
     return merge

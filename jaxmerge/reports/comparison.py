@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmerge.diagnostics.findings import Findings, Numbers
 from jaxmerge.diagnostics.spectra import TaskSummary
-from jaxmerge.diagnostics.verdict import harm_of, of_pair
+from jaxmerge.diagnostics.verdict import said_of_pair
 from jaxmerge.reports.tables import coloured, span, table
 
 Cell = tuple[str, Callable[[Numbers], float | None]]
@@ -85,7 +85,7 @@ def pair_table(found: Findings) -> Any:
                 *map(shown, (pair.overlap_b, pair.random_b)),
                 *map(shown, (pair.overlap_a, pair.random_a)),
                 *map(shown, (pair.sign_conflict, pair.cosine)),
-                coloured(of_pair(pair), harm_of(pair)),
+                coloured(*said_of_pair(pair)),
             )
             for pair in found.pairs
         ],

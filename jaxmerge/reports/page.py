@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from jaxmerge import __version__
 from jaxmerge.diagnostics.findings import Findings
 from jaxmerge.diagnostics.spectra import TaskSummary
-from jaxmerge.diagnostics.verdict import harm_of, of_pair
+from jaxmerge.diagnostics.verdict import said_of_pair
 from jaxmerge.reports.comparison import CELLS
 from jaxmerge.reports.page_blocks import (
-    Marked,
     Row,
     figure,
     meanings,
@@ -153,7 +152,7 @@ def _pairs(found: Findings) -> tuple[Sequence[str], list[Row]]:
             " + ".join(pair.tasks),
             *(pair.overlap_b, pair.random_b, pair.overlap_a, pair.random_a),
             *(pair.sign_conflict, pair.cosine),
-            Marked(of_pair(pair), harm_of(pair)),
+            said_of_pair(pair),
         )
         for pair in found.pairs
     ]

@@ -3,22 +3,13 @@
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import NamedTuple
 
-from jaxmerge.diagnostics.verdict import Harm, Said
+from jaxmerge.diagnostics.verdict import Said
 from jaxmerge.reports.comparison import shown
 from jaxmerge.reports.drawing import DARK, LIGHT, Theme, render
 from jaxmerge.reports.plots import Plot
 
-
-class Marked(NamedTuple):
-    """Text whose colour says how much harm it speaks of."""
-
-    text: str
-    harm: Harm
-
-
-Cell = str | float | tuple[str, float] | Marked | None  # a pair: text, sorted by number
+Cell = str | float | tuple[str, float] | Said | None  # a pair: text, sorted by number
 Row = Sequence[Cell]
 
 
@@ -81,7 +72,7 @@ def meanings(items: Iterable[tuple[str, str]]) -> str:
 
 def _cell(column: str, value: Cell) -> str:
     label = f' data-label="{escape(column)}"'
-    if isinstance(value, Marked):
+    if isinstance(value, Said):
         said = f'<span class="harm-{value.harm}">{escape(value.text)}</span>'
         return f"<td{label}>{said}</td>"
     if isinstance(value, str):

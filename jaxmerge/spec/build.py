@@ -67,7 +67,8 @@ def _whole_model(calls: Sequence[Call]) -> ModelMerger | None:
 
 def _homogeneous(call: Call) -> bool:
     """Whether its result is multiplied by c when all B, or all A, are."""
-    return call.step.homogeneous and dict(call.arguments).get("align", True)
+    told = call.step.homogeneous
+    return dict(call.arguments)[told] if isinstance(told, str) else told
 
 
 def _merger(calls: Sequence[Call]) -> Merger:

@@ -204,9 +204,12 @@ def _has_finite_product(b: "jax.Array", a: "jax.Array") -> bool:
     import jax.numpy as jnp
 
     largest = float(jnp.finfo(b.dtype).max)
+    columns, rows = (
+        np.abs(np.asarray(x)).max(axis=axis, initial=0).astype(np.float64)
+        for x, axis in ((b, 0), (a, 1))
+    )
     with np.errstate(over="ignore", invalid="ignore"):
-        left, right = np.asarray(b, np.float64), np.asarray(a, np.float64)
-        columns = np.abs(left).max(axis=0, initial=0)
-        if columns @ np.abs(right).max(axis=1, initial=0) <= largest:
+        if columns @ rows <= largest:
             return True
-        return bool((np.abs(left @ right) <= largest).all())
+        product = np.asarray(b, np.float64) @ np.asarray(a, np.float64)
+        return bool((np.abs(product) <= largest).all())

@@ -13,18 +13,16 @@ syntax tree and never evaluated.
 """
 
 import ast
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from jaxmerge.refusals import Refusal
+from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_names import counterpart
 from jaxmerge.spec.kinds import REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.presets import PRESETS
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
 _LONGEST = 2000  # characters
-_ALIKE = 0.75  # how alike a misspelled name is, for difflib; below it is another name
 _NEXT: dict[Kind | None, tuple[Kind, ...]] = {
     None: ("rule", "merger", "model merger", "learned merger"),
     "rule": ("rule transform", "whole-model transform", "space"),
@@ -244,5 +242,5 @@ def _as_method(name: str) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    found = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=_ALIKE)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = nearest(name.lower(), known)
+    return "" if found is None else f"; did you mean {found!r}?"

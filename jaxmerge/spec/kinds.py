@@ -91,7 +91,7 @@ class Step(NamedTuple):
       equal_ranks: works only where all adapters of a module have one rank.
       statistics: needs statistics of the inputs of every module.
       homogeneous: its result is multiplied by c when all adapters are, so that very
-        small ones can be merged at an ordinary scale.
+        small ones can be merged at an ordinary scale; or the argument that says so.
       published: of a learned merger, how its source fits it.
       weighted: it takes weights of the tasks, or stands where they need not concern it.
       own: of a step that a user has registered, what records say of it; None of ours.
@@ -112,7 +112,7 @@ class Step(NamedTuple):
     multiplies: str = ""
     equal_ranks: bool = False
     statistics: bool = False
-    homogeneous: bool = True
+    homogeneous: bool | str = True
     published: Published | None = None
     weighted: bool = True
     own: Mapping[str, Any] | None = None

@@ -24,7 +24,11 @@ from jaxmerge.spec.steps import ALIASES, STEPS
 
 KINDS = ("rule", "rule transform", "space", "merger", "calibration", "post")
 _FORWARDING = ("rule", "merger", "post")  # they are given inputs of others too
-_ACCEPTS: dict[type, Accepts] = {bool: FLAG, float: NUMBER, int: WHOLE}
+_ACCEPTS: dict[type, Accepts] = {  # a number that may be whole is a number
+    bool: FLAG,
+    float: NUMBER,
+    int: WHOLE,
+}
 _UNIONS = (types.UnionType, typing.Union)  # pyright: ignore[reportDeprecated]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 
@@ -224,11 +228,8 @@ def _argument(name: str, parameter: inspect.Parameter) -> Argument:
     told = list(_types_of(parameter.annotation))
     if not required and default is not None:
         told.append(type(default))
-    for kind in (bool, float, int):  # a number that may be whole is a number
-        if kind in told:
-            accepts = _ACCEPTS[kind]
-            break
-    else:
+    accepts = next((found for kind, found in _ACCEPTS.items() if kind in told), None)
+    if accepts is None:
         raise PipelineError(
             f"register_step({name!r}): what is {parameter.name}? Annotate it as float, "
             "int or bool, or call the function in Python"

@@ -187,6 +187,7 @@ STEPS: dict[str, Step] = {
             "align": Argument(FLAG, True),
         },
         random=True,
+        homogeneous="align",
     ),
     "robust_merge": Step(
         "merger",

@@ -13,6 +13,7 @@ from jaxmerge.tasks.bases import base_files
 from jaxmerge.tasks.unlabeled import data_files
 
 PHI_FILE, HISTORY_FILE = "phi.safetensors", "history.safetensors"
+Groups = dict[str, tuple[Path, Sequence[str]]]  # role -> folder and names of files
 
 
 @contextmanager
@@ -21,29 +22,20 @@ def steady(
     data: Folder,
     tasks: Sequence[str],
     text_heads: Path | None = None,
-) -> Generator[None, None, None]:
-    """Refuses, in the end, files of `files_read` that have changed meanwhile."""
-    groups = names_read(base, data, tasks, text_heads).values()
-    unchanged = Unchanged(folder / name for folder, names in groups for name in names)
-    yield
+) -> Generator[Groups, None, None]:
+    """Gives `names_read` and refuses, in the end, files that have changed meanwhile."""
+    groups = names_read(base, data, tasks, text_heads)
+    unchanged = Unchanged(
+        folder / name for folder, names in groups.values() for name in names
+    )
+    yield groups
     unchanged.refuse()
 
 
-def files_read(
-    base: Folder,
-    data: Folder,
-    tasks: Sequence[str],
-    text_heads: Path | None = None,
-) -> dict[str, dict[str, Any]]:
+def digests(groups: Groups) -> dict[str, dict[str, Any]]:
     """Everything that a command reads besides the adapters, with digests, by its role.
 
     To be called once, before the files are loaded, where they are `steady`.
-
-    Args:
-      base: folder of the model.
-      data: folder of the inputs.
-      tasks: names of the adapters.
-      text_heads: file of heads, which plays no part for a model of texts.
 
     Raises:
       ValueError: a file that is missing.
@@ -53,7 +45,7 @@ def files_read(
             "path": str(folder),
             "sha256": {name: _digest(folder / name) for name in names},
         }
-        for role, (folder, names) in names_read(base, data, tasks, text_heads).items()
+        for role, (folder, names) in groups.items()
     }
 
 
@@ -62,12 +54,22 @@ def names_read(
     data: Folder,
     tasks: Sequence[str],
     text_heads: Path | None = None,
-) -> dict[str, tuple[Path, Sequence[str]]]:
-    """Role -> folder and names of the files, as for `files_read`, without digests."""
+) -> Groups:
+    """The files that a command reads besides the adapters, by their role.
+
+    Args:
+      base: folder of the model.
+      data: folder of the inputs.
+      tasks: names of the adapters.
+      text_heads: file of heads, which plays no part for a model of texts.
+
+    Raises:
+      ValueError: a base that cannot be used, or a task without a file or with two.
+    """
     base, data = Path(base), Path(data)
     inputs, model_files = base_files(base)
     paths = data_files(data, tasks, inputs).values()
-    groups: dict[str, tuple[Path, Sequence[str]]] = {
+    groups: Groups = {
         "base": (base, model_files),
         "data": (data, [path.relative_to(data).as_posix() for path in paths]),
     }

@@ -10,7 +10,7 @@ from jaxmerge.models import layer_weights
 from jaxmerge.tasks.bases import Base, load_base, token_mask
 from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
-from jaxmerge.tasks.record import files_read, steady
+from jaxmerge.tasks.record import digests, steady
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
 
@@ -19,7 +19,7 @@ class SampleFiles(NamedTuple):
 
     Attributes:
       base: the model.
-      files: what `files_read` gave before they were loaded.
+      files: what `digests` gave before they were loaded.
       unlabeled: inputs of every task.
       batch: inputs that go through the model at a time.
       limit: inputs of a task at most, None for all.
@@ -88,15 +88,15 @@ def read_sample(
       batch: inputs that go through the model at a time.
       limit: largest number of inputs of a task.
       max_length: number of tokens to which texts are truncated.
-      files: digests as `files_read` gives them, where they are known already.
+      files: as `digests` gives them, where they are known already.
 
     Raises:
       ValueError: files that cannot be used, or adapters that do not fit the base or
         change more of it than their updates do.
     """
-    with steady(base, data, adapters.names):
+    with steady(base, data, adapters.names) as groups:
         if files is None:
-            files = files_read(base, data, adapters.names)
+            files = digests(groups)
         model = load_base(base)
         unlabeled = load_unlabeled(
             data, adapters.names, model, max_length=max_length, limit=limit

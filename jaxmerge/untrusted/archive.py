@@ -5,6 +5,20 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+DAMAGED = (  # what zipfile and readers of the entries raise on damaged input
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 _LARGEST_DIRECTORY = 4 * 2**20  # bytes; python takes ten times as many to hold it
 _SIZE = 5  # of the directory, in what zipfile finds at the end of an archive
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

@@ -21,11 +21,7 @@ PLOTS = {
     *("effective_rank", "overlap", "overlap_b", "overlap_a", "spectrum", "energy"),
     *("sign_conflict", "cosine"),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 @pytest.fixture(scope="module")

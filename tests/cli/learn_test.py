@@ -16,6 +16,7 @@ from cli_samples import (
     updates_of,
     weighted_sum,
 )
+from io_samples import record_of
 from learn_samples import QUERY, TASKS, ask
 
 from jaxmerge import io
@@ -33,10 +34,6 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 def phis_of(out):
     return safetensors.numpy.load_file(out / PHI)
-
-
-def record_of(out):
-    return json.loads((out / "jaxmerge.json").read_text())
 
 
 def test_a_fit_lowers_the_entropy_and_writes_all_about_it(bert, tmp_path):

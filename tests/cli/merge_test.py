@@ -17,30 +17,18 @@ from cli_samples import (
     updates_of,
     weighted_sum,
 )
+from io_samples import config_of, record_of
 
 from jaxmerge import io
 from jaxmerge.spec import PRESETS, memory, parse
 
 TIES = "elect|trim(density=0.5)|core|scale(0.3)"
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """Commands in this process must not change where JAX keeps its programs."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 @pytest.fixture
 def folders(tmp_path):
     return three(tmp_path / "in")
-
-
-def config_of(folder):
-    return json.loads((folder / "adapter_config.json").read_text())
-
-
-def record_of(folder):
-    return json.loads((folder / "jaxmerge.json").read_text())
 
 
 def test_task_arithmetic_with_weights_is_the_weighted_sum(folders, tmp_path):

@@ -23,10 +23,7 @@ from jaxmerge.cli.exits import as_flags
 from jaxmerge.refusals import Message, Option
 from jaxmerge.spec import PRESETS, STEPS, method_markdown, method_table, parse
 
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 # --- plan --------------------------------------------------------------------------

@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from cli_samples import close, three, updates_of, weighted_sum
+from cli_samples import close, python, three, updates_of, weighted_sum
 
 from jaxmerge.runtime import cache_folder, limit_threads, start_jax
 
@@ -42,18 +40,6 @@ for name in ("torch", "peft", "transformers"):
 from jaxmerge.cli import main
 main()
 """
-
-
-def python(code, *arguments, check=True, **environment):
-    values = {**os.environ, "JAXMERGE_CACHE": "", "XLA_FLAGS": "", **environment}
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={name: value for name, value in values.items() if value is not None},
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=300,
-    )
 
 
 def test_what_needs_no_jax_does_not_load_it(tmp_path):

@@ -20,11 +20,7 @@ from jaxmerge.tasks import load_base, load_unlabeled
 
 PLOTS = {"anisotropy", "sensitivity", "sensitivity_by_layer", "misalignment"}
 BATCH = {"batch": 3, "batches": 2}
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 @pytest.fixture(scope="module")

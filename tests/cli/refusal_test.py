@@ -15,11 +15,7 @@ from cli_samples import (
 
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """Commands in this process must not change where JAX keeps its programs."""
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 @pytest.fixture

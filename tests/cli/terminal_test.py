@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 
 import cli_samples as cli
 import io_samples as samples
@@ -64,15 +62,8 @@ print(jax.jit(lambda x: 2 * x + 1)(3.0))
 
 def test_a_damaged_cache_of_programs_is_replaced_quietly(tmp_path):
     cache = tmp_path / "cache"
-
-    def run():
-        return subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env={**os.environ, "JAXMERGE_CACHE": str(cache)},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-
-    run()
+    environment = {"JAXMERGE_CACHE": str(cache), "XLA_FLAGS": os.environ["XLA_FLAGS"]}
+    cli.python(PROGRAM, **environment)
     entries = list(cache.glob("*-cache"))
     sizes = {entry: entry.stat().st_size for entry in entries}
     assert entries
@@ -80,7 +71,7 @@ def test_a_damaged_cache_of_programs_is_replaced_quietly(tmp_path):
         whole = entry.read_bytes()
         damaged = (whole[: len(whole) // 2], b"", whole[:-9] + b"x" * 9)[number % 3]
         entry.write_bytes(damaged)
-    again = run()
+    again = cli.python(PROGRAM, **environment)
     assert (again.stdout, again.stderr) == ("7.0\n", "")
     replaced = {entry: entry.stat().st_size for entry in entries}
     assert replaced.keys() == sizes.keys()

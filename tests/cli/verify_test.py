@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from cli_samples import document, everything, jaxmerge, refuse, succeed, three
+from io_samples import edit
 
 from jaxmerge import io
 from jaxmerge.io.files import sha256
@@ -17,11 +18,7 @@ from jaxmerge.spec import parse
 WEIGHTS = "adapter_model.safetensors"
 Q_B = "base_model.model.h.0.q.lora_B.weight"
 Q_A = "base_model.model.h.0.q.lora_A.weight"
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 def merged(tmp_path, *options, **tensors):
@@ -37,13 +34,6 @@ def rewrite(path, change):
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-
-
-def edit(path, change):
-    """Changes a JSON file in place."""
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 def accept_output(out):

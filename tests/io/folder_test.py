@@ -7,6 +7,7 @@ import io_samples as samples
 import numpy as np
 import pytest
 import safetensors.numpy
+from io_samples import put
 
 from jaxmerge import io
 from jaxmerge.io import write as write_module
@@ -64,11 +65,6 @@ def test_force_spares_a_folder_that_holds_an_input(tmp_path, updates, adapters):
     assert io.load_peft([whole / "in0"]).stacks
 
 
-def put(path, text="precious"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -84,7 +80,7 @@ def test_force_spares_an_adapter_folder_with_other_files(
     if name.startswith("adapter_config"):
         (out / "adapter_config.json").unlink()
         put(out / "jaxmerge.json", "{}")
-    put(out / name)
+    put(out / name, "precious")
     with pytest.raises(io.AdapterError, match="files that are not an adapter") as error:
         io.save_peft(out, updates, like=adapters, force=True)
     assert repr(name) in str(error.value)
@@ -108,7 +104,7 @@ def test_force_spares_links_and_empty_folders(tmp_path, adapters, updates):
 def test_a_damaged_record_speaks_for_no_file(record, tmp_path, adapters, updates):
     out = samples.write(tmp_path / "out")
     put(out / "jaxmerge.json", record)
-    put(out / "phi.safetensors")
+    put(out / "phi.safetensors", "precious")
     with pytest.raises(io.AdapterError, match=r"not an adapter: 'phi\.safetensors'"):
         io.save_peft(out, updates, like=adapters, force=True)
     (out / "phi.safetensors").unlink()
@@ -128,7 +124,7 @@ def test_everything_that_is_written_can_be_replaced(tmp_path):
     io.save_peft(out, dense, dense="full", dtype="float32", **save)
     assert (out / "delta.safetensors").is_file()
     io.save_orbax(out, adapters, force=True)
-    put(out / "leaves" / "notes.txt")
+    put(out / "leaves" / "notes.txt", "precious")
     with pytest.raises(io.AdapterError, match=r"not an adapter: 'leaves/notes\.txt'"):
         io.save_orbax(out, adapters, force=True)
     (out / "leaves" / "notes.txt").unlink()
@@ -139,7 +135,7 @@ def test_everything_that_is_written_can_be_replaced(tmp_path):
 
 def test_force_spares_every_input_by_whatever_name(tmp_path, adapters, updates):
     out = samples.write(tmp_path / "out")
-    put(out / "README.md")
+    put(out / "README.md", "precious")
     link = tmp_path / "link"
     link.symlink_to(out)
     for kept in (out, out / "README.md", link / "README.md", out / "not" / "there"):
@@ -155,7 +151,7 @@ def test_what_appears_during_the_work_is_not_replaced(force, tmp_path):
     def write():
         with staged_folder(out, force=force) as folder:
             put(folder / "jaxmerge.json", "{}")
-            put(out / "thesis.tex")
+            put(out / "thesis.tex", "precious")
 
     with pytest.raises(io.AdapterError, match="not an adapter" if force else "exists"):
         write()

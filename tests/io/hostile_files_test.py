@@ -1,12 +1,12 @@
 """Hostile folders, safetensors files and names of modules."""
 
-import json
 import os
 
 import io_samples as samples
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from io_samples import header_file
 
 from jaxmerge import io
 
@@ -33,12 +33,6 @@ def test_bit_flips_in_safetensors(folder, data):
     (folder / samples.SAFE).write_bytes(broken)
     samples.load_or_refuse(folder)
     (folder / samples.SAFE).write_bytes(whole)
-
-
-def header_file(header, data=b"", length=None):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    size = len(text) if length is None else length
-    return size.to_bytes(8, "little") + text + data
 
 
 F32 = {"dtype": "F32"}

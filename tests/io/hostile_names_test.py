@@ -104,7 +104,7 @@ def test_a_million_keys(tmp_path):
     entry = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     text = b",".join(b'"k%d":%s' % (i, entry) for i in range(300_000))
     data = b"{" + text + b"}"
-    (folder / samples.SAFE).write_bytes(len(data).to_bytes(8, "little") + data)
+    (folder / samples.SAFE).write_bytes(samples.header_file(data))
     with samples.within(seconds=2, mebibytes=100):
         samples.refuse(folder, "more than 200000 tensors")
 
@@ -114,9 +114,7 @@ def test_tensors_of_one_name_in_two_spellings(folder):
     length = int.from_bytes(whole[:8], "little")
     table = json.loads(whole[8 : 8 + length])
     twice = json.dumps(table)[:-1] + "," + json.dumps(table)[1:]
-    data = twice.encode()
-    (folder / samples.SAFE).write_bytes(
-        len(data).to_bytes(8, "little") + data + whole[8 + length :]
-    )
+    data = samples.header_file(twice.encode(), whole[8 + length :])
+    (folder / samples.SAFE).write_bytes(data)
     assert safetensors.numpy.load_file(folder / samples.SAFE)  # the library takes it
     samples.refuse(folder, "a key occurs twice")

@@ -8,17 +8,16 @@ import warnings
 
 import pytest
 from cli_samples import everything
-from faults import Killed, PowerCuts, at, lay_out, steps_of, watched
+from faults import Killed, PowerCuts, at, lay_out, mend_quietly, steps_of, watched
 
 from jaxmerge import disk
-from jaxmerge.io.leftovers import mend
 from jaxmerge.io.staging import staged_file, staged_folder
 
 
-def write(out, text="new", force=True):
-    with staged_folder(out, force=force) as folder:
+def write(out):
+    with staged_folder(out, force=True) as folder:
         (folder / "jaxmerge.json").write_text("{}")
-        (folder / "README.md").write_text(text)
+        (folder / "README.md").write_text("new")
 
 
 def write_file(out):
@@ -68,9 +67,7 @@ def content(out):
 
 def mended(out):
     """What is left after the next run has mended; nothing hidden may be."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", disk.Mended)
-        mend(out)
+    mend_quietly(out)
     if out.parent.is_dir():
         assert set(os.listdir(out.parent)) <= {"out"}
     return content(out)

@@ -10,6 +10,7 @@ import io_samples as samples
 import pytest
 import safetensors.numpy
 from cli_samples import everything
+from io_samples import put
 
 from jaxmerge import disk, io
 from jaxmerge.disk import Mended
@@ -20,11 +21,6 @@ from jaxmerge.io.staging import staged_folder
 
 pytest_plugins = ["io_fixtures"]
 MARK = "0123456789ab"
-
-
-def put(path, text="x"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def write(out, text="new"):

@@ -1,7 +1,5 @@
 """Tensors of every file format, and those that cannot be merged."""
 
-import json
-
 import io_samples as samples
 import ml_dtypes
 import numpy as np
@@ -193,9 +191,7 @@ def test_float8_with_nan_is_refused(tmp_path):
         places = [len(data), len(data) + value.size]
         header[key] = {"dtype": "F8_E5M2", "shape": value.shape, "data_offsets": places}
         data += value.tobytes()
-    text = json.dumps(header).encode()
     folder = samples.write(tmp_path / "a")
-    path = folder / samples.SAFE
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / samples.SAFE).write_bytes(samples.header_file(header, data))
     with pytest.raises(io.AdapterError, match="NaN or infinite"):
         samples.load_one(folder)

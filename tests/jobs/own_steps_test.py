@@ -4,6 +4,7 @@ import json
 
 import pytest
 from cli_samples import jaxmerge, three
+from io_samples import edit
 
 import jaxmerge as jm
 from jaxmerge.io import AdapterError
@@ -31,13 +32,6 @@ def out(tmp_path):
     forget()
 
 
-def edit(out, change):
-    path = out / "jaxmerge.json"
-    record = json.loads(path.read_text())
-    change(record["recipe"])
-    path.write_text(json.dumps(record))
-
-
 def test_where_the_step_is_registered_it_is_computed_again(out):
     recipe = json.loads((out / "jaxmerge.json").read_text())["recipe"]
     own = recipe["own_steps"]["mag_max"]
@@ -53,8 +47,8 @@ def test_where_the_step_is_registered_it_is_computed_again(out):
     )
 
 
-def test_elsewhere_it_is_said_what_cannot_be_repeated(out, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXMERGE_CACHE", "")
+@pytest.mark.usefixtures("no_cache")
+def test_elsewhere_it_is_said_what_cannot_be_repeated(out, tmp_path):
     forget()
     found = jm.verify(out)
     assert not found.ok
@@ -107,7 +101,8 @@ def test_a_record_cannot_hide_its_steps(out, own, message):
     """What a record says of steps must be so, also where they are not known."""
     forget()
 
-    def change(recipe):
+    def change(record):
+        recipe = record["recipe"]
         if own is None:
             del recipe["own_steps"]
         elif isinstance(own, str):
@@ -115,13 +110,13 @@ def test_a_record_cannot_hide_its_steps(out, own, message):
         else:
             recipe["own_steps"] = own
 
-    edit(out, change)
+    edit(out / "jaxmerge.json", change)
     with pytest.raises(AdapterError, match=message):
         jm.verify(out)
 
 
 def test_a_record_that_does_not_name_a_step_is_a_difference(out):
-    edit(out, lambda recipe: recipe.pop("own_steps"))
+    edit(out / "jaxmerge.json", lambda record: record["recipe"].pop("own_steps"))
     found = jm.verify(out)
     assert not found.ok
     assert "recipe.own_steps" in found.serious[0].where

@@ -1,6 +1,9 @@
 """Runs the command line in this process, on tiny adapters."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import io_samples as samples
@@ -14,6 +17,19 @@ from jaxmerge.cli import app
 def jaxmerge(*arguments):
     """Runs a command; gives exit code, stdout and stderr."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def python(code, *arguments, check=True, **environment):
+    """Runs code in a process of its own; None removes a variable."""
+    values = {**os.environ, "JAXMERGE_CACHE": "", "XLA_FLAGS": "", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={name: value for name, value in values.items() if value is not None},
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=300,
+    )
 
 
 def succeed(*arguments):

@@ -20,7 +20,8 @@ def code_of(page: str) -> SimpleNamespace:
     path = DOCS / page
     text = path.read_text()
     namespace: dict = {"__name__": path.stem}
-    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
-        above = text[: block.start(1)].count("\n")
-        exec(compile("\n" * above + block[1], str(path), "exec"), namespace)
+    for block in BLOCK.finditer(text):
+        if block[1] == "python":
+            above = text[: block.start(2)].count("\n")
+            exec(compile("\n" * above + block[2], str(path), "exec"), namespace)
     return SimpleNamespace(**namespace)

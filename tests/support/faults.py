@@ -8,11 +8,13 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmerge import disk
+from jaxmerge.io.leftovers import mend
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link"}
@@ -79,26 +81,33 @@ def watched(root: Path, step: Callable[[str, str], None]) -> Iterator[None]:
         disk._flush, disk._renameat2, _listener = flush, exchange, None
 
 
+def numbered(act: Callable[[int], object]) -> Callable[[str, str], None]:
+    """Calls ``act(n)`` before the n-th change; the end of a sync is none."""
+    count = itertools.count()
+
+    def step(kind: str, _: str) -> None:
+        if kind != "synced":
+            act(next(count))
+
+    return step
+
+
 def steps_of(root: Path, work: Callable[[], None]) -> int:
     """How many changes some work makes."""
-    count = itertools.count()
-    with watched(root, lambda kind, _: kind != "synced" and next(count)):
+    steps: list[int] = []
+    with watched(root, numbered(steps.append)):
         work()
-    return next(count)
+    return len(steps)
 
 
 def at(n: int, error: BaseException, *, dead: bool) -> Callable[[str, str], None]:
     """Raises at the n-th change; a dead process makes none after it either."""
-    count = itertools.count()
 
-    def step(kind: str, _: str) -> None:
-        if kind == "synced":
-            return
-        here = next(count)
+    def act(here: int) -> None:
         if here == n or (dead and here > n):
             raise error
 
-    return step
+    return numbered(act)
 
 
 class PowerCuts:
@@ -187,12 +196,20 @@ class PowerCuts:
         found[inode] = next(self._next) if known is None else known
 
 
-def lay_out(state: dict[str, bytes | None], folder: Path) -> Path:
-    """Writes a state into a folder."""
+def mend_quietly(target: Path) -> None:
+    """What the next run does first, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", disk.Mended)
+        mend(target)
+
+
+def lay_out(state: Mapping[str, bytes | None], folder: Path) -> Path:
+    """Writes a state, as path -> bytes or None for a folder, into a new folder."""
     folder.mkdir()
     for path, data in state.items():
         if data is None:
             (folder / path).mkdir(exist_ok=True)
         else:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
     return folder

@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+from io_samples import header_file
+
 Files = dict[str, bytes]
 
 VALUES: tuple[Any, ...] = (
@@ -136,7 +138,7 @@ def _header(data: bytes, dice: random.Random) -> bytes:
     else:
         text = _dumped(_tree(table, dice))
     size = len(text) if dice.random() < 0.9 else dice.choice((0, 2**32, 2**63, 7))
-    return size.to_bytes(8, "little") + text + data[8 + length :]
+    return header_file(text, data[8 + length :], size)
 
 
 def _zip(data: bytes, dice: random.Random) -> bytes:

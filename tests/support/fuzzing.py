@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuzz_inputs as inputs
+from cli_samples import everything
+from faults import lay_out
 from fuzz_changes import change
 
 from jaxmerge.refusals import Refusal
@@ -106,10 +108,9 @@ class Fuzz:
         folder = self._place / "input"
         shutil.rmtree(folder, ignore_errors=True)
         dice = random.Random(f"{name} {number}")
-        for file, data in change(self.valid(name), dice).items():
-            path = folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        files = change(self.valid(name), dice)
+        if files:  # without any there is no folder either
+            lay_out(files, folder)
         self.tried[name] += 1
         what = self._failure(name, folder)
         return Finding(number, name, what) if what else None
@@ -122,10 +123,7 @@ class Fuzz:
             folder.mkdir(parents=True)
             READERS[name].valid(folder)
             READERS[name].read(folder)
-            files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-            self._valid[name] = {
-                str(path.relative_to(folder)): path.read_bytes() for path in files
-            }
+            self._valid[name] = everything(folder)
         return self._valid[name]
 
     def _failure(self, name: str, folder: Path) -> str:

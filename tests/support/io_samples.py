@@ -87,6 +87,26 @@ def write(folder: Path, tensors=None, *, raw_config=None, **config) -> Path:
     return folder
 
 
+def header_file(header, data=b"", length=None) -> bytes:
+    """A safetensors file by hand, of a header as values or bytes and a length."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = len(text) if length is None else length
+    return size.to_bytes(8, "little") + text + data
+
+
+def put(path: Path, text="x") -> None:
+    """Writes a text, into folders that may be missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def edit(path: Path, change) -> None:
+    """Changes a JSON file in place."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
 def update(stack, task=0) -> np.ndarray:
     """The dense update of one task, in float64."""
     return product(stack.b[task], stack.a[task])
@@ -136,6 +156,10 @@ def tensors_of(folder):
 
 def config_of(folder):
     return json.loads((folder / "adapter_config.json").read_text())
+
+
+def record_of(folder):
+    return json.loads((folder / "jaxmerge.json").read_text())
 
 
 def read_back(folder, module="h.0.fc"):

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +30,10 @@ import jax  # noqa: F401  # loaded before the processes part; nothing computes h
 import learn_samples
 import orbax.checkpoint  # noqa: F401
 from cli_samples import everything, three
-from faults import PowerCuts, lay_out, watched
+from faults import PowerCuts, lay_out, mend_quietly, numbered, watched
 
 from jaxmerge import disk
 from jaxmerge.cli import app
-from jaxmerge.io.leftovers import mend
 
 COPIED = ("merge", "convert to PEFT", "inspect --html")  # written by one thread
 RANDOM = 60  # copies that are killed at random moments, for each state before
@@ -48,7 +46,6 @@ class Command(NamedTuple):
     target: Path
     old: list[Any]
     new: list[Any]
-    beside: tuple[Path, ...] = ()  # removed before each run
 
 
 class Tally(NamedTuple):
@@ -71,9 +68,8 @@ def commands(place: Path) -> list[Command]:
     def command(name: str, file: str, old: list[Any], new: list[Any]) -> Command:
         target = outs / name / file
         flag = "--html" if file.endswith(".html") else "-o"
-        beside = (target.with_name(f"{file}.learning"),)
         end = (flag, target, "--force")
-        return Command(name, target, [*old, *end], [*new, *end], beside)
+        return Command(name, target, [*old, *end], [*new, *end])
 
     merge, read = ["merge", *inputs, "-p"], ["--batch", 4]
     learn = ["learn", *bert, *model, *read, "--loss", "entropy", "--start", "method"]
@@ -135,8 +131,8 @@ def ended(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def run(arguments: list[Any], prepare: Callable[[], object] = lambda: None) -> None:
-    code = ended(child(lambda: (prepare(), app(list(map(str, arguments))))))
+def run(arguments: list[Any]) -> None:
+    code = ended(child(lambda: app(list(map(str, arguments)))))
     assert code == 0, (code, arguments)
 
 
@@ -160,9 +156,7 @@ def read_back(command: Command) -> dict[str, bytes] | bytes | None:
 
 
 def mended(target: Path) -> dict[str, bytes] | bytes | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", disk.Mended)
-        mend(target)
+    mend_quietly(target)
     hidden = [n for n in os.listdir(target.parent) if n.startswith(f".{target.name}.")]
     assert not hidden, hidden
     return content(target)
@@ -176,10 +170,7 @@ def prepare(command: Command, old: Any) -> None:
     if isinstance(old, bytes):
         command.target.write_bytes(old)
     elif old is not None:
-        for name, data in old.items():
-            path = command.target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        lay_out(old, command.target)
 
 
 def count_steps(command: Command, old: Any, before: Callable[[], object]) -> int:
@@ -188,14 +179,12 @@ def count_steps(command: Command, old: Any, before: Callable[[], object]) -> int
 
     def work() -> None:
         before()
-        steps = itertools.count()
-        with watched(
-            command.target.parent, lambda kind, _: kind == "synced" or next(steps)
-        ):
+        steps: list[int] = []
+        with watched(command.target.parent, numbered(steps.append)):
             try:
                 app(list(map(str, command.new)))
             finally:
-                path.write_text(str(next(steps)))
+                path.write_text(str(len(steps)))
 
     assert ended(child(work)) == 0, command.name
     return int(path.read_text())
@@ -204,13 +193,12 @@ def count_steps(command: Command, old: Any, before: Callable[[], object]) -> int
 def killed_at(command: Command, n: int, before: Callable[[], object]) -> int:
     def work() -> None:
         before()
-        steps = itertools.count()
 
-        def step(kind: str, _: str) -> None:
-            if kind != "synced" and next(steps) == n:
+        def act(here: int) -> None:
+            if here == n:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        with watched(command.target.parent, step):
+        with watched(command.target.parent, numbered(act)):
             app(list(map(str, command.new)))
 
     return ended(child(work))
@@ -231,13 +219,10 @@ def copies_killed(
 
     def work() -> None:
         before()
-        steps, mine, found = itertools.count(), -1, Counter()
+        mine, found = -1, Counter()
 
-        def step(kind: str, _: str) -> None:
+        def act(here: int) -> None:
             nonlocal mine
-            if kind == "synced":
-                return
-            here = next(steps)
             if here == mine:
                 os.kill(os.getpid(), signal.SIGKILL)
             if mine >= 0:
@@ -262,7 +247,7 @@ def copies_killed(
             path.write_text(json.dumps(found))
             os._exit(0)
 
-        with watched(command.target.parent, step):
+        with watched(command.target.parent, numbered(act)):
             app(list(map(str, command.new)))
 
     assert ended(child(work)) == 0, command.name

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+from io_samples import header_file
 
 from jaxmerge.untrusted import safetensors_header
 from jaxmerge.untrusted.safetensors_header import TensorEntry
@@ -21,8 +22,7 @@ def entry(start, stop, shape=None, dtype="U8"):
 
 
 def write(path, text, data=b""):
-    text = text.encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    path.write_bytes(header_file(text.encode(), data))
     return path
 
 

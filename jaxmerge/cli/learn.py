@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Loss = Literal["distillation", "features", "entropy", "information", "null-space"]
 Start = Literal["auto", "method"]
+Schedule = Literal["constant", "cosine"]
 Objective = Literal["tchebycheff", "tchebycheff-absolute", "linear"]
 
 
@@ -107,8 +108,15 @@ def learn(
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate; 0.005 for losses with a teacher, otherwise 0.001, "
+            help="Learning rate; 0.02 for losses with a teacher, otherwise 0.001, "
             "unless given."
+        ),
+    ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="Keep the rate, or let it fall to 0 at the last step; the latter for "
+            "losses with a teacher unless given."
         ),
     ] = None,
     steps: Annotated[
@@ -175,6 +183,7 @@ def learn(
             preference=numbers(preference, "--preference"),
             alpha=alpha,
             rate=rate,
+            schedule=schedule or "",
             steps=steps,
             batch=batch,
             seed=seed,

@@ -109,6 +109,7 @@ def learn(
     preference: Sequence[float] | None = None,
     alpha: float = 1.0,
     rate: float | None = None,
+    schedule: str = "",
     steps: int = 500,
     batch: int = 16,
     seed: int = 0,
@@ -151,7 +152,9 @@ def learn(
         "tchebycheff-absolute" or "linear"; by default that of the method's source.
       preference: a number for each adapter, scaled to a sum of 1; equal by default.
       alpha: smoothing of the objective: a small one cares for the worst task only.
-      rate: learning rate; 5e-3 for losses with a teacher, otherwise 1e-3.
+      rate: learning rate; 2e-2 for losses with a teacher, otherwise 1e-3.
+      schedule: "constant", or "cosine", in which the rate falls to 0 at the last step;
+        by default the latter for losses with a teacher.
       steps: number of steps of the optimiser.
       batch: inputs of each task in a step.
       seed: seed from which the batches are drawn.
@@ -195,6 +198,7 @@ def learn(
         preference=tuple(shares),
         alpha=alpha,
         rate=rate,
+        schedule=schedule,
         steps=steps,
         batch=batch,
         seed=seed,

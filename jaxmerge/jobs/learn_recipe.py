@@ -18,7 +18,7 @@ from jaxmerge.spec import Pipeline, parse
 from jaxmerge.spec.steps import STEPS
 from jaxmerge.types import Learned, Update
 
-OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": partial(optax.adamw, weight_decay=0.01),
 }
@@ -26,6 +26,7 @@ LOSSES = ("distillation", "features", "entropy", "information", "null-space")
 WITH_HEADS = ("distillation", "entropy", "information")  # losses of predictions
 TAUGHT = ("distillation", "features")  # losses in which each adapter is the teacher
 STARTS = ("auto", "method")
+SCHEDULES = ("constant", "cosine")
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
 
 
@@ -47,7 +48,9 @@ class LearnRecipe:
       preference: rho, one for each adapter, of sum 1; None for equal ones.
       alpha: smoothing of the Tchebycheff objectives.
       rate: of the method's published optimiser, Adam or AdamW (weight decay 0.01);
-        by default 5e-3 for losses with a teacher, 1e-3 for the others.
+        by default 2e-2 for losses with a teacher, 1e-3 for the others.
+      schedule: of the rate, "constant" or "cosine", which falls to 0 at the last step;
+        by default the latter for losses with a teacher.
       steps: number of steps of the optimiser.
       batch: inputs of each task in a step.
       seed: seed from which the batches are drawn.
@@ -64,6 +67,7 @@ class LearnRecipe:
     preference: tuple[float, ...] | None = None
     alpha: float = 1.0
     rate: float | None = None
+    schedule: str = ""
     steps: int = 500
     batch: int = 16
     seed: int = 0
@@ -91,6 +95,13 @@ class LearnRecipe:
             )
         if self.rate is None:
             self._set("rate", _default_rate(self.loss))
+        if not self.schedule:
+            self._set("schedule", "cosine" if self.loss in TAUGHT else "constant")
+        if self.schedule not in SCHEDULES:
+            raise Refusal(
+                Option("schedule", self.schedule, quoted=True),
+                f": expected one of {', '.join(SCHEDULES)}",
+            )
         for name in ("alpha", "rate", "logit_scale", "temperature"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -115,6 +126,7 @@ class LearnRecipe:
         if values.get("preference") is not None:
             values["preference"] = tuple(values["preference"])
         values.setdefault("start", "method")  # version 0.1.0 knew no other
+        values.setdefault("schedule", "constant")  # and neither of this
         values["pipeline"] = parse(_pipeline_of(record))
         return cls(**values)
 
@@ -143,10 +155,11 @@ class LearnRecipe:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam or AdamW with a constant rate."""
-        return OPTIMIZERS[self.pipeline.published.optimizer](
-            self.rate or _default_rate(self.loss)
-        )
+        """Adam or AdamW at the rate, constant or falling."""
+        rate: Any = self.rate or _default_rate(self.loss)
+        if self.schedule == "cosine":
+            rate = optax.cosine_decay_schedule(rate, self.steps)
+        return OPTIMIZERS[self.pipeline.published.optimizer](rate)
 
     @property
     def rho(self) -> jax.Array | None:
@@ -182,7 +195,7 @@ def _shareable() -> str:
 
 
 def _default_rate(loss: str) -> float:
-    return 5e-3 if loss in TAUGHT else 1e-3  # the latter is that of the papers
+    return 2e-2 if loss in TAUGHT else 1e-3  # the latter is that of the papers
 
 
 def _pipeline_of(record: Mapping[str, Any]) -> str:

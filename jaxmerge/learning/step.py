@@ -102,7 +102,7 @@ def first_state(
     if start is not None:
         check_coefficients(learned, bases, start)
         phis = {name: jnp.array(start[name], phi.dtype) for name, phi in phis.items()}
-    # a state may hold phi itself, as that of SAM does, and both are donated to the steps
+    # a state may hold phi itself, as that of SAM does, and both are given to the steps
     moments = jax.tree.map(
         lambda x: x.copy() if isinstance(x, jax.Array) else x, optimizer.init(phis)
     )

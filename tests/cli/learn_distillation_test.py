@@ -24,7 +24,12 @@ def test_each_adapter_teaches_the_merge_by_default(bert, tmp_path):
     options = {"loss": "distillation", "start": "auto", "steps": 40}
     found = document(*ask(bert, out, "tara_b", **options))
     recipe = json.loads((out / "jaxmerge.json").read_text())["recipe"]
-    wanted = {"loss": "distillation", "start": "auto", "rate": 0.005, "temperature": 1}
+    wanted = {
+        "loss": "distillation",
+        "start": "auto",
+        "rate": 0.02,
+        "schedule": "cosine",
+    }
     assert {name: recipe[name] for name in wanted} == wanted
     assert recipe["anchors"] == [0.0] * 3
     losses = found["distillation"]

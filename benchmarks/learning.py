@@ -6,8 +6,9 @@ A BERT of MiniLM-L6's size with random weights, T = 6 adapters of rank 16 on all
 linear layers, 16 texts of 64 tokens for each task. The plain step is the forward and
 backward pass of every task through the model with its own adapter, with gradients for
 both factors, which plain gradient descent applies. As in `fit`, several steps are one
-compiled call; seconds are those of one step. Each side is timed several times in turn,
-so that a busy moment of the machine meets all of them.
+compiled call; seconds are those of one step. A taught step, whose answers of the
+teachers are stored, stands beside one by entropy. Each side is timed several times in
+turn, so that a busy moment of the machine meets all of them.
 """
 
 import argparse
@@ -94,9 +95,20 @@ def steps() -> dict[str, tuple]:
 
     batches = jax.tree.map(lambda x: jnp.stack([x] * STEPS_PER_CALL), batch)
     found = {"plain LoRA": (several(plain), (own, (params,), batches))}
-    losses = jm.entropies(apply, head_logits, heads)
+    answers = rng.normal(size=(TASKS, BATCH, CLASSES)).astype(np.float32)
+    taught = {
+        task: jm.Taught(own, jnp.asarray(answers[t]))
+        for t, (task, own) in enumerate(batch.items())
+    }
+    entropy = (jm.entropies(apply, head_logits, heads), batch)
+    distillation = (jm.distillation(apply, head_logits, heads), taught)
     optimizer = optax.adamw(1e-3)
-    for name, learned in (("TARA-A", jm.tara_a()), ("TARA-B", jm.tara_b())):
+    for name, learned, (losses, shown) in (
+        ("TARA-A", jm.tara_a(), entropy),
+        ("TARA-B", jm.tara_b(), entropy),
+        ("TARA-B, taught", jm.tara_b(), distillation),
+    ):
+        batches = jax.tree.map(lambda x: jnp.stack([x] * STEPS_PER_CALL), shown)
         problem = Problem(learned, names, losses, jm.smooth_tchebycheff)
         bases = jm.map_modules(learned.prepare, stacks)
         phis = {module: learned.init(basis) for module, basis in bases.items()}

@@ -33,6 +33,7 @@ from jaxmerge.learning.objectives import (
     smooth_tchebycheff,
     squared_distance,
 )
+from jaxmerge.learning.optimizers import decay_to_start, tail_average
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
 from jaxmerge.mapping import map_modules, module_mesh
@@ -153,9 +154,9 @@ __all__ = [
     "task_norms", "task_updates",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
-    "distillation",
-    "entropies", "feature_distillation", "fit", "information", "null_space_ratios",
-    "search_start", "single_adapter_losses", "tara_a", "tara_b", "teacher_answers",
+    "decay_to_start", "distillation", "entropies",
+    "feature_distillation", "fit", "information", "null_space_ratios", "search_start",
+    "single_adapter_losses", "tail_average", "tara_a", "tara_b", "teacher_answers",
     "cosine_distance", "divergence", "effective_rank", "entropy",
     "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio", "row_basis",
     "smooth_tchebycheff", "squared_distance",

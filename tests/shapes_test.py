@@ -231,6 +231,7 @@ WITHOUT = {
     "a model and its batches; moments_of and check_mask check what passes through": {
         *("collect_inputs", "collector"),
     },
+    "optimisers, for any pytree": {"decay_to_start", "tail_average"},
     "packages": {"diagnostics", "io", "linalg", "models", "reports", "tasks"},
 }
 

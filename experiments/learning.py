@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -157,6 +158,8 @@ class Learning:
         if tasks != self.tasks:
             stacks = load_peft([folders[task] for task in tasks], heads="keep").stacks
         learned = recipe.learned
+        if recipe.loss == "distillation":
+            recipe = replace(recipe, schedule=self.settings.schedule)
         start = {
             name: jnp.full_like(learned.init(learned.prepare(stack)), scale)
             for name, stack in stacks.items()

@@ -276,12 +276,15 @@ def _random(method: Method, candidate: dict[str, Any]) -> bool:
     return not isinstance(method, ClosedForm) or jm.parse(candidate["pipeline"]).random
 
 
-def open_experiment(name: str, folder: Path | None = None) -> Experiment:
+def open_experiment(
+    name: str, folder: Path | None = None, *, logit_scale: float | None = None
+) -> Experiment:
     """The experiment of a config, with its results so far.
 
     Args:
       name: of a file in ``experiments/configs``.
       folder: for ``results`` and ``work``; ``experiments/<name>`` unless given.
+      logit_scale: in the place of that of the config.
 
     Raises:
       ValueError: no config of that name, or something that it needs is missing.
@@ -290,6 +293,8 @@ def open_experiment(name: str, folder: Path | None = None) -> Experiment:
         raise ValueError(f"{name!r} is not one of {', '.join(CONFIGS)}")
     folder = HERE / name if folder is None else folder
     settings = import_module(f"experiments.configs.{name}").get_config()
+    if logit_scale is not None:
+        settings = replace(settings, logit_scale=logit_scale)
     return Experiment(name, settings, folder / "results", folder / "work")
 
 
@@ -298,14 +303,19 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
     seeds: Annotated[int, typer.Option(help="of methods that draw at random")] = 3,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
+    logit_scale: Annotated[
+        float | None, typer.Option(help="multiplies logits; give another --out")
+    ] = None,
 ) -> None:
     """Runs one experiment, or what is left of it."""
     start_jax()
+    if logit_scale is not None and out is None:
+        raise typer.BadParameter("--logit-scale needs --out, a folder of its own")
     known = {method.name: method for method in METHODS}
     unknown = sorted(set(only or ()) - set(known))
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
-    experiment = open_experiment(name, out)
+    experiment = open_experiment(name, out, logit_scale=logit_scale)
     experiment.measure_references()
     for method_name in only or known:
         experiment.compare(known[method_name], seeds)

@@ -44,6 +44,7 @@ class Settings:
       learning_tokens: texts longer than this are not learned from; None for the 90th
         percentile.
       longest_fit: steps; candidates are taken after half of them and after all.
+      schedule: of the rate of taught fits, "cosine" or "constant".
       scale_factor: multiplies the scales that data-free merges try and the starts of
         learned ones, where the best would lie at the edge of the common grid.
       logit_scale: multiplies logits where their entropy is learned from.
@@ -60,6 +61,7 @@ class Settings:
     learning_batch: int = 16
     learning_tokens: int | None = None
     longest_fit: int
+    schedule: str = "cosine"
     scale_factor: float = 1.0
     logit_scale: float = 1.0
     anchor_batches: int = 8

@@ -8,8 +8,9 @@
 
 The adapters are those that KnOTS publishes, for example. Text vectors are CLIP's for
 the names of the classes, in the order of the sorted class folders. The features are
-CLIP's image embeddings; a head gives cosines, and the entropy is taken of 100 times
-them, the temperature that CLIP was trained with.
+CLIP's image embeddings; a head gives cosines, and predictions are taken of 100 times
+them, the temperature that CLIP was trained with. The official code of TARA-Merging takes
+the entropy of the cosines as they are: ``--logit-scale 1 --out raw``.
 
 On a GPU the fits take minutes; nothing of it was run with CLIP's weights here. Expected
 from arXiv 2603.26299, mean normalised accuracy with ViT-B/32: task arithmetic 63.8,

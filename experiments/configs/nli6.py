@@ -28,6 +28,7 @@ def get_config() -> Settings:
         learning_batch=8,
         learning_tokens=48,
         longest_fit=100,
+        schedule="constant",
         reference=LORA,
         training=Training(
             lora=LORA,

@@ -20,7 +20,8 @@ from experiments.digits8.tasks import TASKS
 from jaxmerge.tasks.unlabeled import task_batches
 
 STEPS = 100  # in the demonstration
-RATE = 1e-2
+RATE = 1e-2  # constant, by entropy
+TAUGHT_RATE = 4e-2  # falls to 0 along a cosine; see `experiments.digits8.options`
 BATCH = 16  # images of each task in a step
 FIRST_BATCHES = 4  # from which the start is found
 
@@ -67,11 +68,13 @@ def learn(
       images: of every task, without labels.
       seed: of the batches.
       steps: of the optimiser.
-      optimizer: Adam at a constant rate unless given.
+      optimizer: Adam unless given; its rate falls along a cosine for taught methods.
       batch: images of each task in a step.
       temperature: of the predictions of teachers and merge.
     """
-    optimizer = optax.adam(RATE) if optimizer is None else optimizer
+    if optimizer is None:
+        falling = optax.cosine_decay_schedule(TAUGHT_RATE, steps)
+        optimizer = optax.adam(falling if method.taught else RATE)
     tasks = tuple(TASKS)
     heads = {name: base.heads[task.head] for name, task in TASKS.items()}
     model = (apply, _logits, heads)

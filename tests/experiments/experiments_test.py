@@ -9,12 +9,13 @@ from importlib import import_module
 import jax
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
-from experiments import analyses, report
+from experiments import analyses, report, run
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
@@ -239,6 +240,14 @@ def test_a_config_says_what_it_needs(name, monkeypatch):
     monkeypatch.setenv(first, "/does/not/exist")
     with pytest.raises(ValueError, match="does not exist"):
         config.load_suite()
+
+
+def test_another_scale_of_the_logits_has_a_folder_of_its_own(clip, tmp_path):
+    for scale in (None, 1.0):
+        found = run.open_experiment("clip_vision8", tmp_path, logit_scale=scale)
+        assert found.settings.logit_scale == (scale or clip.logit_scale) != 0
+    with pytest.raises(typer.BadParameter, match="a folder of its own"):
+        run.main("clip_vision8", logit_scale=1.0)
 
 
 def test_every_config_is_listed():

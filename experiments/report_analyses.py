@@ -1,9 +1,11 @@
 """Tables and plots from the analyses of learned merges.
 
     python -m experiments.report_analyses vision8
+    python -m experiments.report_analyses vision8 --within entropy
 
 Reads ``results/analyses.jsonl`` and the references in ``results/merging.jsonl`` of an
-experiment, and writes ``analyses.md`` and ``analyses.png`` beside them.
+experiment, and writes ``analyses.md`` and ``analyses.png`` beside them. ``entropy`` has
+the analyses of merges that were learned by entropy, with the comparison of then.
 """
 
 from collections.abc import Callable, Iterator
@@ -183,9 +185,10 @@ def draw(path: Path, results: Results) -> None:
 
 def main(
     name: Annotated[str, typer.Argument(help="folder in experiments")],
+    within: Annotated[str, typer.Option(help="folder in its results")] = "",
 ) -> None:
     """Writes tables and plots of the analyses of one experiment."""
-    folder = HERE / name / "results"
+    folder = HERE / name / "results" / within
     results = Results(folder)
     text = markdown(results)
     (folder / "analyses.md").write_text(text, encoding="utf-8")

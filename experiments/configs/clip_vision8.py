@@ -9,7 +9,7 @@
 The adapters are those that KnOTS publishes, for example. Text vectors are CLIP's for
 the names of the classes, in the order of the sorted class folders. The features are
 CLIP's image embeddings; a head gives cosines, and predictions are taken of 100 times
-them, the temperature that CLIP was trained with. The official code of TARA-Merging takes
+them, the temperature that CLIP was trained with. TARA-Merging's official code takes
 the entropy of the cosines as they are: ``--logit-scale 1 --out raw``.
 
 On a GPU the fits take minutes; nothing of it was run with CLIP's weights here. Expected

@@ -68,13 +68,25 @@ def closed_form(name: str) -> Merge:
     return merge
 
 
-def plan(name: str) -> list[tuple[str, Merge, str, int | None, int]]:
-    """Method, part, inputs and seed of everything that is measured."""
-    counts = [("validation", rows) for rows in ROWS] + [("train", None)]
-    found = [(TAUGHT, taught, *count, seed) for count in counts for seed in SEEDS]
-    for method, sizes in ((REGMEAN, counts[:-1]), (ITERIS, counts[:3])):
-        found += [(method, closed_form(method), *count, 0) for count in sizes]
-    return found
+COUNTS = [("validation", rows) for rows in ROWS] + [("train", None)]
+PLAN: list[tuple[str, Merge, str, int | None, int]] = [
+    *((TAUGHT, taught, *count, seed) for count in COUNTS for seed in SEEDS),
+    *((REGMEAN, closed_form(REGMEAN), *count, 0) for count in COUNTS[:-1]),
+    *((ITERIS, closed_form(ITERIS), *count, 0) for count in COUNTS[:3]),
+]
+"""Method, how it merges, part, inputs and seed of everything that is measured."""
+
+
+def measure(experiment: Experiment, records: Records) -> None:
+    """Adds a row for everything that has none yet."""
+    for method, merge, part, rows, seed in PLAN:
+        identity = {"method": method, "part": part, "rows": rows, "seed": seed}
+        if records.find(**identity) is None:
+            updates = jax.block_until_ready(merge(experiment, part, rows, seed))
+            right = hits(experiment.exams["test"], updates)
+            row = records.add(**identity, accuracy=shares(right), hits=packed(right))
+            score = experiment.normalised(row["accuracy"], "test")
+            print(f"{identity}: {score:.4f}", flush=True)
 
 
 def table(records: Records, experiment: Experiment) -> str:
@@ -82,7 +94,7 @@ def table(records: Records, experiment: Experiment) -> str:
     rows = []
     for method in (TAUGHT, REGMEAN, ITERIS):
         cells = []
-        for part, count in [("validation", rows) for rows in ROWS] + [("train", None)]:
+        for part, count in COUNTS:
             found = records.all(method=method, part=part, rows=count)
             means = [
                 100 * experiment.normalised(row["accuracy"], "test") for row in found
@@ -90,7 +102,7 @@ def table(records: Records, experiment: Experiment) -> str:
             spread = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
             cells.append(f"{np.mean(means):.1f}{spread}" if means else "")
         rows.append([method, *cells])
-    columns = [f"{rows}>" for rows in ROWS[:-1]] + ["all validation>", "all training>"]
+    columns = [f"{count or 'all'} of {part}>" for part, count in COUNTS]
     return markdown_table(["method", *columns], rows)
 
 
@@ -101,15 +113,7 @@ def main(
     start_jax()
     experiment = open_experiment(name)
     records = Records(experiment.records.path.with_name("inputs.jsonl"))
-    for method, merge, part, rows, seed in plan(name):
-        identity = {"method": method, "part": part, "rows": rows, "seed": seed}
-        if records.find(**identity) is None:
-            updates = jax.block_until_ready(merge(experiment, part, rows, seed))
-            right = hits(experiment.exams["test"], updates)
-            accuracy = shares(right)
-            records.add(**identity, accuracy=accuracy, hits=packed(right))
-            score = experiment.normalised(accuracy, "test")
-            print(f"{identity}: {score:.4f}", flush=True)
+    measure(experiment, records)
     text = table(records, experiment)
     records.path.with_suffix(".md").write_text(text, encoding="utf-8")
 

@@ -28,7 +28,6 @@ from experiments.evaluation import accuracies
 from experiments.methods import METHODS, Fitted
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, merged, open_experiment
-from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
 
 LEARNED = {method.name: method for method in METHODS if isinstance(method, Fitted)}
@@ -48,21 +47,6 @@ class Analysis:
     def __init__(self, experiment: Experiment, results: Path):
         self.experiment, self.records = experiment, Records(results)
 
-    def chosen(self, method: str) -> dict[str, Any]:
-        """The candidate that the comparison took to test.
-
-        Raises:
-          ValueError: the comparison has not come that far.
-        """
-        found = self.experiment.records.find(kind="merge", method=method, part="test")
-        if found is None:
-            raise ValueError(f"run the comparison first: no test of {method!r}")
-        return found["candidate"]
-
-    def stacks_of(self, tasks: Sequence[str]) -> dict[str, jm.AdapterStack]:
-        folders = {task.name: task.adapter for task in self.experiment.suite.tasks}
-        return load_peft([folders[name] for name in tasks], heads="keep").stacks
-
     def fit(
         self,
         method: str,
@@ -81,7 +65,7 @@ class Analysis:
         """
         experiment = self.experiment
         batch = options.pop("batch", None)
-        recipe = LEARNED[method].recipe(self.chosen(method), **options)
+        recipe = LEARNED[method].recipe(experiment.chosen(method), **options)
         return experiment.learning.fit(
             recipe,
             experiment.start(LEARNED[method]),
@@ -143,8 +127,9 @@ def unseen(analysis: Analysis) -> None:
             elif method in LEARNED:
                 updates = analysis.fit(method, seen).updates
             else:
-                pipeline = analysis.chosen(method)["pipeline"]
-                updates = merged(analysis.stacks_of(seen), pipeline, 0)
+                pipeline = analysis.experiment.chosen(method)["pipeline"]
+                stacks = analysis.experiment.learning.stacks_of(seen)
+                updates = merged(stacks, pipeline, 0)
             analysis.test(updates, left_out, identity)
 
 

@@ -10,49 +10,35 @@ on where it stopped; ``inputs.md`` is the table.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
-import numpy as np
 import typer
 
 import jaxmerge as jm
 from experiments.evaluation import hits, shares
 from experiments.learning import Learning
-from experiments.methods import METHODS
+from experiments.methods import BY_NAME
 from experiments.records import Records, packed
 from experiments.run import CONFIGS, Experiment, open_experiment
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, mean_and_spread
 from jaxmerge.runtime import start_jax
 
 ROWS = (16, 64, 256, None)  # inputs of each task; None for all of the part
-PARTS = ("validation", "train")
 TAUGHT, REGMEAN, ITERIS = "TARA-B, taught", "RegMean", "IterIS"
 SEEDS = (0, 1, 2)
 
 Merge = Callable[[Experiment, str, int | None, int], dict[str, jm.Update]]
 
 
-def chosen(experiment: Experiment, name: str) -> dict[str, Any]:
-    """The candidate that the comparison took to test.
-
-    Raises:
-      ValueError: the comparison has not come that far.
-    """
-    row = experiment.records.find(kind="merge", method=name, part="test")
-    if row is None:
-        raise ValueError(f"run the comparison first: no test of {name!r}")
-    return row["candidate"]
-
-
 def taught(
     experiment: Experiment, part: str, rows: int | None, seed: int
 ) -> dict[str, jm.Update]:
     """TARA-B from the first inputs, with rate, steps and start of the comparison."""
-    method = next(m for m in METHODS if m.name == TAUGHT)
+    method = BY_NAME[TAUGHT]
     suite, settings = experiment.suite, experiment.settings
     learning = Learning(suite, settings, experiment.adapters, part=part, rows=rows)
-    recipe = method.recipe(chosen(experiment, TAUGHT), seed=seed)
+    recipe = method.recipe(experiment.chosen(TAUGHT), seed=seed)
     return learning.fit(recipe, experiment.start(method), steps_per_call=25).updates
 
 
@@ -62,7 +48,7 @@ def closed_form(name: str) -> Merge:
     def merge(
         experiment: Experiment, part: str, rows: int | None, seed: int
     ) -> dict[str, jm.Update]:
-        text = chosen(experiment, name)["pipeline"]
+        text = experiment.chosen(name)["pipeline"]
         return experiment.closed_form(text, seed, part=part, rows=rows)
 
     return merge
@@ -99,8 +85,7 @@ def table(records: Records, experiment: Experiment) -> str:
             means = [
                 100 * experiment.normalised(row["accuracy"], "test") for row in found
             ]
-            spread = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
-            cells.append(f"{np.mean(means):.1f}{spread}" if means else "")
+            cells.append(mean_and_spread(means))
         rows.append([method, *cells])
     columns = [f"{count or 'all'} of {part}>" for part, count in COUNTS]
     return markdown_table(["method", *columns], rows)

@@ -14,12 +14,8 @@ import optax
 import jaxmerge as jm
 from experiments.lora import Factors, initial_factors, lora_shapes, scaled
 from experiments.settings import Settings
-from experiments.suite import Suite
-from experiments.unlabeled import (
-    learning_examples,
-    learning_inputs,
-    shuffled_batches,
-)
+from experiments.suite import Split, Suite
+from experiments.unlabeled import learning_examples, shuffled_batches
 from jaxmerge.io import Adapters, load_peft
 from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.learning.predictions import task_features
@@ -78,10 +74,15 @@ class Learning:
         }
 
     @cached_property
+    def examples(self) -> dict[str, Split]:
+        """task -> what is shown, with labels that only a reference looks at."""
+        given = {"rows": self.rows, "tokens": self.settings.learning_tokens}
+        return learning_examples(self.suite, part=self.part, **given)
+
+    @property
     def inputs(self) -> dict[str, Any]:
         """task -> inputs without labels."""
-        given = {"rows": self.rows, "tokens": self.settings.learning_tokens}
-        return learning_inputs(self.suite, part=self.part, **given)
+        return {task: split.inputs for task, split in self.examples.items()}
 
     @cached_property
     def taught(self) -> dict[str, jm.Taught]:
@@ -103,12 +104,10 @@ class Learning:
             task: jm.Taught(inputs, found[task]) for task, inputs in self.inputs.items()
         }
 
-    @cached_property
+    @property
     def labeled(self) -> dict[str, jm.Taught]:
         """task -> the same inputs with the right classes in the place of answers."""
-        given = {"rows": self.rows, "tokens": self.settings.learning_tokens}
-        found = learning_examples(self.suite, part=self.part, **given)
-        return {task: jm.Taught(*split) for task, split in found.items()}
+        return {task: jm.Taught(*split) for task, split in self.examples.items()}
 
     @cached_property
     def anchors(self) -> np.ndarray:
@@ -121,6 +120,13 @@ class Learning:
             self.tasks, stacks, losses, some, params=params
         )
         return np.asarray(found, np.float32)
+
+    def stacks_of(self, tasks: Sequence[str]) -> Mapping[str, jm.AdapterStack]:
+        """The adapters of some of the tasks."""
+        if tuple(tasks) == self.tasks:
+            return self.adapters.stacks
+        folders = {task.name: task.adapter for task in self.suite.tasks}
+        return load_peft([folders[task] for task in tasks], heads="keep").stacks
 
     def search(self, recipe: LearnRecipe) -> float:
         """The scale of all coefficients that serves the objective best."""
@@ -153,11 +159,7 @@ class Learning:
           **options: of `jaxmerge.fit`.
         """
         tasks = self.tasks if tasks is None else tuple(tasks)
-        folders = {task.name: task.adapter for task in self.suite.tasks}
-        stacks = self.adapters.stacks
-        if tasks != self.tasks:
-            stacks = load_peft([folders[task] for task in tasks], heads="keep").stacks
-        learned = recipe.learned
+        stacks, learned = self.stacks_of(tasks), recipe.learned
         if recipe.loss == "distillation":
             recipe = replace(recipe, schedule=self.settings.schedule)
         start = {

@@ -140,3 +140,4 @@ METHODS = (
     Fitted("TARA-A, entropy", "tara_a", "entropy", ENTROPY_RATES),
     Fitted("AdaMerging, entropy", "adamerging", "entropy", ENTROPY_RATES),
 )
+BY_NAME = {method.name: method for method in METHODS}

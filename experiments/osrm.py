@@ -27,7 +27,7 @@ import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exams, own_accuracies
 from experiments.finetune import finetune
 from experiments.lora import lora_shapes
-from experiments.methods import METHODS, ClosedForm
+from experiments.methods import BY_NAME, ClosedForm
 from experiments.records import Records
 from experiments.run import candidates, merged
 from experiments.settings import Settings
@@ -117,7 +117,7 @@ class Study:
         self._measure_own(stacks, identity)
         self._measure_leakage(stacks, first, identity)
         for name in start.merges:
-            self._measure_merge(stacks, _METHODS[name], identity)
+            self._measure_merge(stacks, BY_NAME[name], identity)
 
     def first_a(self, start: Start) -> dict[str, dict[str, jax.Array]]:
         """task -> module -> A [r, n] of an OSRM start."""
@@ -227,9 +227,6 @@ def _rows_alone(stacks: Stacks) -> dict[str, jm.AdapterStack]:
         module: jm.stack_adapters([(np.eye(a.shape[0]), a) for a in stack.a])
         for module, stack in stacks.items()
     }
-
-
-_METHODS = {method.name: method for method in METHODS}
 
 
 def _mean(accuracy: Mapping[str, float]) -> float:

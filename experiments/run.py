@@ -28,9 +28,9 @@ from experiments.evaluation import hits, make_exams, own_hits, shares
 from experiments.learning import Learning
 from experiments.lora import Factors, scaled
 from experiments.methods import (
+    BY_NAME,
     ITERIS_INPUTS,
     LOOKS,
-    METHODS,
     ClosedForm,
     Fitted,
     Trained,
@@ -142,6 +142,17 @@ class Experiment:
         scores = [self.normalised(row["accuracy"], "validation") for row in rows]
         return tried[int(np.argmax(scores))]
 
+    def chosen(self, name: str) -> dict[str, Any]:
+        """The candidate of a method that the comparison took to test.
+
+        Raises:
+          ValueError: the comparison has not come that far.
+        """
+        row = self.records.find(kind="merge", method=name, part="test")
+        if row is None:
+            raise ValueError(f"run the comparison first: no test of {name!r}")
+        return row["candidate"]
+
     def _measured(self, method, candidate, seed, part) -> dict[str, Any]:
         identity = {
             "kind": "merge",
@@ -240,8 +251,7 @@ class Experiment:
     def start(self, method: Fitted) -> float:
         """The scale of all coefficients at which a fit begins; found once."""
         if method.loss == "entropy":
-            guide = next(known for known in METHODS if known.name == GUIDE)
-            return jm.parse(self.best(guide)["pipeline"]).scale
+            return jm.parse(self.best(BY_NAME[GUIDE])["pipeline"]).scale
         identity = {"kind": "start", "pipeline": method.pipeline}
         known = self.records.find(**identity)
         if known is None:
@@ -311,14 +321,13 @@ def main(
     start_jax()
     if logit_scale is not None and out is None:
         raise typer.BadParameter("--logit-scale needs --out, a folder of its own")
-    known = {method.name: method for method in METHODS}
-    unknown = sorted(set(only or ()) - set(known))
+    unknown = sorted(set(only or ()) - set(BY_NAME))
     if unknown:
-        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(known)}")
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(BY_NAME)}")
     experiment = open_experiment(name, out, logit_scale=logit_scale)
     experiment.measure_references()
-    for method_name in only or known:
-        experiment.compare(known[method_name], seeds)
+    for method_name in only or BY_NAME:
+        experiment.compare(BY_NAME[method_name], seeds)
 
 
 if __name__ == "__main__":

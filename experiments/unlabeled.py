@@ -27,12 +27,6 @@ def learning_examples(
     }
 
 
-def learning_inputs(suite: Suite, **options: Any) -> dict[str, Any]:
-    """The same without labels."""
-    found = learning_examples(suite, **options)
-    return {task: split.inputs for task, split in found.items()}
-
-
 def shuffled_batches(
     inputs: Mapping[str, Any], *, size: int, seed: int
 ) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from experiments.digits8.learning import LEARNED, RATE, LearnedMethod, learn
 from experiments.digits8.score import accuracies
 from experiments.digits8.tasks import TASKS
 from experiments.records import Records
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, mean_and_spread
 from jaxmerge.runtime import start_jax
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,11 +56,7 @@ def table(records: Records) -> str:
 
 def _cell(records: Records, method: str, part: str, steps: int) -> str:
     found = records.all(method=method, part=part, steps=steps)
-    if not found:
-        return ""
-    means = [np.mean(list(row["tasks"].values())) for row in found]
-    spread = f" ± {np.std(means, ddof=1):.1f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.1f}{spread}"
+    return mean_and_spread([np.mean(list(row["tasks"].values())) for row in found])
 
 
 def main() -> None:

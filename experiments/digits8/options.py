@@ -23,7 +23,7 @@ from experiments.digits8.learning import BATCH, LEARNED, RATE, learn
 from experiments.digits8.score import accuracies
 from experiments.digits8.tasks import TASKS
 from experiments.records import Records
-from experiments.tables import markdown_table
+from experiments.tables import markdown_table, mean_and_spread
 from jaxmerge.learning.optimizers import decay_to_start, tail_average
 from jaxmerge.runtime import start_jax
 
@@ -98,6 +98,13 @@ OPTIONS = (
         batch=32,
         part="train",
     ),
+    Option(
+        "training images, 2,000 steps of 32, cosine decay from 0.04",
+        cosine(0.04),
+        steps=2000,
+        batch=32,
+        part="train",
+    ),
 )
 
 
@@ -107,8 +114,7 @@ def table(records: Records) -> str:
     for option in OPTIONS:
         found = [row["mean"] for row in records.all(option=option.name)]
         if found:
-            spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
-            rows.append([option.name, f"{np.mean(found):.1f}{spread}"])
+            rows.append([option.name, mean_and_spread(found)])
     return markdown_table(["option", "mean>"], rows)
 
 

@@ -41,6 +41,7 @@ def load_suite(shared: Path | None = None, trained: Path = TRAINED) -> Suite:
         raise ValueError(
             f"{trained / OWN}: no such folder; run: python -m experiments.nli6.train"
         )
+    shared = shared_folder() if shared is None else Path(shared)
     given = _given(shared)
     folders = {task: given.get(task, trained / OWN) for task in TASKS}
     suite = _load(shared, folders)
@@ -58,14 +59,14 @@ def load_given(shared: Path | None = None) -> Suite:
 
     See `load_suite`.
     """
+    shared = shared_folder() if shared is None else Path(shared)
     return _load(shared, _given(shared))
 
 
-def _given(shared: Path | None) -> dict[str, Path]:
-    folder = shared_folder() if shared is None else Path(shared)
-    return {task: folder / "adapters" / "minilm_nli6" / task for task in GIVEN}
+def _given(shared: Path) -> dict[str, Path]:
+    return {task: shared / "adapters" / "minilm_nli6" / task for task in GIVEN}
 
 
-def _load(shared: Path | None, folders: Mapping[str, Path]) -> Suite:
-    texts = (shared_folder() if shared is None else Path(shared)) / "data" / "text"
+def _load(shared: Path, folders: Mapping[str, Path]) -> Suite:
+    texts = shared / "data" / "text"
     return load_pairs("nli6", minilm_folder(), folders, texts, length=LENGTH)

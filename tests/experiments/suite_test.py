@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.evaluation import Exam, accuracies, make_exam
 from experiments.suite import Split, Suite, Task, batches
-from experiments.unlabeled import learning_inputs, shuffled_batches
+from experiments.unlabeled import learning_examples, shuffled_batches
 from jaxmerge.tasks import Base
 
 
@@ -36,7 +36,9 @@ def test_unlabeled_batches_repeat_under_a_seed_and_keep_their_shape():
     suite, split = make_suite()
 
     def first(seed):
-        source = shuffled_batches(learning_inputs(suite), size=7, seed=seed)
+        examples = learning_examples(suite)
+        inputs = {task: found.inputs for task, found in examples.items()}
+        source = shuffled_batches(inputs, size=7, seed=seed)
         return [next(source)["only"] for _ in range(12)]
 
     one, same, other = first(0), first(0), first(1)

@@ -1,6 +1,7 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
+from jaxmerge.jobs.baking import bake
 from jaxmerge.jobs.checking import check
 from jaxmerge.jobs.collecting import collect
 from jaxmerge.jobs.converting import convert
@@ -122,7 +123,7 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
-    "verify",
+    "bake", "verify",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",

@@ -6,6 +6,7 @@ import typer
 
 from jaxmerge import __version__
 from jaxmerge.cli import (
+    bake,
     check,
     collect,
     convert,
@@ -49,7 +50,7 @@ def options(
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
     "Merge": (merge.merge, collect.collect, learn.learn),
-    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert, bake.bake),
 }.items():
     for _command in _commands:
         _name = _command.__name__

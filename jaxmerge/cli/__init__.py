@@ -11,6 +11,7 @@ from jaxmerge.cli import (
     collect,
     convert,
     evaluate,
+    extract,
     inspect,
     learn,
     merge,
@@ -50,7 +51,8 @@ def options(
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
     "Merge": (merge.merge, collect.collect, learn.learn),
-    "After a merge": (verify.verify, evaluate.evaluate, convert.convert, bake.bake),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "Full models": (bake.bake, extract.extract),
 }.items():
     for _command in _commands:
         _name = _command.__name__

@@ -74,7 +74,7 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     learned = "learned" in recipe
     sections = [
         _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
-        f"# Merge of {len(inputs)} LoRA adapter{'s' if len(inputs) > 1 else ''}",
+        f"# {_title(recipe, len(inputs))}",
         f"{_made(recipe)}, by {made_by}.",
     ]
     if recipe:
@@ -87,7 +87,8 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     heads = [name for name in record["output"]["sha256"] if name.startswith("heads/")]
     if heads:
         sections += ["## Heads", _heads(heads)]
-    sections += ["## Energy kept", _energy_table(energy), "## Record", _kept(recipe)]
+    shares = recipe.get("energy_kept", energy)  # before anything was saved
+    sections += ["## Energy kept", _energy_table(shares), "## Record", _kept(recipe)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -111,7 +112,15 @@ def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
     return "\n".join([*lines, "tags:", "- lora", "- merge", "- jaxmerge", "---"])
 
 
+def _title(recipe: Mapping[str, Any], inputs: int) -> str:
+    if "extracted" in recipe:
+        return "LoRA adapter between two full models"
+    return f"Merge of {inputs} LoRA adapter{'s' if inputs > 1 else ''}"
+
+
 def _made(recipe: Mapping[str, Any]) -> str:
+    if "extracted" in recipe:
+        return "The leading directions of the difference of two models"
     if "learned" in recipe:
         return "Coefficients learned through the base model without labels"
     if "sample" in recipe:
@@ -120,7 +129,7 @@ def _made(recipe: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    apart = ("pipeline", "files")
+    apart = ("pipeline", "files", "energy_kept")
     rest = {key: value for key, value in recipe.items() if key not in apart}
     parts = [_fenced(str(recipe["pipeline"]), "text")] if "pipeline" in recipe else []
     parts += ["\n".join(f"- {cell(k)}: {cell(json.dumps(v))}" for k, v in rest.items())]
@@ -167,6 +176,8 @@ def _heads(files: list[str]) -> str:
 
 def _kept(recipe: Mapping[str, Any]) -> str:
     """What can be done with the record."""
+    if "extracted" in recipe:
+        return "`jaxmerge.json` names the two models and how they were compared."
     if "learned" in recipe:
         again = "this folder again from `phi.safetensors`, without the fit"
     elif "pipeline" in recipe:

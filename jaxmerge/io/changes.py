@@ -159,6 +159,11 @@ def deltas_of(file: SafetensorsFile, model: BaseModel) -> Changes:
     return changes
 
 
+def is_turned(name: str, model: BaseModel) -> bool:
+    """Whether transformers keeps the weight of a layer of this name as [n, m]."""
+    return name in _TURNED and bool(model.model_types & _CONV1D)
+
+
 def together(changes: Changes, tie: Tie, folder: Path) -> Changes:
     """Changes of which those of two tied layers are changes of the one weight.
 
@@ -271,7 +276,7 @@ def _turned(
     if layout.kind != "linear":
         return False
     if model.model_types & _CONV1D:
-        return module.rpartition(".")[2] in _TURNED
+        return is_turned(module.rpartition(".")[2], model)
     if layout.fan_in_fan_out is False:
         return False
     seen: dict[str, bool] = {}

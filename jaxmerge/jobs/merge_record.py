@@ -36,6 +36,11 @@ def read_record(folder: Folder) -> dict[str, Any]:
             "was made from and of its files; verify the adapter that was put into it"
         )
     check_fields(record, RECORD, path)
+    if "extracted" in record["recipe"]:
+        raise AdapterError(
+            f"{path}: is of an adapter between two full models; compute it again with "
+            "the options of the record to compare"
+        )
     kinds = [name for name in RECIPES if name in record["recipe"]]
     if not kinds:
         raise AdapterError(

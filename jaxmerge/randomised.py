@@ -7,7 +7,7 @@ import jax
 from jaxmerge.linalg import matmul, polar, svd, transpose
 
 
-@partial(jax.jit, static_argnames=("rank", "oversampling", "power_iterations"))
+@partial(jax.jit, static_argnames=("rank", "oversampling"))
 def randomised_svd(
     x: jax.Array,
     *,
@@ -44,7 +44,10 @@ def randomised_svd(
     """
     width = min(rank + oversampling, *x.shape)
     basis = polar(matmul(x, jax.random.normal(key, (x.shape[1], width), x.dtype)))
-    for _ in range(power_iterations):
-        basis = polar(matmul(x, polar(matmul(transpose(x), basis))))
+
+    def sharpened(_: int, basis: jax.Array) -> jax.Array:
+        return polar(matmul(x, polar(matmul(transpose(x), basis))))
+
+    basis = jax.lax.fori_loop(0, power_iterations, sharpened, basis)
     u, s, vt = svd(matmul(transpose(basis), x))
     return matmul(basis, u)[:, :rank], s[:rank], vt[:rank]

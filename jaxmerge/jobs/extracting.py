@@ -85,7 +85,7 @@ def extract(
       tuned: Hugging Face folder of the tuned model.
       base: that of the model which it was tuned from.
       out: adapter folder to create.
-      rank: number of directions of every module.
+      rank: number of directions of every module, less where its difference has less.
       energy: in its place: keep the fewest directions that hold this share of the
         squared norm of every difference.
       ragged: give each module its own rank; otherwise smaller ones are padded.

@@ -1,4 +1,4 @@
-"""Full models beside what PEFT and transformers make of the same folders."""
+"""Full models and extracted adapters beside what PEFT and transformers make of them."""
 
 import json
 
@@ -144,3 +144,28 @@ def test_a_model_whose_ties_are_not_known_is_refused(tmp_path):
         path.write_text(json.dumps(config | change))
         with pytest.raises(jm.Refusal, match=says):
             jm.bake(tmp_path / "a", **place)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_an_extracted_adapter_makes_the_tuned_model_of_the_base(tmp_path, name):
+    """Everything differs: norms, biases, a tied embedding; and PEFT merges the same."""
+    make, _ = CASES[name]
+    base = make()
+    base.save_pretrained(tmp_path / "base")
+    with models.torch.no_grad():
+        for value in base.parameters():
+            value.mul_(-0.5)
+    base.save_pretrained(tmp_path / "tuned")
+    place = {"base": tmp_path / "base", "out": tmp_path / "x"}
+    save = [] if name == "gpt2" else ["classifier"]
+    found = jm.extract(tmp_path / "tuned", **place, rank=16, others="save", save=save)
+    assert min(found.saved.energy.values()) > 1 - 1e-5
+    wanted = models.outputs(base)
+    with_adapter = models.with_adapter(tmp_path / "base", tmp_path / "x")
+    np.testing.assert_allclose(models.outputs(with_adapter), wanted, atol=1e-4)
+    merged = models.merged(with_adapter)
+    np.testing.assert_allclose(models.outputs(merged), wanted, atol=1e-4)
+    place["out"] = tmp_path / "again"
+    jm.bake(tmp_path / "x", **place, tied="untie")
+    again = models.loaded(tmp_path / "again")
+    np.testing.assert_allclose(models.outputs(again), wanted, atol=1e-4)

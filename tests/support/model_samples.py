@@ -73,19 +73,29 @@ def outputs(model):
 
 def adapted(folder, out, **config):
     """An adapter with random factors on a saved model; saved, and given with it."""
-    kind = transformers.AutoConfig.from_pretrained(folder).architectures[0]
-    base = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32)
     config = {"r": 3, "lora_alpha": 5, "init_lora_weights": False, **config}
     torch.manual_seed(2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(base, peft.LoraConfig(**config)).eval()
+        model = peft.get_peft_model(_base(folder), peft.LoraConfig(**config)).eval()
         with torch.no_grad():
             for name, value in model.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:
                     value.copy_(torch.randn_like(value) * 0.3)
         model.save_pretrained(out, save_embedding_layers=False)
     return model
+
+
+def with_adapter(folder, adapter):
+    """A saved model with a saved adapter, as PEFT loads them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.PeftModel.from_pretrained(_base(folder), adapter).eval()
+
+
+def _base(folder):
+    kind = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32)
 
 
 def merged(model):

@@ -102,24 +102,47 @@ def compare(base: BaseModel, tuned: BaseModel, save: Sequence[str] = ()) -> Comp
         names.
     """
     ties = find_tie(base), find_tie(tuned)
-    known = _with_head(base, ties[0])
-    names = _with_head(tuned, ties[1])
-    both = ties[1] if ties[0] is not None and ties[0] == ties[1] else None
+    names, known = _with_head(tuned, ties[1]), _with_head(base, ties[0])
+    alike = _alike(names, known)
+    tied = ties[1] if ties[0] is not None else None
     pairs = []
     for key, source in names.items():
-        layout, reason = _layout(key, base, tuned, known.get(key), source, save)
-        if both is not None and key in (both.embedding, both.head):
+        before = known.get(alike.get(key, ""))
+        layout, reason = _layout(key, base, tuned, before, source, save)
+        if tied is not None and key in (tied.embedding, tied.head):
             layout = None
-            reason = f"one weight as {both.embedding!r} and {both.head!r}"
-        pairs.append(Pair(key, source, known.get(key), layout, reason))
+            reason = f"one weight as {tied.embedding!r} and {tied.head!r}"
+        pairs.append(Pair(key, source, before, layout, reason))
     pairs.sort(key=lambda pair: pair.layout is not None)
-    rest = tuple(sorted(known.keys() - names.keys()))
-    if not any(pair.base for pair in pairs):
+    if not alike:
         raise AdapterError(
             f"{tuned.folder}: has no weight of a name that {base.folder} has; give two "
-            "models of one architecture, saved in one form"
+            "models of one architecture"
         )
+    rest = tuple(sorted(known.keys() - alike.values()))
     return Compared(base, tuned, tuple(pairs), rest)
+
+
+def _alike(names: Collection[str], known: Collection[str]) -> dict[str, str]:
+    """Name in the tuned model -> the same weight's in the base, if it has it.
+
+    transformers stores a model with or without the name of its inner part in front of
+    all. The names with which most weights are in both are taken.
+    """
+    fronts = [
+        {name.partition(".")[0] + "." for name in both} for both in (names, known)
+    ]
+    readings = [{name: name for name in names}]
+    for front in sorted(fronts[0] - fronts[1]):
+        readings.append({name: name.removeprefix(front) for name in names})
+    for front in sorted(fronts[1] - fronts[0]):
+        added = {name: front + name for name in names}
+        readings.append({n: a if a in known else n for n, a in added.items()})
+    found = [
+        {name: other for name, other in reading.items() if other in known}
+        for reading in readings
+    ]
+    return max(found, key=len)
 
 
 def savable(pair: Pair, names: Collection[str]) -> bool:

@@ -20,6 +20,8 @@ def config_with_head(
 ) -> dict[str, Any]:
     """A config that names the class with the new head, and its number of classes.
 
+    Where nothing says of what task the head is, the class stays.
+
     Args:
       config: of the model without the head.
       task_type: PEFT's, from the adapter.
@@ -42,7 +44,7 @@ def config_with_head(
         for name, value in new.items()
         if value.ndim == 2 and _OUTPUTS.fullmatch(name.removesuffix(".weight"))
     ]
-    if suffix and len(rows) == 1 and len(config.get("id2label") or "ab") != rows[0]:
+    if len(rows) == 1 and len(config.get("id2label") or "ab") != rows[0]:
         labels = {str(number): f"LABEL_{number}" for number in range(rows[0])}
         found["id2label"] = labels
         found["label2id"] = {label: int(number) for number, label in labels.items()}

@@ -149,7 +149,7 @@ def bake(
         files=files,
         size=size_of(out, files),
         seconds=time.perf_counter() - clock,
-        notes=(*given.notes, *_notes(losses, left_out, target)),
+        notes=(*given.notes, *_notes(losses, left_out, model, target)),
     )
 
 
@@ -247,7 +247,7 @@ def _write_record(
 
 
 def _notes(
-    losses: "Losses", left_out: tuple[str, ...], target: "Target"
+    losses: "Losses", left_out: tuple[str, ...], model: "BaseModel", target: "Target"
 ) -> Iterator[str]:
     from jaxmerge.io.errors import listing
 
@@ -255,6 +255,12 @@ def _notes(
         yield (
             f"{listing(target.sources)} had no weight of its own and has one now; "
             "tie_word_embeddings is false in config.json"
+        )
+    if target.changes.new and _classes(target.config) == _classes(model.config):
+        named = ", ".join(_classes(target.config)) or "no class"
+        yield (
+            f"config.json still names {named}, which may not have {listing(target.changes.new)}; load the model with "
+            "the class of its task"
         )
     if left_out:
         yield f"left out {listing(left_out)}: other weights, or no plain files"
@@ -264,3 +270,7 @@ def _notes(
             f"rounding took more than half of the update of {listing(faint)}: it is "
             "smaller than the steps of the dtype; float32 keeps all of it"
         )
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in config.get("architectures") or []]

@@ -146,6 +146,17 @@ def test_what_is_no_low_rank_update_is_refused_saved_or_left_out(place):
         np.testing.assert_allclose(value, tuned[key], atol=1e-5)
 
 
+@pytest.mark.parametrize("of", ["base", "tuned"])
+def test_either_model_may_be_stored_without_the_name_in_front(place, of):
+    update = samples.random(8, 1) @ samples.random(1, 6)
+    changed(place, **{f"{UP}.weight": update})
+    inner = {k.removeprefix("model."): v for k, v in tensors_of(place / of).items()}
+    bases.save(place / of, inner)
+    extract(place, rank=1)
+    name = UP if of == "base" else UP.removeprefix("model.")
+    close(updates_of(place / "x"), {name: update})
+
+
 def test_modules_that_are_to_be_saved_whole(place):
     update = samples.random(8, 6, seed=1)
     changed(place, **{f"{UP}.weight": update, f"{DOWN}.weight": update.T})

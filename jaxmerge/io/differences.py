@@ -73,7 +73,8 @@ class Compared:
             return None if np.array_equal(after, before) else after
         if after.dtype == before.dtype and np.array_equal(after, before):
             return None
-        found = _float32(after) - _float32(before)
+        found = after.astype(np.float32)
+        found -= before.astype(np.float32, copy=False)
         if not np.isfinite(found).all():
             raise AdapterError(
                 f"{self.tuned.folder}: {pair.key!r} or its difference from that of "
@@ -195,7 +196,3 @@ def _layout(
     if "emb" in name and name not in _LINEAR:
         return None, "an embedding or a linear layer, which its name leaves open"
     return Layout("linear", fan_in_fan_out=is_turned(name, base)), ""
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32, copy=False)

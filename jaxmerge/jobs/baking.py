@@ -76,7 +76,7 @@ def bake(
     The sum is formed in float32 and rounded once. Weights that the adapter saved whole
     take the place of those of the base; everything else of the base's folder but
     weights in other formats is copied. Files of the base are read and written a few
-    rows at a time: memory is that of the adapter and about 100 MB, whatever the size
+    rows at a time: memory is that of the adapter and about 120 MB, whatever the size
     of the model.
 
     Args:
@@ -259,8 +259,8 @@ def _notes(
     if target.changes.new and _classes(target.config) == _classes(model.config):
         named = ", ".join(_classes(target.config)) or "no class"
         yield (
-            f"config.json still names {named}, which may not have {listing(target.changes.new)}; load the model with "
-            "the class of its task"
+            f"config.json still names {named}, which may not have "
+            f"{listing(target.changes.new)}; load the model with the class of its task"
         )
     if left_out:
         yield f"left out {listing(left_out)}: other weights, or no plain files"

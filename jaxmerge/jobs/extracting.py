@@ -78,8 +78,8 @@ def extract(
 
     Of every weight ``W' - W`` the leading directions are kept, which is the best
     approximation of their number. The models are read weight by weight: memory is that
-    of the adapter, of the largest weight in both models and of its difference in
-    float32 with what decomposes it, about four times that difference.
+    of the adapter, of the largest weight in both models and about 2.5 times that of its
+    difference in float32; more where that is decomposed exactly.
 
     Args:
       tuned: Hugging Face folder of the tuned model.

@@ -52,7 +52,7 @@ def factorise(x: np.ndarray, wanted: Wanted, module: str) -> Factors:
     from jaxmerge.linalg import svd
     from jaxmerge.randomised import randomised_svd
 
-    total = float(np.sum(np.square(x, dtype=np.float64)))
+    total = math.fsum(_square(rows) for rows in np.array_split(x, 64))
     matrix, shorter = jnp.asarray(x), min(x.shape)
     key = jax.random.fold_in(
         jax.random.key(wanted.seed), zlib.crc32(module.encode()) >> 1
@@ -89,6 +89,10 @@ def _share(
         rank = min(2 * rank, shorter)
 
 
+def _square(x: np.ndarray) -> float:
+    return float(np.sum(np.square(x, dtype=np.float64)))
+
+
 def _nonzero(s: np.ndarray) -> int:
     return max(1, int(np.count_nonzero(s)))
 
@@ -96,6 +100,6 @@ def _nonzero(s: np.ndarray) -> int:
 def _cut(
     u: np.ndarray, s: np.ndarray, vt: np.ndarray, rank: int, total: float
 ) -> Factors:
-    kept = math.fsum(np.square(s[:rank], dtype=np.float64)) / total
+    kept = _square(s[:rank]) / total
     root = np.sqrt(s[:rank])
     return Factors(u[:, :rank] * root, root[:, None] * vt[:rank], min(kept, 1.0))

@@ -1,6 +1,7 @@
 """``jaxmerge bake``: a base model and one adapter in, one full model out."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jaxmerge.jobs.baking import Baked
 
 
+@partial(with_read_options, fixed={"heads": "first"})
 def bake(
     *,
     adapter: Annotated[
@@ -94,9 +96,6 @@ def bake(
         **read,
     )
     console.result(found.to_json(), lambda: _lines(found))
-
-
-bake = with_read_options(bake, fixed={"heads": "first"})
 
 
 def _lines(found: "Baked") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from jaxmerge.io.changes import is_turned
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import Layout
 from jaxmerge.io.tensors import FLOATING
-from jaxmerge.io.tied_weights import Tie, find_tie
+from jaxmerge.io.tied_weights import Tie, find_tie, is_tied
 
-OtherPolicy = Literal["error", "save", "skip"]
 _EMBEDDINGS = {
     *("embed_tokens", "tok_embeddings", "word_embeddings", "token_embedding", "wte"),
     *("position_embeddings", "position_embedding", "embed_positions", "wpe"),
@@ -102,7 +101,10 @@ def compare(base: BaseModel, tuned: BaseModel, save: Sequence[str] = ()) -> Comp
       save: modules whose weights are not to be taken for low-rank, by the ends of their
         names.
     """
-    ties = find_tie(base), find_tie(tuned)
+    ties = [
+        tie if tie is not None and is_tied(model, tie) else None
+        for model, tie in ((base, find_tie(base)), (tuned, find_tie(tuned)))
+    ]
     names, known = _with_head(tuned, ties[1]), _with_head(base, ties[0])
     alike = _alike(names, known)
     tied = ties[1] if ties[0] is not None else None

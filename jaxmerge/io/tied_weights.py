@@ -17,7 +17,7 @@ _FLAG = "tie_word_embeddings"
 
 
 class Tie(NamedTuple):
-    """An output layer that is one weight with the input embedding.
+    """An output layer that may be one weight with the input embedding.
 
     Attributes:
       embedding: key of the weight in the file.
@@ -32,13 +32,9 @@ class Tie(NamedTuple):
 
 
 def find_tie(model: BaseModel) -> Tie | None:
-    """The tie of a model; None if it has no output layer, or one of its own.
+    """What may be tied in a model, by its headers; None if it has no output layer.
 
-    A head that its file lacks is tied. One that is there is tied unless the config
-    says otherwise or the values differ.
-
-    Raises:
-      AdapterError: config and weights contradict each other.
+    A head that is in the file beside the embedding is not tied if the config says so.
     """
     keys = model.tensors.infos
     embeddings = [key for key in keys if _embeds(key)]
@@ -46,24 +42,30 @@ def find_tie(model: BaseModel) -> Tie | None:
     if head is None or len(embeddings) != 1:
         return None
     tie = Tie(embeddings[0], *head)
+    return None if tie.head in keys and _said(model.config) is False else tie
+
+
+def is_tied(model: BaseModel, tie: Tie) -> bool:
+    """Whether two layers are one weight: the head is not in the file, or it is equal.
+
+    Raises:
+      AdapterError: config and weights contradict each other.
+    """
     said = _said(model.config)
-    if tie.head not in keys:
+    if tie.head not in model.tensors.infos:
         if said is False:
             raise AdapterError(
                 f"{model.folder}: {_FLAG} is false in config.json, but the weights "
                 f"hold no {tie.head!r}; save the model again"
             )
-        return tie
-    if said is False:
-        return None
-    if _equal(model, tie.embedding, tie.head):
-        return tie
-    if said is True:
+        return True
+    equal = _equal(model, tie.embedding, tie.head)
+    if said is True and not equal:
         raise AdapterError(
             f"{model.folder}: {_FLAG} is true in config.json, but {tie.embedding!r} "
             f"and {tie.head!r} differ; set it to false if they are meant to"
         )
-    return None
+    return equal
 
 
 def check_unclear(model: BaseModel, changed: Collection[str]) -> None:

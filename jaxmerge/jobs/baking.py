@@ -113,7 +113,7 @@ def bake(
         write_config,
         write_weights,
     )
-    from jaxmerge.io.replaceable import MODEL
+    from jaxmerge.io.replaceable import MODEL, held_in
     from jaxmerge.io.staging import check_target, staged_folder
     from jaxmerge.io.tied_weights import find_tie
     from jaxmerge.jobs.merging import size_of
@@ -122,6 +122,8 @@ def bake(
     inputs = paths_of(adapter, base, head)
     place = {"force": force, "inputs": inputs, "kind": MODEL}
     check_target(out, **place)
+    if held_in(Path(base), out):
+        raise Refusal(f"{out}: lies in the base model; choose another folder")
     with progress("reading", 2) as advance:
         model = open_model(base)
         tie = find_tie(model)
@@ -168,6 +170,7 @@ def _target(
     from jaxmerge.io.prepare import checked_dtype
     from jaxmerge.io.tied_weights import (
         check_unclear,
+        is_tied,
         refuse_tied,
         untied,
     )
@@ -191,7 +194,8 @@ def _target(
         config = config_with_head(config, given.task_type, new)
     if tied != "together":
         check_unclear(model, changes.keys)
-    if tie is None or not {tie.embedding, tie.head} & changes.keys:
+    touched = tie is not None and {tie.embedding, tie.head} & changes.keys
+    if tie is None or not touched or not is_tied(model, tie):
         return Target(changes, {}, config, wanted)
     if tied == "error":
         refuse_tied(model, tie, changes.keys)

@@ -137,6 +137,8 @@ def test_a_model_whose_ties_are_not_known_is_refused(tmp_path):
     path = tmp_path / "base/config.json"
     config = json.loads(path.read_text())
     place = {"base": tmp_path / "base", "out": tmp_path / "out"}
+    jm.bake(tmp_path / "a", **place, tied="together")
+    place["force"] = True
     for change, says in (
         ({"architectures": None}, "not known for a config without architectures"),
         ({"tie_word_embeddings": False}, "is false in config.json, but the weights"),

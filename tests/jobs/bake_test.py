@@ -281,7 +281,12 @@ def test_what_else_the_folder_holds_is_copied(place):
 
 
 def test_only_a_folder_of_bake_is_replaced(place):
-    document(*("bake", place / "a", "--base", place / "base", "-o", place / "out"))
+    said = document(
+        *("bake", place / "a", "--base", place / "base", "-o", place / "out")
+    )
+    same = ("change", "cast_error", "replaced", "added", "dtype", "size", "notes")
+    found = jm.bake(place / "a", base=place / "base", out=place / "c").to_json()
+    assert all(said[name] == json.loads(json.dumps(found[name])) for name in same)
     assert "exists already" in refuse(
         *("bake", place / "a", "--base", place / "base", "-o", place / "out")
     )
@@ -292,6 +297,8 @@ def test_only_a_folder_of_bake_is_replaced(place):
         jm.verify(place / "out")
     samples.put(place / "out/mine.txt")
     assert "'mine.txt'" in refused_again(place)
+    with pytest.raises(jm.Refusal, match="lies in the base model"):
+        jm.bake(place / "a", base=place / "base", out=place / "base/out")
     adapter(place / "b")
     with pytest.raises(jm.Refusal, match="not a full model that jaxmerge wrote"):
         jm.bake(place / "a", base=place / "base", out=place / "b", force=True)

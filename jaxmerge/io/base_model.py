@@ -23,6 +23,10 @@ MODEL_CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _OTHER_WEIGHTS = re.compile(r".+\.(bin|pt|pth|gguf|h5|msgpack|onnx)")
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
+_EXPECTED = (
+    "expected a Hugging Face model folder, as `hf download NAME --local-dir base` "
+    "makes it"
+)
 BLOCK = 2**21  # values that are in memory at a time
 
 
@@ -83,14 +87,13 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def open_model(folder: Folder) -> BaseModel:
     """Opens a model folder; AdapterError if it is none, or holds quantised weights."""
+    if not Path(folder).is_dir():
+        raise AdapterError(f"{folder}: no such folder; {_EXPECTED}")
     path = adapter_folder(folder)
     weights = _weight_file(path)
     unchanged = Unchanged(entry for entry in path.iterdir() if entry.is_file())
     if not os.path.lexists(path / MODEL_CONFIG):
-        raise AdapterError(
-            f"{path}: has no {MODEL_CONFIG}; expected a Hugging Face model folder, as "
-            "`hf download NAME --local-dir base` makes it"
-        )
+        raise AdapterError(f"{path}: has no {MODEL_CONFIG}; {_EXPECTED}")
     config = read_object(path / MODEL_CONFIG, largest=16 * 2**20)
     tensors = open_weights(weights)
     refuse_quantised(path, config, tensors.infos)

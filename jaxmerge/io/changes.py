@@ -14,6 +14,7 @@ from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.io.tied_weights import Tie
 from jaxmerge.refusals import Option, nearest
 
+_COPY = 0.01  # relative difference of a copy in half precision, and more
 _LEAVES = ("weight", "in_proj_weight")  # the second is that of torch's attention
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _TURNED = {"c_attn", "c_fc", "c_proj", "q_attn"}  # their layers with weights [n, m]
@@ -122,22 +123,41 @@ def changes_of(
                 f"{model.folder}: module {module!r} has a LoRA bias, but the model has "
                 f"no bias {key!r} of that size to which it could be added"
             )
-        changes.additions[key] = Product(
-            np.asarray(bias[0])[:, None], np.ones((1, 1), np.float32)
-        )
+        column = np.asarray(bias[0])[:, None]
+        changes.additions[key] = Product(column, np.ones((1, 1), np.float32))
     for name, value in heads.items():
         key = front.of(name.replace(".base_layer.", "."))
-        known = key in shapes
-        if known and shapes[key] != value.shape:
+        if key not in shapes:
+            changes.new[name] = value
+            continue
+        if shapes[key] != value.shape:
             raise AdapterError(
                 f"{model.folder}: {key!r} is {list(shapes[key])}, the one that the "
                 f"adapter saved {list(value.shape)}; if tokens or classes were added, "
                 "add them to the base first (resize_token_embeddings) and save it"
             )
         if key in changes.additions:
-            continue  # the copy of the frozen weight that PEFT saves beside its LoRA
-        (changes.replaced if known else changes.new)[key if known else name] = value
+            _check_frozen(key, value, model)
+        else:
+            changes.replaced[key] = value
     return changes
+
+
+def _check_frozen(key: str, value: np.ndarray, model: BaseModel) -> None:
+    """AdapterError unless a saved weight that LoRA adapts too is that of the base.
+
+    PEFT saves such copies of frozen embeddings, in whatever dtype.
+    """
+    saved, lost = value.astype(np.float32).reshape(len(value), -1), 0.0
+    for rows, block in model.blocks(key):
+        lost += float(np.sum(np.square(block.astype(np.float32) - saved[rows])))
+    if lost > _COPY**2 * float(np.sum(np.square(saved))):
+        raise AdapterError(
+            f"{model.folder}: the adapter saved {key!r} and adapts it too, and what it "
+            "saved is not what this model has; give the model that it was trained on, "
+            "or train again with this module in target_modules or in modules_to_save "
+            "alone"
+        )
 
 
 def deltas_of(file: SafetensorsFile, model: BaseModel) -> Changes:

@@ -122,10 +122,10 @@ def bake(
     inputs = paths_of(adapter, base, head)
     place = {"force": force, "inputs": inputs, "kind": MODEL}
     check_target(out, **place)
-    if held_in(Path(base), out):
-        raise Refusal(f"{out}: lies in the base model; choose another folder")
     with progress("reading", 2) as advance:
         model = open_model(base)
+        if held_in(model.folder, out):
+            raise Refusal(f"{out}: lies in the base model; choose another folder")
         tie = find_tie(model)
         advance(1)
         given = read_changes(adapter, head, model, tie, task, read)

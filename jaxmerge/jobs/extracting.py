@@ -114,6 +114,7 @@ def extract(
     from jaxmerge import io
     from jaxmerge.io.base_model import open_model
     from jaxmerge.io.differences import compare
+    from jaxmerge.io.prepare import checked_dtype
     from jaxmerge.io.staging import check_target
     from jaxmerge.jobs.merging import size_of
     from jaxmerge.types import LowRank
@@ -122,6 +123,7 @@ def extract(
     inputs = paths_of(tuned, base)
     check_target(out, force=force, inputs=inputs)
     wanted = _wanted(rank, energy, method, seed, others)
+    to_dtype = checked_dtype(dtype or "float32")
     compared = compare(open_model(base), open_model(tuned), save)
     with progress("comparing weights", len(compared.pairs)) as advance:
         found = _found(compared, wanted, others, advance)
@@ -135,7 +137,7 @@ def extract(
         {m: LowRank(stack.b[0], stack.a[0]) for m, stack in like.stacks.items()},
         like=like,
         ragged=ragged,
-        dtype=dtype or "float32",
+        dtype=to_dtype,
         heads=found.whole,
         card={
             "extracted": settings,

@@ -76,7 +76,13 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough) if "llama" in name else name
+        for name in TIED
+    ],
+)
 def test_tied_weights_are_untied_or_changed_together(tmp_path, name):
     make, config, embedding, head = TIED[name]
     make().save_pretrained(tmp_path / "base")
@@ -148,7 +154,9 @@ def test_a_model_whose_ties_are_not_known_is_refused(tmp_path):
             jm.bake(tmp_path / "a", **place)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", pytest.param("bert", marks=pytest.mark.thorough)]
+)
 def test_an_extracted_adapter_makes_the_tuned_model_of_the_base(tmp_path, name):
     """Everything differs: norms, biases, a tied embedding; and PEFT merges the same."""
     make, _ = CASES[name]

@@ -321,6 +321,20 @@ def test_modules_that_the_base_lacks_are_named(place):
     assert f"no bias '{DOWN}.bias' of that size" in refused(place)
 
 
+def test_a_copy_of_a_frozen_weight_is_that_of_the_base(place):
+    tensors = samples.embedding(EMBED)
+    copy = tensors_of(place / "base")[f"{EMBED}.weight"]
+    for saved, right in ((copy.astype(BF16), True), (copy[::-1].copy(), False)):
+        key = f"base_model.model.{EMBED}.base_layer.weight"
+        samples.write(place / "a", tensors | {key: saved})
+        if right:
+            bake(place)
+        else:
+            assert "is not what this model has" in refused_again(place)
+    update = updates_of(place / "a")[EMBED].T
+    samples.close(tensors_of(place / "out")[f"{EMBED}.weight"], copy + update, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("key", "dtype", "config", "says"),
     [
@@ -347,6 +361,8 @@ def test_nothing_is_added_to_quantised_weights(place, key, dtype, config, says):
 
 def test_folders_that_are_no_base(place):
     base = place / "base"
+    with pytest.raises(jm.Refusal, match="no such folder; expected a Hugging Face"):
+        jm.bake(place / "a", base=place / "nothing", out=place / "out")
     weights = (base / "model.safetensors").read_bytes()
     samples.put(base / "model.safetensors.index.json", "{}")
     assert "holds both model.safetensors and" in refused(place)

@@ -209,6 +209,7 @@ def test_the_record_and_the_card(place):
         ({"energy": 1.5}, "expected a share"),
         ({"rank": 1, "method": "fast"}, "method='fast': expected auto, exact, rando"),
         ({"rank": 1, "others": "drop"}, "others='drop': expected error, save, skip"),
+        ({"rank": 1, "dtype": "int8"}, "expected float32, float16 or bfloat16"),
         ({"rank": 1}, "no weight that an adapter can change differs"),
     ],
 )

@@ -10,6 +10,8 @@ The main jobs, each from folders to a folder or a report, as the command line do
 * `inspect`: norms, spectra, and what adapters have in common;
 * `plan`: what a merge would meet, from headers alone;
 * `convert`: PEFT folders to orbax checkpoints, and back;
+* `bake`: an adapter into the weights of its base, as a full model;
+* `extract`: the adapter between two full models;
 * `verify`: computes a merged folder again from its own record.
 
 The same in pieces: `jaxmerge.types` is the page to read first. It defines rules,

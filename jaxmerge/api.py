@@ -1,10 +1,12 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
+from jaxmerge.jobs.baking import bake
 from jaxmerge.jobs.checking import check
 from jaxmerge.jobs.collecting import collect
 from jaxmerge.jobs.converting import convert
 from jaxmerge.jobs.evaluating import evaluate
+from jaxmerge.jobs.extracting import extract
 from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
@@ -122,7 +124,7 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
-    "verify",
+    "bake", "extract", "verify",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",

@@ -10,7 +10,16 @@ from reference import ROOT
 PACKAGE = ROOT / "jaxmerge"
 LAYERS = (  # from the bottom to the top, as in docs/design.md
     *("refusals", "runtime", "folders", "untrusted", "disk"),
-    *("linalg", "types", "doors", "stacks", "updates", "mapping", "magnitudes"),
+    *(
+        "linalg",
+        "randomised",
+        "types",
+        "doors",
+        "stacks",
+        "updates",
+        "mapping",
+        "magnitudes",
+    ),
     *("models", "stats", "mergers", "io", "tasks", "learning", "diagnostics"),
     *("spec", "reports", "jobs", "api", "cli", "__main__"),
 )

@@ -6,10 +6,12 @@ import typer
 
 from jaxmerge import __version__
 from jaxmerge.cli import (
+    bake,
     check,
     collect,
     convert,
     evaluate,
+    extract,
     inspect,
     learn,
     merge,
@@ -50,6 +52,7 @@ for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
     "Merge": (merge.merge, collect.collect, learn.learn),
     "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "Full models": (bake.bake, extract.extract),
 }.items():
     for _command in _commands:
         _name = _command.__name__

@@ -32,6 +32,10 @@ EXAMPLES = {
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
+    "bake": ("jaxmerge bake runs/cars --base base --new-heads --out baked",),
+    "extract": (
+        "jaxmerge extract baked --base base --rank 4 --others save --out extracted",
+    ),
 }
 
 

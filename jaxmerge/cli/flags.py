@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,8 @@ from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
 _READING = "Reading adapters"
 _SHOWING = "What is printed"
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")

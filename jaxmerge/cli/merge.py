@@ -8,6 +8,7 @@ import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import (
+    Dtype,
     Folders,
     Force,
     Json,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 
 Dense = Literal["error", "truncate", "full"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @with_read_options

@@ -47,6 +47,18 @@ class Layout:
             b = b.reshape(*b.shape, *(1 for _ in self.kernel))
         return {"lora_A.weight": a, "lora_B.weight": b}
 
+    def weight_shape(self, shape: tuple[int, int], *, turned: bool) -> tuple[int, ...]:
+        """The shape of the base weight to which an update of shape (m, n) is added.
+
+        Args:
+          shape: (m, n).
+          turned: whether a linear layer keeps its weight as [n, m].
+        """
+        m, n = shape
+        if self.kind == "embedding" or turned:
+            return (n, m)
+        return (m, n // math.prod(self.kernel), *self.kernel)
+
     def to_weight(self, update: np.ndarray) -> np.ndarray:
         """An update [m, n] in the shape of the base weight to which it is added."""
         if self.kind == "embedding" or self.fan_in_fan_out:

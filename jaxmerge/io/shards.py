@@ -1,4 +1,4 @@
-"""An adapter whose weights lie in several files, as an index beside them lists."""
+"""Weights that lie in several files, as an index beside them lists."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ _MOST_SHARDS = 1000
 
 
 class ShardedFile:
-    """The shards of one adapter as one table of tensors.
+    """The shards of one adapter or model as one table of tensors.
 
     The index and the shards must say the same: a shard that is missing, or a tensor
-    that only one of them has, would be a part of the adapter left out.
+    that only one of them has, would be a part of the weights left out.
 
     Attributes:
       path: the index.
@@ -40,7 +40,7 @@ class ShardedFile:
             if different:
                 raise AdapterError(
                     f"{path}: lists other tensors in {name} than that file holds "
-                    f"({listing(different)}); download or save the adapter again"
+                    f"({listing(different)}); download or save it again"
                 )
         self._places = places
         self.infos: dict[str, Described] = {
@@ -84,5 +84,5 @@ def _weight_map(path: Path) -> dict[str, str]:
             )
         names.add(name)
     if len(names) > _MOST_SHARDS:
-        raise AdapterError(f"{path}: lists {len(names)} files, too many for an adapter")
+        raise AdapterError(f"{path}: lists {len(names)} files, too many for a model")
     return places

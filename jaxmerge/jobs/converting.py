@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from jaxmerge.folders import Folder
-from jaxmerge.jobs.reading import ReadOptions
+from jaxmerge.jobs.reading import ReadOptions, one_adapter
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def convert(
     if any(format_of(folder) for folder in folders):
         if len(folders) > 1:
             raise Refusal("give one checkpoint at a time")
-        adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
+        adapters = one_adapter(load_stored(folders[0], **read), folders[0], task)
         target = {"force": force, "inputs": folders}
         kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
     else:
@@ -99,28 +99,6 @@ def convert(
         dtype=dtype,
         notes=adapters.notes,
     )
-
-
-def _one_adapter(
-    value: "Adapters | dict[str, Any]", path: Folder, task: str | None
-) -> "Adapters":
-    from jaxmerge.io import Adapters
-
-    if not isinstance(value, Adapters):
-        raise Refusal(
-            f"{path}: holds merged updates without the layouts of an adapter; write "
-            "them with jaxmerge.io.save_peft(..., like=adapters)"
-        )
-    names = value.names
-    if task is None:
-        if len(names) != 1:
-            raise Refusal(
-                f"{path}: holds {', '.join(names)}; choose one with ", Option("task")
-            )
-        task = names[0]
-    if task not in names:
-        raise Refusal(f"{path}: no adapter {task!r}; there are {', '.join(names)}")
-    return value.task(task)
 
 
 def _write_peft(

@@ -21,6 +21,7 @@ def read_record(folder: Folder) -> dict[str, Any]:
     from jaxmerge.io.files import read_object
     from jaxmerge.io.formats import RECORD_FILE
     from jaxmerge.io.places import adapter_folder
+    from jaxmerge.io.replaceable import MODEL_FORMAT
 
     path = adapter_folder(Path(folder)) / RECORD_FILE
     if not path.exists():
@@ -29,7 +30,17 @@ def read_record(folder: Folder) -> dict[str, Any]:
             "or `jaxmerge.learn` can be verified"
         )
     record = read_object(path)
+    if record.get("format") == MODEL_FORMAT:
+        raise AdapterError(
+            f"{folder}: holds a full model, whose record has the digests of what it "
+            "was made from and of its files; verify the adapter that was put into it"
+        )
     check_fields(record, RECORD, path)
+    if "extracted" in record["recipe"]:
+        raise AdapterError(
+            f"{path}: is of an adapter between two full models; compute it again with "
+            "the options of the record to compare"
+        )
     kinds = [name for name in RECIPES if name in record["recipe"]]
     if not kinds:
         raise AdapterError(

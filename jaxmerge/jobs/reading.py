@@ -57,6 +57,29 @@ def read_adapters(
     return replace(adapters, names=task_names(names, adapters.names))
 
 
+def one_adapter(
+    value: "Adapters | dict[str, Any]", path: Folder, task: str | None
+) -> "Adapters":
+    """The one adapter that was read, or the one of this name."""
+    from jaxmerge.io import Adapters
+
+    if not isinstance(value, Adapters):
+        raise Refusal(
+            f"{path}: holds merged updates without the layouts of an adapter; write "
+            "them with jaxmerge.io.save_peft(..., like=adapters)"
+        )
+    names = value.names
+    if task is None:
+        if len(names) != 1:
+            raise Refusal(
+                f"{path}: holds {', '.join(names)}; choose one with ", Option("task")
+            )
+        task = names[0]
+    if task not in names:
+        raise Refusal(f"{path}: no adapter {task!r}; there are {', '.join(names)}")
+    return value.task(task)
+
+
 def read_model_inputs(
     folders: Sequence[Folder],
     *,

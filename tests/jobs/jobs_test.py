@@ -11,7 +11,10 @@ from learn_samples import TASKS
 import jaxmerge as jm
 from jaxmerge import cli
 
-JOBS = ("merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert")
+JOBS = (
+    *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert"),
+    *("bake", "extract"),
+)
 OTHERS = {"seconds", "path", "sha256", "files", "quiet", "as_json", "read", "progress"}
 
 pytestmark = pytest.mark.usefixtures("as_a_user")

@@ -115,7 +115,7 @@ class Adapters:
         tasks: dict[str, set[int]] = {}
         for entry in left_out:
             name, _, block = entry.partition("@")
-            modules = [m for m in self.stacks if m == block or m.startswith(f"{block}.")]
+            modules = [m for m in self.stacks if f"{m}.".startswith(f"{block}.")]
             if name not in self.names or not modules:
                 known = ", ".join(self.names)
                 wrong = f"no task is named {name!r}, there are {known}"

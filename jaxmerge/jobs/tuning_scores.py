@@ -1,0 +1,190 @@
+"""From points of a search to their scores: through the base model, or by a command."""
+
+import math
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmerge.io import Adapters
+from jaxmerge.jobs.merge_recipe import MergeRecipe
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.spec import Pipeline, PipelineError, parse
+from jaxmerge.spec.varied import without_scale
+from jaxmerge.tuning.families import Point
+from jaxmerge.tuning.measures import Measure
+from jaxmerge.tuning.trace import Row, Scored
+from jaxmerge.types import LowRank, Update
+
+MERGED = "{merged}"  # stands for a folder in a command
+_SHOWN = 500  # characters of what a command said
+
+Recipe = Callable[[Point, int | None], MergeRecipe]
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Scores merges by a measure of the model that carries them.
+
+    Points that differ in their last scale alone share a merge, and go through the model
+    in one compiled call.
+
+    Attributes:
+      recipe: gives the recipe of a point and a seed.
+      adapters: what is merged.
+      measure: see `jaxmerge.tuning.measures`.
+      shares: weight of each task in the score, of sum 1.
+      seeds: of merges that draw at random.
+      masked: whether points leave adapters out: updates then get one shape for all.
+    """
+
+    recipe: Recipe
+    adapters: Adapters
+    measure: Measure
+    shares: Mapping[str, float]
+    seeds: tuple[int, ...]
+    masked: bool = False
+
+    def __call__(self, points: Sequence[Point]) -> Iterator[Row]:
+        merged = lru_cache(maxsize=len(self.seeds))(self._merged)
+        for first, group in groupby(points, key=_without_scale):
+            some, clock = list(group), time.perf_counter()
+            factors = [without_scale(parse(point.pipeline))[1] for point in some]
+            try:
+                found = [
+                    self.measure(merged(first, seed), factors)
+                    for seed in _seeds(parse(first.pipeline), self.seeds)
+                ]
+                scored = [self._scored(values) for values in zip(*found, strict=True)]
+            except PipelineError as error:  # the merge is not finite
+                scored = [Scored(None, error=str(error))] * len(some)
+            seconds = (time.perf_counter() - clock) / len(some)
+            for point, one in zip(some, scored, strict=True):
+                yield Row(point, one._replace(seconds=seconds))
+
+    def _scored(self, values: Sequence[Mapping[str, float]]) -> Scored:
+        """The score of one merge, from the values of its tasks for every seed."""
+        each = [math.fsum(self.shares[t] * x for t, x in v.items()) for v in values]
+        tasks = {t: float(np.mean([v[t] for v in values])) for t in values[0]}
+        return _over_seeds(each, tasks)
+
+    def _merged(self, point: Point, seed: int | None) -> dict[str, Update]:
+        updates, _ = self.recipe(point, seed).run(self.adapters)
+        return _of_one_shape(updates, self.adapters) if self.masked else updates
+
+
+def _without_scale(point: Point) -> Point:
+    """A point without its last scales."""
+    inside, _ = without_scale(parse(point.pipeline))
+    return point._replace(pipeline=inside.text)
+
+
+def _seeds(pipeline: Pipeline, seeds: tuple[int, ...]) -> Sequence[int | None]:
+    return seeds if pipeline.random else (None,)
+
+
+def _over_seeds(each: Sequence[float], tasks: Mapping[str, float]) -> Scored:
+    if not np.isfinite(each).all():
+        return Scored(None, error="the score is not finite")
+    spread = float(np.std(each, ddof=1)) if len(each) > 1 else None
+    return Scored(float(np.mean(each)), spread, tasks)
+
+
+def _of_one_shape(
+    updates: Mapping[str, Update], adapters: Adapters
+) -> dict[str, Update]:
+    """Updates of every module, of as many directions as all adapters have.
+
+    So that masks, which change ranks, share the program of the model.
+    """
+    found: dict[str, Update] = {}
+    for module, stack in adapters.stacks.items():
+        m, n, most = stack.b.shape[1], stack.a.shape[2], sum(stack.ranks)
+        update = updates.get(module, LowRank(jnp.zeros((m, 0)), jnp.zeros((0, n))))
+        if isinstance(update, LowRank):
+            more = max(most - update.b.shape[1], 0)
+            b = jnp.pad(update.b, ((0, 0), (0, more)))
+            update = LowRank(b, jnp.pad(update.a, ((0, more), (0, 0))))
+        found[module] = update
+    return found
+
+
+@dataclass(frozen=True)
+class CommandScores:
+    """Scores merges by a shell command that prints a number.
+
+    Attributes:
+      command: in which `MERGED` stands for the merged folder.
+      write: writes the merge of a point and a seed into a folder.
+      folder: where it is written, anew for every merge.
+      seeds: of merges that draw at random.
+    """
+
+    command: str
+    write: Callable[[Point, int | None, Path], Any]
+    folder: Path
+    seeds: tuple[int, ...]
+
+    def __call__(self, points: Sequence[Point]) -> Iterator[Row]:
+        for point in points:
+            clock, each = time.perf_counter(), []
+            for seed in _seeds(parse(point.pipeline), self.seeds):
+                self.write(point, seed, self.folder)
+                each.append(run_command(self.command, self.folder))
+            scored = _over_seeds(each, {})
+            yield Row(point, scored._replace(seconds=time.perf_counter() - clock))
+
+
+def check_command(command: str) -> None:
+    """Refuses a command that would not know the merged folder."""
+    if MERGED not in command:
+        raise Refusal(
+            Option("command", command, quoted=True),
+            f": write {MERGED} where it is to have the path of the merged folder",
+        )
+
+
+def run_command(command: str, folder: Path) -> float:
+    """The number in the last line that a shell command prints.
+
+    Args:
+      command: in which `MERGED` stands for the folder.
+      folder: of a merge.
+
+    Raises:
+      Refusal: the command fails, or its last line is no number.
+
+    >>> run_command("echo reading {merged}; echo 0.5", Path("runs"))
+    0.5
+    """
+    said = subprocess.run(
+        command.replace(MERGED, shlex.quote(str(folder))),
+        shell=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if said.returncode != 0:
+        last = said.stderr.strip()[-_SHOWN:] or said.stdout.strip()[-_SHOWN:]
+        raise Refusal(
+            Option("command", command, quoted=True),
+            f" ended with exit code {said.returncode}: {last}",
+        )
+    lines = said.stdout.strip().splitlines()
+    try:
+        return float(lines[-1])
+    except (IndexError, ValueError):
+        last = lines[-1][-_SHOWN:] if lines else ""
+        raise Refusal(
+            Option("command", command, quoted=True),
+            f": expected a number in the last line that it prints, found {last!r}",
+        ) from None

@@ -108,7 +108,9 @@ def _of_one_shape(
     found: dict[str, Update] = {}
     for module, stack in adapters.stacks.items():
         m, n, most = stack.b.shape[1], stack.a.shape[2], sum(stack.ranks)
-        update = updates.get(module, LowRank(jnp.zeros((m, 0)), jnp.zeros((0, n))))
+        dtype = stack.b.dtype
+        nothing = LowRank(jnp.zeros((m, 0), dtype), jnp.zeros((0, n), dtype))
+        update = updates.get(module, nothing)
         if isinstance(update, LowRank):
             more = max(most - update.b.shape[1], 0)
             b = jnp.pad(update.b, ((0, 0), (0, more)))

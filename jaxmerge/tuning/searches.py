@@ -7,6 +7,7 @@ that is made again asks for the same points, and a trace of what was tried resum
 
 from collections.abc import Generator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -126,12 +127,10 @@ def check_evolvable(family: Family) -> None:
             "leave out ",
             Option("search"),
         )
-    try:
-        import_module("cmaes")
-    except ModuleNotFoundError as error:
+    if find_spec("cmaes") is None:
         raise Refusal(
             "CMA-ES needs cmaes; install it with pip install 'jaxmerge[tune]'"
-        ) from error
+        )
 
 
 def _decoded(family: Family, x: np.ndarray) -> Point:

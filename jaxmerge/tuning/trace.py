@@ -122,7 +122,7 @@ class Trace:
         try:
             path = folder / SETTINGS_FILE
             if path.is_file():
-                refuse_other(folder, "a search", read_json(path), settings)
+                refuse_other(folder, "a search", _read_settings(path), settings)
             else:
                 with staged_file(path) as staged:
                     staged.write_text(json.dumps(settings, indent=2) + "\n")
@@ -130,6 +130,15 @@ class Trace:
         except BaseException:
             self.close()
             raise
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise Refusal(
+            f"{path}: not the settings of a search ({error}); remove the folder"
+        ) from None
 
 
 def _read_rows(path: Path) -> list[Row]:

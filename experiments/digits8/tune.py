@@ -37,7 +37,7 @@ GRID = np.geomspace(0.05, 5, 33)
 
 
 def write_inputs(folder: Path, setting: Setting) -> tuple[Path, Path]:
-    """Validation images without labels, and class vectors, as the commands read them."""
+    """Validation images without labels, and class vectors, as commands read them."""
     images = load_splits()["validation"]
     for name, task in TASKS.items():
         np.savez(folder / f"{name}.npz", images=task.examples(images)[0])

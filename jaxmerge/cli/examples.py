@@ -32,7 +32,7 @@ EXAMPLES = {
     "tune": (
         f"jaxmerge tune {_WITH_MODEL} -p tsv_m --out tuned",
         f"jaxmerge tune {_WITH_MODEL} "
-        '-p "ties(density={0.2, 0.6})|core|scale({0.2:2})" --points 5 --refinements 2',
+        '-p "ties(density={0.2, 0.6})|core|scale({0.2:2})" --search grid --points 3',
     ),
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),

@@ -48,6 +48,11 @@ class ModelInputs(NamedTuple):
     unlabeled: "Unlabeled"
     files: dict[str, Any]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading changed or left out."""
+        return (*self.adapters.notes, *self.unlabeled.notes)
+
 
 def read_adapters(
     folders: Sequence[Folder], names: Sequence[str] | None, read: ReadOptions

@@ -26,7 +26,7 @@ from jaxmerge.jobs.tuning_inputs import (
     task_shares,
 )
 from jaxmerge.jobs.tuning_merges import Merges, candidate_folder
-from jaxmerge.jobs.tuning_scores import CommandScores, ModelScores, check_command
+from jaxmerge.jobs.tuning_scores import command_scores, model_scores
 from jaxmerge.jobs.tuning_space import SearchName, ends_met, read_space
 from jaxmerge.reports.scores import check_plot
 from jaxmerge.reports.search_plot import write_search_plot
@@ -136,11 +136,9 @@ def tune(
     """Searches the scale of a merge, and whatever else is in braces.
 
     In a pipeline ``scale({0.1:2})`` is a range and ``trim(density={0.2, 0.4})`` a
-    choice. Where nothing is varied it is the last scale, from 0.05 to 5. Ranges above 0
-    are searched in equal ratios. Every combination of choices is a search by itself.
-
-    What a search has tried is kept in a folder: a call that was stopped goes on when it
-    is made again, and tries the same merges, also with a larger budget.
+    choice. Where nothing is varied it is the last scale, from 0.05 to 5. Every
+    combination of choices is a search by itself. A call that was stopped goes on when
+    it is made again, and tries the same merges, also with a larger budget.
 
     Args:
       folders: PEFT adapter folders.
@@ -193,11 +191,9 @@ def tune(
     """
     options: ReadOptions = {"heads": "keep", **read}
     given = {"base": base, "data": data}
-    of_model = {"text_heads": text_heads, "limit": limit, "logit_scale": logit_scale}
-    of_model |= {"preference": preference, "max_length": max_length}
-    check_score(score, command, maximise, given=given, others=of_model)
-    if command is not None:
-        check_command(command)
+    others = {"text_heads": text_heads, "limit": limit, "logit_scale": logit_scale}
+    others |= {"preference": preference, "max_length": max_length}
+    check_score(score, command, maximise, given=given, others=others)
     space = read_space(
         pipeline,
         weights=weights,
@@ -215,7 +211,6 @@ def tune(
     target, place, drawn = (None if x is None else Path(x) for x in (out, work, plot))
     if place is None and target is not None:
         place = target.absolute().with_name(f"{target.name}.tuning")
-    inputs = paths_of(*folders, stats, base, data, text_heads, place)
     merges = Merges(folders, stats, names, dense, dtype, options)
     merges.check(
         space,
@@ -224,10 +219,9 @@ def tune(
         out=target,
         work=place,
         force=force,
-        inputs=inputs,
+        inputs=paths_of(*folders, stats, base, data, text_heads, place),
     )
     check_plot(drawn, force=force)
-
     model, files = None, dict[str, Any]()
     if base is None or data is None:
         adapters = read_adapters(folders, names, options)
@@ -255,14 +249,15 @@ def tune(
         "logit_scale": logit_scale,
         "limit": limit,
         "max_length": max_length,
+        "dense": dense,
         "dtype": dtype,
         "seeds": list(every),
     }
-    settings = {**space.to_record(), **scoring, **identity(adapters, files)}
+    settings = {**space.to_record(), **scoring, **identity(adapters, files, stats)}
     rising = score == ACCURACY if command is None else bool(maximise)
     with Trace(place, settings) as trace, candidate_folder(place) as candidate:
         if model is None:
-            evaluate: Evaluate = CommandScores(
+            evaluate: Evaluate = command_scores(
                 command or "", partial(merges.write, force=True), candidate, every
             )
         else:
@@ -275,7 +270,7 @@ def tune(
                     logit_scale=logit_scale,
                 )
             recipe = partial(merges.recipe, adapters)
-            evaluate = ModelScores(
+            evaluate = model_scores(
                 *(recipe, adapters, measure, shares, every), masked=masks > 0
             )
         total = evaluations or max(space.expected(families), len(trace.rows))
@@ -310,7 +305,10 @@ def tune(
         trace=place,
         merged=merged,
         plot=drawn,
-        notes=(*adapters.notes, *ends_met(families, best.point)),
+        notes=(
+            *(adapters.notes if model is None else model.notes),
+            *ends_met(families, best.point),
+        ),
     )
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from jaxmerge.io import Adapters
+from jaxmerge.io import Adapters, open_statistics
 from jaxmerge.jobs.learn_recipe import LOSSES, WITH_HEADS
 from jaxmerge.jobs.reading import Folder, ModelInputs, labels_of_all
+from jaxmerge.jobs.tuning_scores import check_command
 from jaxmerge.learning.null_space import check_seen
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tuning.measures import (
@@ -89,6 +90,7 @@ def check_score(
                     *(Option("command"), " scores merges by itself; leave out "),
                     Option(name),
                 )
+        check_command(command)
         if maximise is None:
             raise Refusal(
                 *("whether a high number of ", Option("command"), " is good is not "),
@@ -138,13 +140,19 @@ def seeds_from(first: int, count: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def identity(adapters: Adapters, files: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    adapters: Adapters, files: Mapping[str, Any], stats: Folder | None
+) -> dict[str, Any]:
     """Digests of all that was read, and versions."""
+    digests = {role: entry["sha256"] for role, entry in files.items()}
+    if stats is not None:
+        digests["statistics"] = dict(open_statistics(stats).sha256)
     return {
         "adapters": {
-            name: dict(source.sha256)
+            name: {"sha256": dict(source.sha256), "scales": dict(source.scales)}
             for name, source in zip(adapters.names, adapters.sources, strict=True)
         },
         "versions": {name: version(name) for name in ("jaxmerge", "jax")},
-        **{role: entry["sha256"] for role, entry in files.items()},
+        "modules": list(adapters.stacks),
+        **digests,
     }

@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxmerge.spec import Pipeline, PipelineError, parse
 from jaxmerge.spec.varied import without_scale
 from jaxmerge.tuning.families import Point
 from jaxmerge.tuning.measures import Measure
+from jaxmerge.tuning.running import Evaluate
 from jaxmerge.tuning.trace import Row, Scored
 from jaxmerge.types import LowRank, Update
 
@@ -30,14 +30,21 @@ _SHOWN = 500  # characters of what a command said
 Recipe = Callable[[Point, int | None], MergeRecipe]
 
 
-@dataclass(frozen=True)
-class ModelScores:
+def model_scores(
+    recipe: Recipe,
+    adapters: Adapters,
+    measure: Measure,
+    shares: Mapping[str, float],
+    seeds: tuple[int, ...],
+    *,
+    masked: bool,
+) -> Evaluate:
     """Scores merges by a measure of the model that carries them.
 
     Points that differ in their last scale alone share a merge, and go through the model
     in one compiled call.
 
-    Attributes:
+    Args:
       recipe: gives the recipe of a point and a seed.
       adapters: what is merged.
       measure: see `jaxmerge.tuning.measures`.
@@ -46,39 +53,33 @@ class ModelScores:
       masked: whether points leave adapters out: updates then get one shape for all.
     """
 
-    recipe: Recipe
-    adapters: Adapters
-    measure: Measure
-    shares: Mapping[str, float]
-    seeds: tuple[int, ...]
-    masked: bool = False
+    @lru_cache(maxsize=len(seeds))  # the last merge, with every seed
+    def merged(point: Point, seed: int | None) -> dict[str, Update]:
+        updates, _ = recipe(point, seed).run(adapters)
+        return _of_one_shape(updates, adapters) if masked else updates
 
-    def __call__(self, points: Sequence[Point]) -> Iterator[Row]:
-        merged = lru_cache(maxsize=len(self.seeds))(self._merged)
-        for first, group in groupby(points, key=_without_scale):
+    def scored(values: Sequence[Mapping[str, float]]) -> Scored:
+        each = [math.fsum(shares[t] * x for t, x in v.items()) for v in values]
+        tasks = {t: float(np.mean([v[t] for v in values])) for t in values[0]}
+        return _over_seeds(each, tasks)
+
+    def evaluate(points: Sequence[Point]) -> Iterator[Row]:
+        for inside, group in groupby(points, key=_without_scale):
             some, clock = list(group), time.perf_counter()
             factors = [without_scale(parse(point.pipeline))[1] for point in some]
             try:
                 found = [
-                    self.measure(merged(first, seed), factors)
-                    for seed in _seeds(parse(first.pipeline), self.seeds)
+                    measure(merged(inside, seed), factors)
+                    for seed in _seeds(parse(inside.pipeline), seeds)
                 ]
-                scored = [self._scored(values) for values in zip(*found, strict=True)]
+                each = [scored(values) for values in zip(*found, strict=True)]
             except PipelineError as error:  # the merge is not finite
-                scored = [Scored(None, error=str(error))] * len(some)
+                each = [Scored(None, error=str(error))] * len(some)
             seconds = (time.perf_counter() - clock) / len(some)
-            for point, one in zip(some, scored, strict=True):
+            for point, one in zip(some, each, strict=True):
                 yield Row(point, one._replace(seconds=seconds))
 
-    def _scored(self, values: Sequence[Mapping[str, float]]) -> Scored:
-        """The score of one merge, from the values of its tasks for every seed."""
-        each = [math.fsum(self.shares[t] * x for t, x in v.items()) for v in values]
-        tasks = {t: float(np.mean([v[t] for v in values])) for t in values[0]}
-        return _over_seeds(each, tasks)
-
-    def _merged(self, point: Point, seed: int | None) -> dict[str, Update]:
-        updates, _ = self.recipe(point, seed).run(self.adapters)
-        return _of_one_shape(updates, self.adapters) if self.masked else updates
+    return evaluate
 
 
 def _without_scale(point: Point) -> Point:
@@ -119,30 +120,31 @@ def _of_one_shape(
     return found
 
 
-@dataclass(frozen=True)
-class CommandScores:
+def command_scores(
+    command: str,
+    write: Callable[[Point, int | None, Path], Any],
+    folder: Path,
+    seeds: tuple[int, ...],
+) -> Evaluate:
     """Scores merges by a shell command that prints a number.
 
-    Attributes:
+    Args:
       command: in which `MERGED` stands for the merged folder.
       write: writes the merge of a point and a seed into a folder.
       folder: where it is written, anew for every merge.
       seeds: of merges that draw at random.
     """
 
-    command: str
-    write: Callable[[Point, int | None, Path], Any]
-    folder: Path
-    seeds: tuple[int, ...]
-
-    def __call__(self, points: Sequence[Point]) -> Iterator[Row]:
+    def evaluate(points: Sequence[Point]) -> Iterator[Row]:
         for point in points:
-            clock, each = time.perf_counter(), []
-            for seed in _seeds(parse(point.pipeline), self.seeds):
-                self.write(point, seed, self.folder)
-                each.append(run_command(self.command, self.folder))
+            clock, each = time.perf_counter(), list[float]()
+            for seed in _seeds(parse(point.pipeline), seeds):
+                write(point, seed, folder)
+                each.append(run_command(command, folder))
             scored = _over_seeds(each, {})
             yield Row(point, scored._replace(seconds=time.perf_counter() - clock))
+
+    return evaluate
 
 
 def check_command(command: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import learn_samples
 import numpy as np
@@ -24,7 +25,7 @@ SCALE = 20.0
 def place(tmp_path_factory):
     """A small tower, adapters, text vectors, and labeled images."""
     place = tmp_path_factory.mktemp("tune")
-    with jm.linalg.jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"):
         learn_samples.clip(place / "base")
     learn_samples.adapters(place / "in", MODULES, head=None)
     learn_samples.text_vectors(place / "heads.safetensors")
@@ -76,7 +77,10 @@ def reference(place, score, pipeline):
     return {task: float(value) for task, value in found.items()}
 
 
-@pytest.mark.parametrize("score", ["distillation", "null-space"])
+@pytest.mark.parametrize(
+    "score",
+    ["distillation", pytest.param("null-space", marks=pytest.mark.thorough)],
+)
 def test_scores_without_labels_are_the_losses_of_learn(place, score):
     options = options_of(place, heads=score == "distillation")
     found = tuning.tune(

@@ -8,6 +8,7 @@ import pytest
 
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec.varied import vary, vary_weights
+from jaxmerge.tuning import searches
 from jaxmerge.tuning.families import Family, Point, decode_mask, mask_pairs
 from jaxmerge.tuning.running import Budget, best_row, run_searches
 from jaxmerge.tuning.searches import evolve, grid, line
@@ -180,7 +181,9 @@ def test_evolution_finds_a_mask_and_a_scale():
     assert other[0] != rows[0]
 
 
-def test_evolution_refuses_one_number():
-    pytest.importorskip("cmaes")
+def test_evolution_refuses_one_number_and_a_missing_library(monkeypatch):
     with pytest.raises(Refusal, match="two numbers or more"):
         next(evolve(ONE, seed=0))
+    monkeypatch.setattr(searches, "find_spec", lambda _: None)
+    with pytest.raises(Refusal, match=r"pip install 'jaxmerge\[tune\]'"):
+        next(evolve(TWO, seed=0))

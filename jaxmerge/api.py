@@ -11,6 +11,7 @@ from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
 from jaxmerge.jobs.planning import plan
+from jaxmerge.jobs.tuning import tune
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
 from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
@@ -77,7 +78,7 @@ from jaxmerge.mergers.whole_model import (
 )
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec import Pipeline, PipelineError, parse, register_step
-from jaxmerge.stacks import stack_adapters, task_norms, task_updates
+from jaxmerge.stacks import leave_out, stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
     Moments,
@@ -123,8 +124,8 @@ from jaxmerge.updates import (
 
 __all__ = [
     # the main jobs, from folders to a folder
-    "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
-    "bake", "extract", "verify",
+    "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
+    "convert", "bake", "extract", "verify",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",
@@ -149,7 +150,7 @@ __all__ = [
     # merger to merger
     "balanced", "calibrated", "pico", "then",
     # stack to stack
-    "balance", "calibrate",
+    "balance", "calibrate", "leave_out",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
     # what can be asked of a stack

@@ -5,7 +5,7 @@ needs of the T adapters of one module: their factors side by side, those of the 
 that are present, their weights and their norms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -155,6 +155,33 @@ def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, Low
                 f"is no task {task}"
             )
     return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
+
+
+def leave_out(stack: AdapterStack, tasks: Collection[int]) -> AdapterStack | None:
+    """The adapters of a module without those of some tasks, which are then absent.
+
+    Not the same as a weight of 0: who is absent is in no mean, no count and no basis.
+
+    Args:
+      stack: T adapters.
+      tasks: numbers of tasks, from 0.
+
+    Returns:
+      A stack of T tasks and the same padding; None where no adapter is left.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> stack = stack_adapters([([[3.0]], [[2.0]]), ([[1.0]], [[1.0]])])
+    >>> leave_out(stack, {1}).ranks, leave_out(stack, {0, 1})
+    ((1, 0), None)
+    """
+    check_stack(leave_out, stack)
+    ranks = tuple(0 if t in tasks else rank for t, rank in enumerate(stack.ranks))
+    if not any(ranks):
+        return None
+    kept = jnp.asarray([rank > 0 for rank in ranks])[:, None, None]
+    return stack.replace(
+        a=jnp.where(kept, stack.a, 0), b=jnp.where(kept, stack.b, 0), ranks=ranks
+    )
 
 
 def task_norms(stack: AdapterStack) -> jax.Array:

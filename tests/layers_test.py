@@ -21,7 +21,7 @@ LAYERS = (  # from the bottom to the top, as in docs/design.md
         "magnitudes",
     ),
     *("models", "stats", "mergers", "io", "tasks", "learning", "diagnostics"),
-    *("spec", "reports", "jobs", "api", "cli", "__main__"),
+    *("spec", "tuning", "reports", "jobs", "api", "cli", "__main__"),
 )
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"

@@ -17,6 +17,7 @@ from jaxmerge.cli import (
     merge,
     methods,
     plan,
+    tune,
     verify,
 )
 from jaxmerge.cli.examples import examples, paragraphs
@@ -50,7 +51,7 @@ def options(
 
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
-    "Merge": (merge.merge, collect.collect, learn.learn),
+    "Merge": (merge.merge, collect.collect, learn.learn, tune.tune),
     "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
     "Full models": (bake.bake, extract.extract),
 }.items():

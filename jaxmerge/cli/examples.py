@@ -29,6 +29,11 @@ EXAMPLES = {
         f'jaxmerge learn {_WITH_MODEL} --pipeline "tara_b(initial=0.3)|calibrate" '
         "--preference 0.5,0.3,0.2 --steps 20 --out learned",
     ),
+    "tune": (
+        f"jaxmerge tune {_WITH_MODEL} -p tsv_m --out tuned",
+        f"jaxmerge tune {_WITH_MODEL} "
+        '-p "ties(density={0.2, 0.6})|core|scale({0.2:2})" --search grid --points 3',
+    ),
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),

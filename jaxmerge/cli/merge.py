@@ -50,6 +50,14 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="A weight for each adapter.")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK@BLOCK",
+            help="Leave the adapter of a task out of a block of the model, such as "
+            "cars@bert.encoder.layer.0. Repeatable.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -128,6 +136,7 @@ def merge(
     console = Console(as_json=as_json, quiet=quiet)
     asked = {
         "weights": numbers(weights, "--weights"),
+        "leave_out": leave_out or (),
         "seed": seed,
         "stats": stats,
     }
@@ -172,6 +181,8 @@ def _lines(found: "Merged") -> Iterator[str]:
     yield f"  pipeline  {pipeline.text}"
     if len(pipeline.calls) > 1:
         yield f"  in order  {', '.join(pipeline.order)}"
+    if found.recipe.left_out:
+        yield f"  without   {', '.join(found.recipe.left_out)}"
     if statistics is not None:
         yield f"  inputs    statistics in {statistics.path}"
     yield from written_lines(found.saved, found.size, found.seconds, found.notes)

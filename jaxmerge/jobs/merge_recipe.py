@@ -31,6 +31,8 @@ class MergeRecipe:
     Attributes:
       pipeline: what to run.
       weights: one for each adapter, None for ones.
+      left_out: what takes no part, ``task@block``: the adapter of a task in all modules
+        whose name is, or begins with, that of the block.
       seed: seed of the steps that draw at random; None if there are none.
       statistics: statistics of the inputs of the tasks; None if no step needs them.
       sample: the base and inputs for a step that runs the model; None if there is none,
@@ -42,6 +44,7 @@ class MergeRecipe:
     seed: int | None = None
     statistics: "StatisticsFolder | None" = None
     sample: "SampleFiles | None" = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pipeline.learned:
@@ -80,6 +83,7 @@ class MergeRecipe:
             pipeline=parse(record["pipeline"]),
             weights=None if weights is None else tuple(weights),
             seed=record.get("seed"),
+            left_out=tuple(record.get("left_out", ())),
             statistics=open_statistics(read[ROLE]) if ROLE in read else None,
         )
         return recipe.bound(
@@ -97,6 +101,8 @@ class MergeRecipe:
             record["own_steps"] = self.pipeline.own_steps
         if self.weights is not None:
             record["weights"] = list(self.weights)
+        if self.left_out:
+            record["left_out"] = list(self.left_out)
         if self.pipeline.random:
             record["seed"] = self.seed
         if self.statistics is not None:
@@ -211,17 +217,16 @@ class MergeRecipe:
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
         pipeline, seed = self.pipeline, self.seed
+        kept = adapters.without(self.left_out)
         updates = pipeline.run(
-            adapters.stacks,
+            kept.stacks,
             weights=self.weights,
             key=jax.random.key(seed) if pipeline.random and seed is not None else None,
             stats=self.statistics,
-            sample=None if self.sample is None else self.sample.of(adapters),
+            sample=None if self.sample is None else self.sample.of(kept),
             chunk=chunk,
             report=advance,
         )
         unchanged.refuse()
-        biases = pipeline.merge_biases(
-            adapters.biases, adapters.stacks, weights=self.weights
-        )
+        biases = pipeline.merge_biases(kept.biases, kept.stacks, weights=self.weights)
         return updates, biases

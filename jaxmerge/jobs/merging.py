@@ -63,6 +63,7 @@ def merge(
     *,
     out: Folder,
     weights: Sequence[float] | None = None,
+    leave_out: Sequence[str] = (),
     seed: int | None = None,
     stats: Folder | None = None,
     names: Sequence[str] | None = None,
@@ -92,6 +93,8 @@ def merge(
         of a method (`jaxmerge.spec.PRESETS`).
       out: folder to create.
       weights: a weight for each adapter.
+      leave_out: adapters that take no part in a block of the model: ``task@block``,
+        a block being what the names of its modules begin with.
       seed: for steps that draw at random.
       stats: folder of `jaxmerge.collect`, for steps that need it.
       names: names of the tasks; by default those of the folders.
@@ -115,7 +118,13 @@ def merge(
     from jaxmerge import io
 
     clock, out = time.perf_counter(), Path(out)
-    recipe = merge_recipe(folders, pipeline, weights=weights, seed=seed, stats=stats)
+    recipe = merge_recipe(
+        *(folders, pipeline),
+        weights=weights,
+        leave_out=leave_out,
+        seed=seed,
+        stats=stats,
+    )
     inputs = paths_of(*folders, stats, base, data)
     check_before(
         *(recipe, out),
@@ -177,6 +186,7 @@ def merge_recipe(
     pipeline: str | Pipeline,
     *,
     weights: Sequence[float] | None = None,
+    leave_out: Sequence[str] = (),
     seed: int | None = None,
     stats: Folder | None = None,
 ) -> MergeRecipe:
@@ -188,6 +198,7 @@ def merge_recipe(
         None if weights is None else tuple(map(float, weights)),
         seed,
         None if stats is None else open_statistics(stats),
+        left_out=tuple(leave_out),
     )
     if recipe.weights is not None:
         check_weights(recipe.weights, len(folders))

@@ -13,6 +13,8 @@ from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxmerge.io import Adapters
     from jaxmerge.tasks import Base, Unlabeled
 
@@ -45,6 +47,11 @@ class ModelInputs(NamedTuple):
     heads: dict[str, Any]
     unlabeled: "Unlabeled"
     files: dict[str, Any]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading changed or left out."""
+        return (*self.adapters.notes, *self.unlabeled.notes)
 
 
 def read_adapters(
@@ -123,6 +130,25 @@ def read_model_inputs(
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled, files)
+
+
+def labels_of_all(
+    data: Folder, unlabeled: "Unlabeled", heads: Mapping[str, Any]
+) -> "dict[str, np.ndarray]":
+    """task -> classes [N]; refuses tasks without labels."""
+    from jaxmerge.tasks import load_labels
+
+    labels = load_labels(data, unlabeled, heads)
+    found = {task: classes for task, classes in labels.items() if classes is not None}
+    bare = [task for task in labels if task not in found]
+    if bare:
+        raise Refusal(
+            f"the data of {', '.join(bare)} have no labels, which accuracy needs: give "
+            "the number of its class as field label of every line, or in the array "
+            "labels, or leave the task out of ",
+            Option("names"),
+        )
+    return found
 
 
 def task_names(

@@ -75,6 +75,7 @@ _OF_PIPELINE = Fields(
     {"pipeline": TEXT},
     {
         "weights": Maybe(Items(NUMBER)),
+        "left_out": Items(TEXT),
         "own_steps": _OWN_STEPS,
         "seed": Maybe(WHOLE),
         "files": Table(_FILES, names=one_of(tuple(ROLE_OPTIONS))),

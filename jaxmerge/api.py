@@ -74,7 +74,14 @@ from jaxmerge.mergers.whole_model import (
     trim_whole_model,
 )
 from jaxmerge.refusals import Refusal
-from jaxmerge.spec import Pipeline, PipelineError, parse, register_step
+from jaxmerge.spec import (
+    Pipeline,
+    PipelineError,
+    layer_of,
+    module_values,
+    parse,
+    register_step,
+)
 from jaxmerge.stacks import stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
@@ -171,6 +178,8 @@ __all__ = [
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "Refusal", "parse", "register_step",
+    # numbers of tasks that differ from module to module
+    "layer_of", "module_values",
     # packages of their own
     "diagnostics", "io", "linalg", "models", "reports", "tasks",
 ]  # fmt: skip

@@ -23,6 +23,20 @@ from jaxmerge.io.fields import (
     whole,
 )
 from jaxmerge.io.options import HeadPolicy
+from jaxmerge.refusals import Refusal
+from jaxmerge.spec.layerwise import as_given
+
+
+def numbers_of_tasks(value: Any) -> bool:
+    """Whether a value says a number of each input, in all modules or in each."""
+    if not isinstance(value, list | dict):
+        return False
+    try:
+        as_given(value, "")
+    except (Refusal, TypeError):
+        return False
+    return True
+
 
 ROLE_OPTIONS = {  # of what a merge reads beside the adapters -> option that names it
     "statistics": "stats",
@@ -40,6 +54,7 @@ _RANK = Value(
     lambda value: value == "auto" or COUNT.accepts(value),
 )
 _SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
+_NUMBERS = Value("numbers of the inputs", numbers_of_tasks)
 _STEPS = Value("a whole number of at least 0", whole(0))
 _INPUT = Fields(
     {
@@ -74,7 +89,8 @@ RECORD = Fields(
 _OF_PIPELINE = Fields(
     {"pipeline": TEXT},
     {
-        "weights": Maybe(Items(NUMBER)),
+        "weights": Maybe(_NUMBERS),
+        "densities": Maybe(_NUMBERS),
         "own_steps": _OWN_STEPS,
         "seed": Maybe(WHOLE),
         "files": Table(_FILES, names=one_of(tuple(ROLE_OPTIONS))),

@@ -11,7 +11,7 @@ from jaxmerge.magnitudes import at_ordinary_scale
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
 from jaxmerge.spec.grammar import Call
-from jaxmerge.spec.kinds import Kind, resolve
+from jaxmerge.spec.kinds import EACH, Kind, resolve
 from jaxmerge.types import (
     Calibration,
     Learned,
@@ -108,6 +108,8 @@ def _configured(call: Call) -> Callable[..., Any]:
     """The function of a step with its arguments bound."""
     arguments = {}
     for keyword, value in call.arguments:
+        if value == EACH:
+            continue
         choices = call.step.arguments[keyword].accepts.choices
         arguments[keyword] = resolve(choices[value]) if choices else value
     function = resolve(call.step.target)

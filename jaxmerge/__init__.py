@@ -10,7 +10,8 @@ The main jobs, each from folders to a folder or a report, as the command line do
 * `inspect`: norms, spectra, and what adapters have in common;
 * `plan`: what a merge would meet, from headers alone;
 * `convert`: PEFT folders to orbax checkpoints, and back;
-* `verify`: computes a merged folder again from its own record.
+* `verify`: computes a merged folder again from its own record;
+* `run_recipe`: merges as a small file says, or as a merged folder was made.
 
 The same in pieces: `jaxmerge.types` is the page to read first. It defines rules,
 mergers, posts and merges of whole models, which compose as ``jax.vmap(jax.grad(f))``

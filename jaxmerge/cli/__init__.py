@@ -15,6 +15,7 @@ from jaxmerge.cli import (
     merge,
     methods,
     plan,
+    run,
     verify,
 )
 from jaxmerge.cli.examples import examples, paragraphs
@@ -48,7 +49,7 @@ def options(
 
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
-    "Merge": (merge.merge, collect.collect, learn.learn),
+    "Merge": (merge.merge, run.run, collect.collect, learn.learn),
     "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
 }.items():
     for _command in _commands:

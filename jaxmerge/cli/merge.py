@@ -50,6 +50,12 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="A weight for each adapter.")
     ] = None,
+    densities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,D,...", help="A density for each adapter, for density=each."
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -128,6 +134,7 @@ def merge(
     console = Console(as_json=as_json, quiet=quiet)
     asked = {
         "weights": numbers(weights, "--weights"),
+        "densities": numbers(densities, "--densities"),
         "seed": seed,
         "stats": stats,
     }
@@ -162,10 +169,11 @@ def merge(
         **output,
         **read,
     )
-    console.result(found.to_json(), lambda: _lines(found))
+    console.result(found.to_json(), lambda: merged_lines(found))
 
 
-def _lines(found: "Merged") -> Iterator[str]:
+def merged_lines(found: "Merged") -> Iterator[str]:
+    """What was merged, for people."""
     pipeline, statistics = found.recipe.pipeline, found.recipe.statistics
     adapters, modules = len(found.adapters), len(found.saved.energy)
     yield f"{found.saved.path}: {adapters} adapters merged, {modules} modules"

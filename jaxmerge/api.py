@@ -9,6 +9,7 @@ from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
 from jaxmerge.jobs.planning import plan
+from jaxmerge.jobs.pushing import push
 from jaxmerge.jobs.running import recipe_of, recipe_text, run_recipe
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
@@ -130,7 +131,7 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
-    "verify", "run_recipe", "recipe_of", "recipe_text",
+    "verify", "run_recipe", "push", "recipe_of", "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",

@@ -15,6 +15,7 @@ from jaxmerge.cli import (
     merge,
     methods,
     plan,
+    push,
     run,
     verify,
 )
@@ -50,7 +51,7 @@ def options(
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
     "Merge": (merge.merge, run.run, collect.collect, learn.learn),
-    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert, push.push),
 }.items():
     for _command in _commands:
         _name = _command.__name__

@@ -36,6 +36,7 @@ EXAMPLES = {
     ),
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
+    "push": ("jaxmerge push merged owner/merged --dry-run",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
 }
 

@@ -25,6 +25,10 @@ def run(
             "--out", "-o", help="Folder to create; that of the recipe unless given."
         ),
     ] = None,
+    hub: Annotated[
+        bool,
+        typer.Option("--hub", help="Download adapters that are ids on the Hub."),
+    ] = False,
     force: Force = False,
     as_recipe: Annotated[
         bool,
@@ -51,5 +55,7 @@ def run(
         console.result(found, lambda: iter(text.splitlines()))
         return
     start_jax()
-    merged = running.run_recipe(recipe, out=out, force=force, progress=console.progress)
+    merged = running.run_recipe(
+        recipe, out=out, hub=hub, force=force, progress=console.progress
+    )
     console.result(merged.to_json(), lambda: merged_lines(merged))

@@ -42,6 +42,7 @@ def build_record(
                 "revision": source.revision,
                 "weight_file": source.weight_file,
                 "sha256": dict(source.sha256),
+                **({"hub": source.hub} if source.hub else {}),
             }
             for name, source in zip(like.names, like.sources, strict=True)
         ],

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
+from jaxmerge.io.errors import listing
 from jaxmerge.io.fields import check_fields
 from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLE_OPTIONS
 from jaxmerge.refusals import Option, Refusal
@@ -157,8 +158,15 @@ def input_paths(
             raise AdapterError(
                 f"{path}: the input is not there; say where the inputs are now, in "
                 f"this order: {' '.join(entry.name for entry in recorded)}"
+                f"{_from(record)}"
             )
     return paths
+
+
+def _from(record: Mapping[str, Any]) -> str:
+    """Where inputs were downloaded, as the end of a message."""
+    ids = [entry["hub"] for entry in record["inputs"] if "hub" in entry]
+    return f"; from the Hub were downloaded {listing(ids)}" if ids else ""
 
 
 def paths_read(

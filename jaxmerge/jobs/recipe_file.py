@@ -9,6 +9,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.fields import DIGESTS, check_fields
 from jaxmerge.io.files import sha256
+from jaxmerge.io.hub_ids import fetch, hub_id, meant_as_id
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_methods import translated
@@ -50,15 +51,20 @@ class RecipeFile:
     digests: tuple[Mapping[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
-    def check_digests(self) -> None:
+    def check_digests(self, *, hub: bool = False) -> None:
         """Refuses adapters that are not those which the recipe pins.
+
+        Args:
+          hub: adapters on the Hub are downloaded for it.
 
         Raises:
           AdapterError: a file is missing, or has another SHA-256.
         """
-        for folder, digests in zip(self.folders, self.digests, strict=False):
+        for folder, digests in zip(self.folders, self.digests, strict=True):
+            named = meant_as_id(folder) if hub and digests else None
+            place = Path(folder) if named is None else fetch(named).path
             for name, digest in digests.items():
-                path = Path(folder) / name
+                path = place / name
                 if not path.is_file():
                     raise AdapterError(f"{path}: is missing, and the recipe names it")
                 if sha256(path) != digest:
@@ -134,7 +140,7 @@ def _read(values: dict[str, Any], where: Path, name: str) -> RecipeFile:
     if densities is not None:
         options["densities"] = densities
     return RecipeFile(
-        folders=tuple(str(where / _place(entry)) for entry in entries),
+        folders=tuple(_folder(where, _place(entry)) for entry in entries),
         pipeline=pipeline,
         options=options,
         digests=tuple(_digests(entry, name) for entry in entries),
@@ -218,6 +224,13 @@ def _text(value: Any, where: str) -> str:
 
 def _place(entry: Mapping[str, Any]) -> str:
     return _text(entry.get("adapter", entry.get("model")), "adapter")
+
+
+def _folder(where: Path, place: str) -> str:
+    """A folder from that of the recipe, or an id on the Hub as it stands."""
+    path = where / place
+    local = hub_id(place) is None or path.exists() or path.parent.is_dir()
+    return str(path) if local else place
 
 
 def _name(entry: Mapping[str, Any]) -> str:

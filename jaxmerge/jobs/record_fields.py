@@ -22,6 +22,7 @@ from jaxmerge.io.fields import (
     one_of,
     whole,
 )
+from jaxmerge.io.hub_ids import hub_id
 from jaxmerge.io.options import HeadPolicy
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec.layerwise import as_given
@@ -64,7 +65,8 @@ _INPUT = Fields(
         "revision": Maybe(TEXT),
         "weight_file": TEXT,
         "sha256": DIGESTS,
-    }
+    },
+    {"hub": Value("an id on the Hub", lambda x: TEXT.accepts(x) and bool(hub_id(x)))},
 )
 _SETTINGS = {
     "rank": Maybe(_RANK),

@@ -1,12 +1,13 @@
 """Runs recipes: a merge as a small file, or again as a merged folder records it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.hub_ids import fetch, meant_as_id
 from jaxmerge.io.options import ReadOptions, recorded_options
 from jaxmerge.jobs.merge_record import kind, missing_steps, read_record
 from jaxmerge.jobs.merging import Merged, merge
@@ -20,6 +21,7 @@ def run_recipe(
     recipe: Folder | Mapping[str, Any],
     *,
     out: Folder | None = None,
+    hub: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> Merged:
@@ -35,6 +37,8 @@ def run_recipe(
       recipe: YAML or JSON file, a table of the same shape, or a folder written by
         `jaxmerge.merge`, whose record is repeated.
       out: folder to create; by default that which the recipe names.
+      hub: download adapters that the recipe names by ids on the Hub, see
+        `jaxmerge.io.load_peft`; a recipe cannot ask for it.
       force: replace the folder if it holds an adapter and nothing else.
       progress: shows how far the job is.
 
@@ -55,7 +59,10 @@ def run_recipe(
         raise Refusal(
             "the recipe names no folder to create; give ", Option("out", "<folder>")
         )
-    found.check_digests()
+    if hub:
+        found = replace(found, folders=_pinned(found.folders))
+        options["hub"] = True
+    found.check_digests(hub=hub)
     merged = merge(
         *(found.folders, found.pipeline),
         out=target,
@@ -66,6 +73,13 @@ def run_recipe(
     return replace(merged, notes=(*merged.notes, *found.notes))
 
 
+def _pinned(folders: Sequence[str]) -> tuple[str, ...]:
+    """Ids on the Hub with their commits, so that what is checked is what is merged."""
+    ids = [meant_as_id(folder) for folder in folders]
+    pairs = zip(folders, ids, strict=True)
+    return tuple(str(fetch(named).pinned) if named else f for f, named in pairs)
+
+
 def recipe_of(folder: Folder) -> dict[str, Any]:
     """The recipe with which a merged folder was made, from its own record.
 
@@ -74,7 +88,8 @@ def recipe_of(folder: Folder) -> dict[str, Any]:
 
     Returns:
       A table as `run_recipe` reads it. Every adapter is pinned by the SHA-256 of its
-      files. `jaxmerge.recipe_text` makes a YAML file of it.
+      files, one from the Hub also by its commit. `jaxmerge.recipe_text` makes a YAML
+      file of it.
 
     Raises:
       Refusal: a learned merge, whose coefficients no recipe holds; steps that are not
@@ -95,7 +110,11 @@ def recipe_of(folder: Folder) -> dict[str, Any]:
     said, output = record["recipe"], record["output"]
     found: dict[str, Any] = {
         "adapters": [
-            {"adapter": e["path"], "name": e["name"], "sha256": dict(e["sha256"])}
+            {
+                "adapter": e.get("hub", e["path"]),
+                "name": e["name"],
+                "sha256": dict(e["sha256"]),
+            }
             for e in record["inputs"]
         ],
         "pipeline": said["pipeline"],

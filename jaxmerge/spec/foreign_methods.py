@@ -155,8 +155,8 @@ def _ties(asked: _Asked) -> Translated:
         raise Refusal(
             "merge_method ties with normalize divides every entry by the weights of "
             "the tasks that agree there; jaxmerge divides by their number, which is "
-            "the same for equal weights only. Give equal weights, or normalize: false, or as "
-            f"pipeline what is meant: elect|{trim}|full"
+            "the same for equal weights only. Give equal weights, or normalize: "
+            f"false, or as pipeline what is meant: elect|{trim}|full"
         )
     return Translated(f"elect|{trim}|full{asked.scaled}", None, densities)
 

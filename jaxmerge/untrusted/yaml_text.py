@@ -9,7 +9,7 @@ text can stand for a huge one, and names that occur twice. As in JSON `no` and
 import math
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -29,7 +29,6 @@ _PLAIN = {
 class _Loader(yaml.SafeLoader):
     """Makes plain values only, each name once, without anchors and tags."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -115,6 +114,9 @@ def as_yaml(value: Any) -> str:
         default_flow_style=None,
         width=88,
     )
+
+
+_Loader.yaml_implicit_resolvers = {}  # no dates, no `no`, no octal numbers
 
 
 class _Dumper(yaml.SafeDumper):

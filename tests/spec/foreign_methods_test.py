@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from documented import DOCS
 
 import jaxmerge as jm
-from jaxmerge.spec.foreign_methods import _DIFFERENT, translated
+from jaxmerge.spec.foreign_methods import _DIFFERENT, _METHODS, translated
 
 DELTAS = np.random.default_rng(0).normal(size=(3, 6, 10))
 
@@ -100,3 +101,10 @@ def test_mergekit_rescales_what_dare_keeps_and_jaxmerge_does_not():
     ratio = np.asarray(thin)[kept] / DELTAS[0][kept]
     assert ratio == pytest.approx(2.0, abs=1e-5)
     assert abs(l1 - 2.0) > 1e-2
+
+
+def test_the_page_names_every_method():
+    page = (DOCS / "from_other_tools.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line[:3] == "| `"]
+    named = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert {*_METHODS, *_DIFFERENT} <= named

@@ -9,6 +9,7 @@ from jaxmerge.io.fields import (
     DIGEST,
     DIGESTS,
     FLAG,
+    HUB_ID,
     NUMBER,
     PATH,
     TEXT,
@@ -22,7 +23,6 @@ from jaxmerge.io.fields import (
     one_of,
     whole,
 )
-from jaxmerge.io.hub_ids import hub_id
 from jaxmerge.io.options import HeadPolicy
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec.layerwise import as_given
@@ -66,7 +66,7 @@ _INPUT = Fields(
         "weight_file": TEXT,
         "sha256": DIGESTS,
     },
-    {"hub": Value("an id on the Hub", lambda x: TEXT.accepts(x) and bool(hub_id(x)))},
+    {"hub": HUB_ID},
 )
 _SETTINGS = {
     "rank": Maybe(_RANK),

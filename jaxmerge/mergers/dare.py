@@ -11,7 +11,7 @@ from jaxmerge.mergers.trim import check_density, density_of
 from jaxmerge.types import RealLike, Rule
 
 
-def dare(rule: Rule, *, density: RealLike | None = None) -> Rule:
+def dare(rule: Rule, *, density: RealLike | None) -> Rule:
     """Drops entries at random and rescales the others: ``M * mask / density``.
 
     Every entry of every task is kept with probability ``density``, so the mean over
@@ -52,9 +52,7 @@ def dare(rule: Rule, *, density: RealLike | None = None) -> Rule:
     return merge
 
 
-def della(
-    rule: Rule, *, density: RealLike | None = None, epsilon: float = 0.05
-) -> Rule:
+def della(rule: Rule, *, density: RealLike | None, epsilon: float = 0.05) -> Rule:
     """Drops small entries with a higher probability (MagPrune of DELLA).
 
     Within each row the i-th smallest of q magnitudes is kept with probability

@@ -106,7 +106,7 @@ def elect(
 def ties(
     matrices: jax.Array,
     *,
-    density: RealLike | None = None,
+    density: RealLike | None,
     sign: Sign = sign_of_sum,
     combine: Combine = mean_of_agreeing,
     size: jax.Array | None = None,
@@ -128,7 +128,7 @@ def ties(
       combine: merges the agreeing values, the others being 0: `mean_of_agreeing`,
         `sum_of_agreeing` or `largest_of_agreeing`.
       size: entries that count, p * q unless given; spaces with null directions give it.
-      densities: [T], in the place of ``density``.
+      densities: [T], share of each task, where ``density`` is None.
 
     Returns:
       [p, q]. The usual lambda is `jaxmerge.scale`.

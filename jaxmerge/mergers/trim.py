@@ -19,7 +19,7 @@ from jaxmerge.refusals import Refusal
 from jaxmerge.types import RealLike, Rule
 
 
-def trim(rule: Rule, *, density: RealLike | None = None) -> Rule:
+def trim(rule: Rule, *, density: RealLike | None) -> Rule:
     """A rule that gets only the largest entries of each task, module by module.
 
     For one threshold over a whole model see `jaxmerge.trim_whole_model`.

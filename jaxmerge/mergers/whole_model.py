@@ -131,7 +131,7 @@ def _as_given(stack: AdapterStack, *, merged: Update, **extra: Any) -> Update:
 
 
 def trim_whole_model(
-    rule: Rule, space: Space, *, density: RealLike | None = None
+    rule: Rule, space: Space, *, density: RealLike | None
 ) -> ModelMerger:
     """Merges with one trimming threshold for each task over all modules.
 

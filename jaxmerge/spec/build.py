@@ -108,9 +108,9 @@ def _configured(call: Call) -> Callable[..., Any]:
     """The function of a step with its arguments bound."""
     arguments = {}
     for keyword, value in call.arguments:
-        if value == EACH:
-            continue
         choices = call.step.arguments[keyword].accepts.choices
         arguments[keyword] = resolve(choices[value]) if choices else value
+        if value == EACH:
+            arguments[keyword] = None  # given in the call, as densities
     function = resolve(call.step.target)
     return partial(function, **arguments) if arguments else function

@@ -260,8 +260,7 @@ def test_the_table_agrees_with_the_functions(name):
         if argument.accepts.choices:
             assert parameters[keyword] is resolve(argument.accepts.choices[default])
         elif default is REQUIRED:
-            own = argument.accepts.each  # None: the call gives that of each task
-            assert parameters[keyword] is (None if own else inspect.Parameter.empty)
+            assert parameters[keyword] is inspect.Parameter.empty
         else:
             assert parameters[keyword] == default
     draws = inspect.signature(target).parameters

@@ -180,6 +180,6 @@ def test_densities_that_no_step_can_use(stacks, text, densities, said):
 
 def test_a_rule_needs_one_of_density_and_densities():
     matrices = jax.numpy.ones((2, 2, 2))
-    for given in ({}, {"density": 0.5, "densities": [0.5, 0.5]}):
+    for given in ({"density": None}, {"density": 0.5, "densities": [0.5, 0.5]}):
         with pytest.raises(jm.Refusal, match="needs the share of entries to keep"):
             jm.ties(matrices, **given)

@@ -21,18 +21,33 @@ WORDS = [f"word{number}" for number in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 ATTENTION = "bert.encoder.layer.0.attention"
 MODULES = (f"{ATTENTION}.self.query", f"{ATTENTION}.output.dense")
+RECIPE = """\
+adapters:
+  - adapter: runs/cars
+    parameters: {weight: 0.8, density: 0.3}
+  - adapter: runs/dtd
+    parameters: {weight: [0.2, 0.6], density: 0.2}  # over the layers
+  - adapter: runs/svhn
+    parameters:
+      weight:
+        - {filter: self.query, value: 1.0}
+        - {value: 0.5}  # all other modules
+      density: 0.2
+pipeline: ties(density=each)|core|pico|scale(0.8)
+heads: keep
+"""
 
 
 def main() -> None:
-    """Writes ``runs``, ``base`` and ``data`` into a folder."""
+    """Writes ``runs``, ``base``, ``data`` and ``recipe.yaml`` into a folder."""
     parser = argparse.ArgumentParser(description="Write small folders to try on.")
     parser.add_argument("--out", type=Path, default=Path(), help="folder; by default .")
     out = parser.parse_args().out
-    for name in ("runs", "base", "data"):
+    for name in ("runs", "base", "data", "recipe.yaml"):
         if (out / name).exists():
             parser.error(f"{out / name} exists already")
     write(out)
-    print(f"wrote runs, base and data into {out.resolve()}")
+    print(f"wrote runs, base, data and recipe.yaml into {out.resolve()}")
 
 
 def write(out: Path) -> None:
@@ -42,6 +57,7 @@ def write(out: Path) -> None:
     for task, rank in TASKS.items():
         _write_adapter(out / "runs" / task, rank, rng)
         _write_inputs(out / "data" / f"{task}.jsonl", rng)
+    (out / "recipe.yaml").write_text(RECIPE)
 
 
 def _write_base(folder: Path) -> None:

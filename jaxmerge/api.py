@@ -11,6 +11,8 @@ from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
 from jaxmerge.jobs.planning import plan
+from jaxmerge.jobs.pushing import push
+from jaxmerge.jobs.running import recipe_of, recipe_text, run_recipe
 from jaxmerge.jobs.tuning import tune
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
@@ -77,7 +79,14 @@ from jaxmerge.mergers.whole_model import (
     trim_whole_model,
 )
 from jaxmerge.refusals import Refusal
-from jaxmerge.spec import Pipeline, PipelineError, parse, register_step
+from jaxmerge.spec import (
+    Pipeline,
+    PipelineError,
+    layer_of,
+    module_values,
+    parse,
+    register_step,
+)
 from jaxmerge.stacks import leave_out, stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
@@ -125,7 +134,8 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
-    "convert", "bake", "extract", "verify",
+    "convert", "bake", "extract", "verify", "run_recipe", "push", "recipe_of",
+    "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",
@@ -174,6 +184,8 @@ __all__ = [
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "Refusal", "parse", "register_step",
+    # numbers of tasks that differ from module to module
+    "layer_of", "module_values",
     # packages of their own
     "diagnostics", "io", "linalg", "models", "reports", "tasks",
 ]  # fmt: skip

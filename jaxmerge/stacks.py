@@ -118,13 +118,22 @@ def task_weights(stack: AdapterStack, weights: ArrayLike | None) -> jax.Array:
     """
     if weights is None:
         return jnp.ones(len(stack.present), stack.b.dtype)
-    weights = jnp.asarray(weights, stack.b.dtype)
-    if weights.shape != (len(stack.ranks),):
+    return of_present(stack, jnp.asarray(weights, stack.b.dtype), name="weights")
+
+
+def of_present(stack: AdapterStack, values: ArrayLike, *, name: str) -> jax.Array:
+    """Of numbers [T] those of the tasks that adapt this module.
+
+    Raises:
+      ValueError: the values, called by ``name``, are not of shape [T].
+    """
+    values = jnp.asarray(values)
+    if values.shape != (len(stack.ranks),):
         raise ValueError(
-            f"weights: expected one number for each of the {len(stack.ranks)} tasks, "
-            f"got shape {weights.shape}"
+            f"{name}: expected one number for each of the {len(stack.ranks)} tasks, "
+            f"got shape {values.shape}"
         )
-    return weights[jnp.asarray(stack.present)]
+    return values[jnp.asarray(stack.present)]
 
 
 def weigh(stack: AdapterStack, weights: ArrayLike | None) -> AdapterStack:

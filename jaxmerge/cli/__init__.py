@@ -17,6 +17,8 @@ from jaxmerge.cli import (
     merge,
     methods,
     plan,
+    push,
+    run,
     tune,
     verify,
 )
@@ -51,8 +53,8 @@ def options(
 
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
-    "Merge": (merge.merge, collect.collect, learn.learn, tune.tune),
-    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "Merge": (merge.merge, run.run, collect.collect, learn.learn, tune.tune),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert, push.push),
     "Full models": (bake.bake, extract.extract),
 }.items():
     for _command in _commands:

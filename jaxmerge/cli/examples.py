@@ -24,6 +24,11 @@ EXAMPLES = {
         f'jaxmerge merge {_RUNS} -p "concat|pico" --heads keep --out other',
         f"jaxmerge merge {_RUNS} -p knots_ties --heads keep --out third --dry-run",
     ),
+    "run": (
+        "jaxmerge run recipe.yaml --out from_recipe",
+        "jaxmerge run merged --out again",
+        "jaxmerge run merged --print",
+    ),
     "collect": (f"jaxmerge collect {_WITH_MODEL} --out stats",),
     "learn": (
         f'jaxmerge learn {_WITH_MODEL} --pipeline "tara_b(initial=0.3)|calibrate" '
@@ -36,6 +41,7 @@ EXAMPLES = {
     ),
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
+    "push": ("jaxmerge push merged owner/merged --dry-run",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
     "bake": ("jaxmerge bake runs/cars --base base --new-heads --out baked",),
     "extract": (

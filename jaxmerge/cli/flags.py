@@ -154,6 +154,14 @@ def _read_options(
     layout: Annotated[
         Layout | None, typer.Option(help="Layout of weight files without a config.")
     ] = None,
+    hub: Annotated[
+        bool,
+        typer.Option(
+            "--hub",
+            help="Download adapters given as owner/name@revision:subfolder: configs "
+            "and safetensors only.",
+        ),
+    ] = False,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
     return {
@@ -168,6 +176,7 @@ def _read_options(
         "ignore_config_keys": tuple(ignore_config_key or ()),
         "vera_inputs": _vera_inputs(vera_input or []),
         "layout": layout,
+        "hub": hub,
     }
 
 

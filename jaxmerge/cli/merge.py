@@ -58,6 +58,12 @@ def merge(
             "cars@bert.encoder.layer.0. Repeatable.",
         ),
     ] = None,
+    densities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,D,...", help="A density for each adapter, for density=each."
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -137,6 +143,7 @@ def merge(
     asked = {
         "weights": numbers(weights, "--weights"),
         "leave_out": leave_out or (),
+        "densities": numbers(densities, "--densities"),
         "seed": seed,
         "stats": stats,
     }
@@ -171,10 +178,11 @@ def merge(
         **output,
         **read,
     )
-    console.result(found.to_json(), lambda: _lines(found))
+    console.result(found.to_json(), lambda: merged_lines(found))
 
 
-def _lines(found: "Merged") -> Iterator[str]:
+def merged_lines(found: "Merged") -> Iterator[str]:
+    """What was merged, for people."""
     pipeline, statistics = found.recipe.pipeline, found.recipe.statistics
     adapters, modules = len(found.adapters), len(found.saved.energy)
     yield f"{found.saved.path}: {adapters} adapters merged, {modules} modules"

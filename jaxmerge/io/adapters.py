@@ -32,6 +32,7 @@ class Source:
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
       notes: what reading changed or left out, for people.
+      hub: ``owner/name@commit:subfolder``, if it was downloaded from the Hub.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Source:
     scales: Mapping[str, float]
     zero_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    hub: str | None = None
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value

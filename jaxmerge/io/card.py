@@ -52,6 +52,7 @@ def inputs_of(adapters: Adapters) -> list[dict[str, Any]]:
             "revision": source.revision,
             "weight_file": source.weight_file,
             "sha256": dict(source.sha256),
+            **({"hub": source.hub} if source.hub else {}),
         }
         for name, source in zip(adapters.names, adapters.sources, strict=True)
     ]

@@ -22,6 +22,7 @@ from jaxmerge.io.factors import FactorSpec, factor_spec
 from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
+from jaxmerge.io.hub_ids import Fetched, fetch, meant_as_id
 from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
@@ -44,6 +45,7 @@ class OpenAdapter:
       heads: saved non-LoRA tensors, name -> tensor key.
       copies: copies of frozen base weights, which are not read, name -> tensor key.
       notes: what reading changed or left out, for people.
+      hub: its id on the Hub with a commit, if it was downloaded.
     """
 
     name: str
@@ -56,18 +58,37 @@ class OpenAdapter:
     heads: dict[str, str]
     copies: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hub: str | None = None
 
 
-def open_adapters(folders: Sequence[Folder], options: ReadOptions) -> list[OpenAdapter]:
-    """Opens every folder; AdapterError for the first that cannot be read exactly."""
+def open_adapters(
+    folders: Sequence[Folder], options: ReadOptions, *, hub: bool = False
+) -> list[OpenAdapter]:
+    """Opens every folder; AdapterError for the first that cannot be read exactly.
+
+    With ``hub`` ids on the Hub may stand in the place of folders, and are downloaded.
+    """
     if isinstance(folders, str | os.PathLike):
         raise AdapterError(f"expected a list of adapter folders, found {folders!r}")
     if not folders:
         raise AdapterError("no adapter folder given")
-    paths = [adapter_folder(folder) for folder in folders]
+    ids = [meant_as_id(folder) if hub else None for folder in folders]
+    fetched = [None if named is None else fetch(named) for named in ids]
+    places = [
+        adapter_folder(folder if found is None else found.path)
+        for folder, found in zip(folders, fetched, strict=True)
+    ]
+    names = task_names(
+        [
+            path if named is None else named.as_path
+            for path, named in zip(places, ids, strict=True)
+        ]
+    )
     return [
-        _open_adapter(name, folder, path, options)
-        for name, folder, path in zip(task_names(paths), folders, paths, strict=True)
+        _open_adapter(name, path if found else folder, path, options, found)
+        for name, folder, path, found in zip(
+            names, folders, places, fetched, strict=True
+        )
     ]
 
 
@@ -92,7 +113,11 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _open_adapter(
-    name: str, folder: Folder, path: Path, options: ReadOptions
+    name: str,
+    folder: Folder,
+    path: Path,
+    options: ReadOptions,
+    fetched: Fetched | None,
 ) -> OpenAdapter:
     unchanged = Unchanged(path.iterdir())
     config, tensors, table = _open_files(path, options)
@@ -119,6 +144,7 @@ def _open_adapter(
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
+        hub=None if fetched is None else str(fetched.pinned),
         files=tuple(dict.fromkeys((config.path, *files_of(tensors)))),
         unchanged=unchanged,
         config=config,

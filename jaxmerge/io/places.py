@@ -20,7 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _PIECE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(
     rf"(?:(?:https?:/+)?(?:huggingface\.co|hf\.co)/|hf:/+)({_PIECE}/{_PIECE})(?:[/@].*)?"
-    rf"|({_PIECE}/{_PIECE})"
+    rf"|({_PIECE}/{_PIECE})(?:[@:].*)?"
 )
 
 
@@ -75,7 +75,9 @@ def _nothing_there(text: str) -> tuple[str | Option, ...]:
         name = hub[1] or hub[2]
         return (
             "; if it is an adapter on the Hub, download it first: "
-            f"`hf download {name}` prints the folder to give",
+            f"`hf download {name}` prints the folder to give; or give ",
+            Option("hub", "True"),
+            " to have it downloaded",
         )
     return ()
 

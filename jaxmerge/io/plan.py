@@ -112,6 +112,7 @@ def plan_peft(
     folders: Sequence[Folder],
     *,
     read_tensors: bool = False,
+    hub: bool = False,
     **options: Any,
 ) -> Plan:
     """Coverage, ranks, scales, conflicts and costs of merging PEFT adapters.
@@ -122,13 +123,14 @@ def plan_peft(
     Args:
       folders: adapter folders.
       read_tensors: read the tensors too, to find modules that are zero, NaN or Inf.
+      hub: as for `load_peft`.
       **options: as for `load_peft`.
 
     Raises:
       AdapterError: one of the inputs cannot be read at all.
     """
     read = ReadOptions(**options)
-    opened = open_adapters(folders, read)
+    opened = open_adapters(folders, read, hub=hub)
     found = tuple(conflicts(opened, read))
     zeros: list[tuple[str, ...] | None] = [None] * len(opened)
     if read_tensors and not any(c.kind in ("shape", "layout") for c in found):

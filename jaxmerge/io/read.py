@@ -34,6 +34,7 @@ def load_peft(
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Layout | None = None,
+    hub: bool = False,
 ) -> Adapters:
     """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
 
@@ -60,6 +61,9 @@ def load_peft(
         harmless.
       vera_inputs: input size of the modules of VeRA adapters, which their files do not
         hold: one number, or a table from name endings to numbers.
+      hub: ids on the Hub, ``owner/name@revision:subfolder``, may stand in the place of
+        folders; their configs and safetensors files are downloaded. Needs the extra
+        ``hub``.
       layout: "diffusers" reads folders without a config whose weights are in the layout
         of old diffusers attention processors, see `jaxmerge.io.layouts`.
 
@@ -82,7 +86,7 @@ def load_peft(
         vera_inputs=vera_inputs,
         layout=layout,
     )
-    opened = open_adapters(folders, options)
+    opened = open_adapters(folders, options, hub=hub)
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
@@ -196,4 +200,5 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         scales={module: spec.scale for module, spec in specs.items()},
         zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
         notes=adapter.notes,
+        hub=adapter.hub,
     )

@@ -33,6 +33,7 @@ class ReadOptions(TypedDict, total=False):
     ignore_config_keys: Sequence[str]
     vera_inputs: int | Mapping[str, int] | None
     layout: Layout | None
+    hub: bool
 
 
 class ModelInputs(NamedTuple):

@@ -31,7 +31,7 @@ from jaxmerge.jobs.tuning_space import SearchName, ends_met, read_space
 from jaxmerge.reports.scores import check_plot
 from jaxmerge.reports.search_plot import write_search_plot
 from jaxmerge.spec import parse
-from jaxmerge.tuning.running import Budget, Evaluate, best_row, run_searches
+from jaxmerge.tuning.progression import Budget, Evaluate, best_row, run_searches
 from jaxmerge.tuning.trace import Row, Trace
 
 

@@ -20,7 +20,7 @@ from jaxmerge.spec import Pipeline, PipelineError, parse
 from jaxmerge.spec.varied import without_scale
 from jaxmerge.tuning.families import Point
 from jaxmerge.tuning.measures import Measure
-from jaxmerge.tuning.running import Evaluate
+from jaxmerge.tuning.progression import Evaluate
 from jaxmerge.tuning.trace import Row, Scored
 from jaxmerge.types import LowRank, Update
 

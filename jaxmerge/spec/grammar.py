@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_names import counterpart
-from jaxmerge.spec.kinds import REQUIRED, Argument, Kind, Step
+from jaxmerge.spec.kinds import EACH, REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.presets import PRESETS
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
@@ -191,6 +191,8 @@ def read_value(where: str, argument: Argument, node: ast.expr) -> Any:
                 + _nearest(written, accepts.choices)
             )
         return written
+    if accepts.each and written == EACH:
+        return EACH
     try:
         return accepts.read(ast.literal_eval(node))
     except (ValueError, TypeError, MemoryError, RecursionError):

@@ -10,7 +10,7 @@ from jaxmerge.refusals import Refusal
 from jaxmerge.spec.varied import vary, vary_weights
 from jaxmerge.tuning import searches
 from jaxmerge.tuning.families import Family, Point, decode_mask, mask_pairs
-from jaxmerge.tuning.running import Budget, best_row, run_searches
+from jaxmerge.tuning.progression import Budget, best_row, run_searches
 from jaxmerge.tuning.searches import evolve, grid, line
 from jaxmerge.tuning.trace import Row, Scored, Trace
 

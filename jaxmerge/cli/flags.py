@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import copy
 import functools
 import inspect
 import re
@@ -150,13 +151,34 @@ def _read_options(
         ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Layout of weight files without a config.")
+        Layout | None,
+        typer.Option(
+            help="Layout of weight files without a config; the JAX library whose "
+            "checkpoint it is."
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("--lora-alpha", "--alpha"),
+            metavar="NUMBER|rank|NAME=NUMBER",
+            help="Alpha of checkpoints of JAX libraries, which hold none; for all "
+            "modules or by a pattern of names, 'rank' for a scale of 1. Repeatable.",
+        ),
+    ] = None,
+    scan_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0|1|none",
+            help="Axis of stacked layers in such a checkpoint, where shapes leave it "
+            "open.",
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
     return {
         "heads": heads,
-        "assume_alpha": _alpha(assume_alpha),
+        "assume_alpha": _alpha(assume_alpha, "--assume-alpha"),
         "strip_prefix": strip_prefix,
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
@@ -166,6 +188,8 @@ def _read_options(
         "ignore_config_keys": tuple(ignore_config_key or ()),
         "vera_inputs": _vera_inputs(vera_input or []),
         "layout": layout,
+        "lora_alpha": _alphas(lora_alpha or []),
+        "scan_axis": scan_axis if scan_axis in (None, "none") else _axis(scan_axis),
     }
 
 
@@ -191,6 +215,8 @@ def with_read_options(
     flags = {name: flag for name, flag in flags.items() if name not in fixed}
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
+    if any(parameter.name == "alpha" for parameter in own):
+        flags["lora_alpha"] = _without_short_name(flags["lora_alpha"])
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -203,6 +229,13 @@ def with_read_options(
     signed.__signature__ = signature.replace(parameters=parameters)
     signed.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _without_short_name(flag: inspect.Parameter) -> inspect.Parameter:
+    """The flag ``--lora-alpha`` of a command that has an ``--alpha`` of its own."""
+    option = copy.copy(flag.annotation.__metadata__[0])
+    option.param_decls = ()  # the first one is kept apart
+    return flag.replace(annotation=Annotated[list[str] | None, option])
 
 
 def numbers(text: str | None, option: str) -> list[float] | None:
@@ -242,14 +275,37 @@ def split(text: str | None) -> list[str] | None:
     return None if text is None else text.split(",")
 
 
-def _alpha(text: str | None) -> float | str | None:
+def _axis(text: str) -> int:
+    if text not in ("0", "1"):
+        raise typer.BadParameter(
+            f"expected 0, 1 or none, got {text!r}", param_hint="--scan-axis"
+        )
+    return int(text)
+
+
+def _alphas(entries: list[str]) -> Any:
+    """One alpha for all modules, or a table by names."""
+    found = {}
+    for entry in entries:
+        name, _, value = entry.rpartition("=")
+        found[name] = _alpha(value, "--lora-alpha")
+    if "" not in found:
+        return found or None
+    if len(found) > 1 or len(entries) > 1:
+        raise typer.BadParameter(
+            "give one alpha for all modules, or alphas by name", param_hint="--lora-alpha"
+        )
+    return found[""]
+
+
+def _alpha(text: str | None, option: str) -> float | str | None:
     if text in (None, "rank"):
         return text
     try:
         return float(text)
     except ValueError:
         raise typer.BadParameter(
-            f"expected a number or 'rank', got {text!r}", param_hint="--assume-alpha"
+            f"expected a number or 'rank', got {text!r}", param_hint=option
         ) from None
 
 

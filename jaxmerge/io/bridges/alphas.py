@@ -12,7 +12,11 @@ from jaxmerge.refusals import Option
 
 
 def alphas_of(
-    pairs: Iterable[Pair], alpha: Alpha | None, bridge: Bridge, where: object
+    pairs: Iterable[Pair],
+    alpha: Alpha | None,
+    bridge: Bridge,
+    where: object,
+    option: str = "lora_alpha",
 ) -> dict[str, float]:
     """Module -> alpha; AdapterError where it is not known.
 
@@ -22,10 +26,11 @@ def alphas_of(
         names as `_of_name` reads them.
       bridge: whose factors they are.
       where: the tree, for messages.
+      option: what the caller calls alpha.
     """
     pairs = list(pairs)
     if alpha is None:
-        raise AdapterError(f"{where}: {bridge.says} holds no alpha", *_remedy(bridge))
+        raise AdapterError(f"{where}: {bridge.says} holds no alpha", *_remedy(bridge, option))
     found: dict[str, float | Literal["rank"] | None] = {}
     ranks: dict[str, int] = {}
     table = _table(alpha, where)
@@ -37,7 +42,7 @@ def alphas_of(
     if missing:
         raise AdapterError(
             f"{where}: the table of alphas has none for {listing(missing)}",
-            *_remedy(bridge),
+            *_remedy(bridge, option),
         )
     return {
         name: float(ranks[name] if value in (None, "rank") else value)
@@ -72,7 +77,7 @@ def _dotted(pattern: str) -> str:
     return pattern.replace("/", ".")
 
 
-def _remedy(bridge: Bridge) -> tuple[str | Option, ...]:
+def _remedy(bridge: Bridge, option: str) -> tuple[str | Option, ...]:
     unscaled = (
         "; the library itself multiplies by nothing, which is "
         if bridge.unscaled
@@ -80,9 +85,9 @@ def _remedy(bridge: Bridge) -> tuple[str | Option, ...]:
     )
     return (
         ", so the scale of its updates is unknown; pass ",
-        Option("lora_alpha", "<number>"),
+        Option(option, "<number>"),
         " as in the training, or one by name, ",
-        Option("lora_alpha", ("NAME=NUMBER",), tabled=True),
+        Option(option, ("NAME=NUMBER",), tabled=True),
         unscaled,
-        Option("lora_alpha", "rank", quoted=True),
+        Option(option, "rank", quoted=True),
     )

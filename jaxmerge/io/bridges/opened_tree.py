@@ -18,7 +18,7 @@ from jaxmerge.io.bridges.trees import PARAMETERS, OrbaxTree, Tree, tree_folder
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, read_object
-from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.formats import RECORD_FILE, format_of
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import Alpha, BridgeName, ReadOptions, checked_alphas
 from jaxmerge.io.tensors import TensorFile, TensorInfo
@@ -74,7 +74,7 @@ class TreeTensors:
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder is a checkpoint of orbax and no folder of PEFT."""
-    if os.path.lexists(folder / CONFIG_FILE):
+    if os.path.lexists(folder / CONFIG_FILE) or format_of(folder) is not None:
         return False
     return tree_folder(folder) is not None
 
@@ -86,12 +86,12 @@ def open_folder(
     record = folder / RECORD_FILE
     alpha = options.lora_alpha
     if alpha is None and record.is_file():  # what this package wrote says it
-        alpha = checked_alphas(read_object(record).get("alpha"), f"{record}: alpha")
+        alpha = checked_alphas(read_object(record).get("lora_alpha"), f"{record}: lora_alpha")
     return open_tree(OrbaxTree(folder), options, alpha)
 
 
 def open_tree(
-    tree: Tree, options: ReadOptions, alpha: Alpha | None
+    tree: Tree, options: ReadOptions, alpha: Alpha | None, option: str = "lora_alpha"
 ) -> tuple[AdapterConfig, TreeTensors, KeyTable]:
     """Finds the factors of a tree and what they are multiplied with.
 
@@ -115,7 +115,7 @@ def open_tree(
         raw={},
         peft_type="LORA",
         alpha=None,
-        alphas=alphas_of(pairs, alpha, bridge, tree.path),
+        alphas=alphas_of(pairs, alpha, bridge, tree.path, option),
     )
     table = KeyTable(notes=list(_notes(tree, pairs)))
     for key in tensors.infos:

@@ -16,6 +16,7 @@ from jaxmerge.io.tensors import TensorInfo
 
 METADATA = "_METADATA"  # of orbax, in every folder that holds a tree
 PARAMETERS = "model_params"  # the item in which tunix keeps them
+_PLACE = "tree"  # in which orbax writes, before its files are moved up
 _MOST = 1000  # entries of a folder that are looked at
 _BOXES = ("value", "raw_value")  # what an nnx.Variable or a box of linen adds to a path
 _DAMAGE = (AttributeError, KeyError, MemoryError, OSError, TypeError, ValueError)
@@ -98,6 +99,18 @@ class OrbaxTree:
             )
         return {path: self._checked(path, found[path]) for path in wanted}
 
+    def as_there(self, path: TreePath, array: np.ndarray) -> np.ndarray:
+        """An array in the dtype of the one that the tree has at a path."""
+        dtype = self.infos[path].dtype
+        with np.errstate(over="ignore"):
+            cast = array.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise AdapterError(
+                f"{self.path}: {'/'.join(path)!r} does not fit into {dtype.name}, the "
+                "dtype of the tree"
+            )
+        return cast
+
     def _checked(self, path: TreePath, array: Any) -> np.ndarray:
         info = self.infos[path]
         if (info.shape, info.dtype) != (array.shape, array.dtype):
@@ -106,6 +119,31 @@ class OrbaxTree:
                 "the array has; the checkpoint is damaged"
             )
         return array
+
+
+def save_arrays(folder: Path, place: Path, tree: Any) -> None:
+    """Writes a tree as orbax does.
+
+    Args:
+      folder: an existing folder.
+      place: of the tree in it; ``<step>/<item>`` is written by a manager of steps.
+      tree: dicts of arrays.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = folder.resolve()
+    if len(place.parts) == 2 and place.parts[0].isdecimal():
+        step, item = place.parts
+        with ocp.CheckpointManager(folder) as manager:
+            saved = ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)})
+            manager.save(int(step), args=saved)
+            manager.wait_until_finished()
+        return
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / place / _PLACE, tree)
+    for path in (folder / place / _PLACE).iterdir():
+        path.rename(folder / place / path.name)
+    (folder / place / _PLACE).rmdir()
 
 
 def tree_folder(folder: Path) -> Path | None:

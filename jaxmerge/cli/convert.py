@@ -47,9 +47,9 @@ def convert(
 ) -> None:
     """Convert adapters to orbax or to a JAX library, and back to PEFT.
 
-    Several PEFT folders become one orbax checkpoint, and --task takes one out of it.
-    --to nnx, qwix, tunix or gemma writes the checkpoint that this library loads. Nothing
-    is lost, but a PEFT folder comes back with its scale folded into B (alpha = r).
+    Several PEFT folders become one orbax checkpoint, of which --task takes one out.
+    --to nnx, qwix, tunix or gemma writes a checkpoint of that library. Nothing is lost,
+    but a PEFT folder comes back with its scale folded into B (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting

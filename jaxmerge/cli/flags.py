@@ -293,7 +293,8 @@ def _alphas(entries: list[str]) -> Any:
         return found or None
     if len(found) > 1 or len(entries) > 1:
         raise typer.BadParameter(
-            "give one alpha for all modules, or alphas by name", param_hint="--lora-alpha"
+            "give one alpha for all modules, or alphas by name",
+            param_hint="--lora-alpha",
         )
     return found[""]
 

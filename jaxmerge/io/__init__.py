@@ -1,4 +1,4 @@
-"""Reading and writing adapters: PEFT folders, orbax checkpoints, trees of JAX libraries.
+"""Reading and writing adapters: PEFT folders, orbax, trees of JAX libraries.
 
 `load_peft` and `plan_peft` read, `save_peft` writes; trees in memory come in by
 `from_nnx` and its like and go back by `to_nnx`; statistics of inputs are files and

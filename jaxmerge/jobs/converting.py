@@ -183,7 +183,7 @@ def _write_tree(
 ) -> str:
     from jaxmerge.io.bridges.folders import save_tree, tree_of_merge
 
-    made_of = tree_of_merge(folder)
+    made_of = tree_of_merge(folder, library)
     alpha, scan_axis = read.get("lora_alpha"), read.get("scan_axis")
     if made_of is not None:
         like = made_of.like if like is None else like

@@ -30,7 +30,9 @@ def alphas_of(
     """
     pairs = list(pairs)
     if alpha is None:
-        raise AdapterError(f"{where}: {bridge.says} holds no alpha", *_remedy(bridge, option))
+        raise AdapterError(
+            f"{where}: {bridge.says} holds no alpha", *_remedy(bridge, option)
+        )
     found: dict[str, float | Literal["rank"] | None] = {}
     ranks: dict[str, int] = {}
     table = _table(alpha, where)
@@ -66,7 +68,7 @@ def _of_name(
     The names are that in the tree, where a slash in a pattern stands for a dot, and
     that of the merge.
     """
-    if not isinstance(alpha, Mapping):
+    if isinstance(alpha, float | int) or alpha == "rank":
         return alpha
     by_key = {_dotted(key): value for key, value in alpha.items()}
     keys = (table.first(name) for name in names)

@@ -1,7 +1,7 @@
 """Adapters written as the checkpoint that a JAX library would have saved.
 
-With the tree of a model the checkpoint has its arrays, its nesting and, where a manager
-of orbax wrote it, its step and item. Alpha stands in ``jaxmerge.json`` beside it, so that
+With the tree of a model the checkpoint has its arrays, its nesting and, where a
+manager of orbax wrote it, its step and item. Alpha stands in ``jaxmerge.json`` beside it, so that
 this package reads it back without being told; the libraries do not read that file.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.bridges.memory import factors_of, nested
-from jaxmerge.io.bridges.opened_tree import is_tree, open_tree
+from jaxmerge.io.bridges.opened_tree import is_tree, library_of, open_tree
 from jaxmerge.io.bridges.pairs import TreePath
 from jaxmerge.io.bridges.table import BRIDGES
 from jaxmerge.io.bridges.trees import OrbaxTree, replaced, save_arrays
@@ -88,7 +88,10 @@ def save_tree(
     else:
         held = OrbaxTree(Path(like))
         options = ReadOptions(layout=layout, scan_axis=scan_axis)
-        place, pairs = held.item.relative_to(like), open_tree(held, options, "rank")[1].pairs
+        place, pairs = (
+            held.item.relative_to(like),
+            open_tree(held, options, "rank")[1].pairs,
+        )
         arrays = woven(updates, pairs, bridge, where=like, **weaving)
         arrays = {path: held.as_there(path, array) for path, array in arrays.items()}
         others = held.read(held.infos.keys() - arrays.keys())
@@ -123,8 +126,8 @@ class TreeOfMerge(NamedTuple):
     scan_axis: ScanAxis | None
 
 
-def tree_of_merge(folder: Folder) -> TreeOfMerge | None:
-    """The first checkpoint of a JAX library among the inputs of a merge, if any."""
+def tree_of_merge(folder: Folder, layout: BridgeName) -> TreeOfMerge | None:
+    """The first checkpoint of a library among the inputs of a merge, if any."""
     try:
         record = read_object(Path(folder) / RECORD_FILE)
         options = checked_options(record["read_options"], folder, "read_options")
@@ -132,7 +135,7 @@ def tree_of_merge(folder: Folder) -> TreeOfMerge | None:
     except (AdapterError, KeyError, TypeError):
         return None
     for place in places:
-        if is_tree(place):
+        if is_tree(place) and library_of(OrbaxTree(place), options) == layout:
             return TreeOfMerge(place, options.lora_alpha, options.scan_axis)
     return None
 

@@ -61,6 +61,7 @@ def to_tree(
     like: Any,
     alpha: Alpha | None,
     rank: int | None,
+    scan_axis: ScanAxis | None,
 ) -> Any:
     """A tree of the library that holds an update of every module; see `to_nnx`."""
     bridge = BRIDGES[layout]
@@ -69,7 +70,7 @@ def to_tree(
     if like is None:
         arrays = woven(found, new_pairs(found, bridge), bridge, where="tree", **weaving)
         return nested(arrays)
-    options = ReadOptions(layout=layout)
+    options = ReadOptions(layout=layout, scan_axis=scan_axis)
     _, tensors, _ = open_tree(MemoryTree(like, "like"), options, "rank")
     arrays = woven(found, tensors.pairs, bridge, where="like", **weaving)
 

@@ -6,7 +6,7 @@ The library computes ``x @ a @ b`` and multiplies by nothing.
 
 from jaxmerge.io.bridges.pairs import Role, TreePath
 
-_PARTS = {"lora_a": "a", "lora_b": "b"}
+_NAMES = ("lora_a", "lora_b")
 
 
 def role(path: TreePath) -> Role | None:
@@ -15,11 +15,11 @@ def role(path: TreePath) -> Role | None:
     >>> role(("layers", "0", "q_proj", "lora", "lora_a"))
     (('layers', '0', 'q_proj'), 'a')
     """
-    part = _PARTS.get(path[-1])
-    if part is None:
+    if path[-1] not in _NAMES:
         return None
     module = path[:-1]
-    return (module[:-1] if module[-1:] == ("lora",) else module), part
+    module = module[:-1] if module[-1:] == ("lora",) else module
+    return module, "a" if path[-1] == "lora_a" else "b"
 
 
 def new_paths(module: TreePath) -> tuple[TreePath, TreePath]:

@@ -1,7 +1,7 @@
 """A tree of a JAX library as the table of tensors that a PEFT file would be.
 
-Factors are given as PEFT has them, ``lora_A.weight [r, n]`` and ``lora_B.weight [m, r]``,
-so that a tree is planned, merged and verified like any folder.
+Factors are given as PEFT has them, ``lora_A.weight [r, n]`` and ``lora_B.weight
+[m, r]``, so that a tree is planned, merged and verified like any folder.
 """
 
 import os
@@ -51,7 +51,7 @@ class TreeTensors:
             shapes = {"A": (pair.rank, n), "B": (m, pair.rank)}
             for layer, names in enumerate(pair.layers):
                 for place, name in enumerate(names):
-                    for part, path in (("A", pair.a), ("B", pair.b)):
+                    for part, path in _parts(pair):
                         key = f"{name}.lora_{part}.weight"
                         dtype = tree.infos[path].dtype
                         self._places[key] = (pair, layer, place, part)
@@ -72,6 +72,10 @@ class TreeTensors:
         return pair.factor_b(self._arrays[pair.b], layer, place)
 
 
+def _parts(pair: Pair) -> tuple[tuple[Part, TreePath], ...]:
+    return ("A", pair.a), ("B", pair.b)
+
+
 def is_tree(folder: Path) -> bool:
     """Whether a folder is a checkpoint of orbax and no folder of PEFT."""
     if os.path.lexists(folder / CONFIG_FILE) or format_of(folder) is not None:
@@ -86,7 +90,9 @@ def open_folder(
     record = folder / RECORD_FILE
     alpha = options.lora_alpha
     if alpha is None and record.is_file():  # what this package wrote says it
-        alpha = checked_alphas(read_object(record).get("lora_alpha"), f"{record}: lora_alpha")
+        alpha = checked_alphas(
+            read_object(record).get("lora_alpha"), f"{record}: lora_alpha"
+        )
     return open_tree(OrbaxTree(folder), options, alpha)
 
 
@@ -99,7 +105,7 @@ def open_tree(
       AdapterError: no factors, those of several libraries, shapes that can be read in
         more than one way, or a module without alpha.
     """
-    name = _bridge(tree, options)
+    name = library_of(tree, options)
     bridge = BRIDGES[name]
     pairs = find_pairs(
         tree.infos,
@@ -124,7 +130,8 @@ def open_tree(
     return config, tensors, table
 
 
-def _bridge(tree: Tree, options: ReadOptions) -> BridgeName:
+def library_of(tree: Tree, options: ReadOptions) -> BridgeName:
+    """The library whose factors a tree holds; AdapterError unless it is one."""
     found = told(tree.infos, by_tunix=tree.path.parent.name == PARAMETERS)
     if not found:
         paths = listing(map("/".join, tree.infos))
@@ -163,4 +170,3 @@ def _notes(tree: Tree, pairs: Iterable[Pair]) -> Iterable[str]:
     shared = [layer for pair in pairs for layer in pair.layers if len(layer) > 1]
     if shared:
         yield f"{len(shared)} arrays a are shared, by modules such as {shared[0]}"
-

@@ -1,8 +1,8 @@
 """Two arrays of a tree that are the factors of a layer, or of layers in a stack.
 
-Libraries of JAX compute ``x @ a @ b``: a is ``[*inputs, r]`` and b is ``[r, *outputs]``,
+Libraries of JAX compute ``x @ a @ b``: a is ``[*inputs, r]`` and b ``[r, *outputs]``,
 with as many axes of inputs and outputs as the layer contracts and makes. Under
-``nn.scan`` or ``nnx.vmap`` both have one axis more, of L layers. With inputs and outputs
+``nn.scan`` or ``nnx.vmap`` both have one axis more, of L layers. With their axes
 flattened in the order of the tree, each layer is the update ``B A`` of the matrices
 ``A = a.T [r, n]`` and ``B = b.T [m, r]``.
 """

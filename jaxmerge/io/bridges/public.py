@@ -22,11 +22,11 @@ def from_nnx(
     names: "Sequence[str] | None" = None,
     scan_axis: ScanAxis | None = None,
 ) -> "Adapters":
-    """Adapters of flax ``nnx.LoRA`` and ``nnx.LoRALinear``: update ``alpha / r * a @ b``.
+    """Adapters of flax ``nnx.LoRA`` and ``nnx.LoRALinear``, ``alpha / r * a @ b``.
 
     Args:
       *states: a tree for each adapter, such as ``nnx.state(model, nnx.LoRAParam)``.
-      alpha: what no tree holds: a number as in the training, "rank" for a scale of 1,
+      alpha: has to be given, as no tree holds it: a number as in the training, "rank" for a scale of 1,
         which is what flax itself computes, or a table of these by patterns of names
         (the first that fits the end of a module's name, as in PEFT's alpha_pattern).
       names: of the adapters; by default "tree-1" and so on.
@@ -55,6 +55,7 @@ def to_nnx(
     like: Any = None,
     alpha: Alpha = "rank",
     rank: int | None = None,
+    scan_axis: ScanAxis | None = None,
 ) -> Any:
     """A tree of flax ``nnx.LoRA`` that holds an update of every module.
 
@@ -67,6 +68,7 @@ def to_nnx(
         what flax itself computes.
       rank: of every module. By default modules that have one rank in ``like`` keep one,
         the same or, where an update needs more, a larger one.
+      scan_axis: of ``like``, as in `from_nnx`.
 
     Returns:
       A tree like ``like``: ``nnx.update(model, tree)`` puts it into the model.
@@ -80,7 +82,8 @@ def to_nnx(
     >>> float(tree["fc"]["lora_b"][0, 0])
     4.0
     """
-    return to_tree(updates, "nnx", like=like, alpha=alpha, rank=rank)
+    given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
+    return to_tree(updates, "nnx", **given)
 
 
 def from_qwix(
@@ -105,12 +108,14 @@ def to_qwix(
     like: Any = None,
     alpha: Alpha | None = None,
     rank: int | None = None,
+    scan_axis: ScanAxis | None = None,
 ) -> Any:
     """A tree of qwix that holds an update of every module, see `to_nnx`.
 
     The rule of the model has to have this alpha, and the ranks of the arrays.
     """
-    return to_tree(updates, "qwix", like=like, alpha=alpha, rank=rank)
+    given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
+    return to_tree(updates, "qwix", **given)
 
 
 def from_tunix(
@@ -133,10 +138,11 @@ def to_tunix(
     like: Any,
     alpha: Alpha | None = None,
     rank: int | None = None,
+    scan_axis: ScanAxis | None = None,
 ) -> Any:
-    """A tree of tunix that holds an update of every module, see `to_qwix`.
-    """
-    return to_tree(updates, "tunix", like=like, alpha=alpha, rank=rank)
+    """A tree of tunix that holds an update of every module, see `to_qwix`."""
+    given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
+    return to_tree(updates, "tunix", **given)
 
 
 def from_gemma(
@@ -160,7 +166,8 @@ def to_gemma(
     like: Any,
     alpha: Alpha = "rank",
     rank: int | None = None,
+    scan_axis: ScanAxis | None = None,
 ) -> Any:
-    """A tree of gemma that holds an update of every module, see `to_nnx`.
-    """
-    return to_tree(updates, "gemma", like=like, alpha=alpha, rank=rank)
+    """A tree of gemma that holds an update of every module, see `to_nnx`."""
+    given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
+    return to_tree(updates, "gemma", **given)

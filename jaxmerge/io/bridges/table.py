@@ -89,7 +89,10 @@ def told(paths: Iterable[TreePath], *, by_tunix: bool) -> list[BridgeName]:
     """
     paths = list(paths)
     apart: tuple[BridgeName, ...] = ("nnx", "qwix", "gemma")
-    found = [name for name in apart if any(map(BRIDGES[name].role, paths))]
+    found: list[BridgeName] = [
+        name for name in apart if any(map(BRIDGES[name].role, paths))
+    ]
     einsums = any(p[-3:-2] == ("attn",) and p[-1] == "w_lora_a" for p in paths)
-    tunix = by_tunix or einsums
-    return ["tunix" if name == "qwix" and tunix else name for name in found]
+    if "qwix" in found and (by_tunix or einsums):
+        found[found.index("qwix")] = "tunix"
+    return found

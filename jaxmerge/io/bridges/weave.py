@@ -33,7 +33,9 @@ def new_pairs(updates: Mapping[str, Factors], bridge: Bridge) -> tuple[Pair, ...
         path_a, path_b = bridge.new_paths(module)
         shape = {"inputs": a.shape[1:], "outputs": b.shape[:1], "rank": 1}
         pairs.append(
-            Pair(module=module, a=path_a, b=path_b, axis=None, layers=((name,),), **shape)
+            Pair(
+                module=module, a=path_a, b=path_b, axis=None, layers=((name,),), **shape
+            )
         )
     return tuple(pairs)
 
@@ -87,7 +89,7 @@ def woven(
                 )
             )
         found[pair.a], found[pair.b] = pair.arrays(padded)
-        if not np.isfinite(found[pair.b]).all() or not np.isfinite(found[pair.a]).all():
+        if not all(np.isfinite(found[path]).all() for path in (pair.a, pair.b)):
             raise AdapterError(
                 f"{where}: module {'/'.join(pair.module)!r}: its factors are not finite "
                 "after division by alpha / rank"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxmerge.cli import values
 from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
 _READING = "Reading adapters"
@@ -178,7 +179,7 @@ def _read_options(
     """The options of `jaxmerge.io.load_peft` from their flags."""
     return {
         "heads": heads,
-        "assume_alpha": _alpha(assume_alpha, "--assume-alpha"),
+        "assume_alpha": values.alpha(assume_alpha, "--assume-alpha"),
         "strip_prefix": strip_prefix,
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
@@ -186,10 +187,12 @@ def _read_options(
         "allow_zero": allow_zero,
         "weight_file": weight_file,
         "ignore_config_keys": tuple(ignore_config_key or ()),
-        "vera_inputs": _vera_inputs(vera_input or []),
+        "vera_inputs": values.vera_inputs(vera_input or []),
         "layout": layout,
-        "lora_alpha": _alphas(lora_alpha or []),
-        "scan_axis": scan_axis if scan_axis in (None, "none") else _axis(scan_axis),
+        "lora_alpha": values.alphas(lora_alpha or []),
+        "scan_axis": scan_axis
+        if scan_axis in (None, "none")
+        else values.axis(scan_axis),
     }
 
 
@@ -273,57 +276,3 @@ def _is_number(text: str) -> bool:
 def split(text: str | None) -> list[str] | None:
     """Names separated by commas."""
     return None if text is None else text.split(",")
-
-
-def _axis(text: str) -> int:
-    if text not in ("0", "1"):
-        raise typer.BadParameter(
-            f"expected 0, 1 or none, got {text!r}", param_hint="--scan-axis"
-        )
-    return int(text)
-
-
-def _alphas(entries: list[str]) -> Any:
-    """One alpha for all modules, or a table by names."""
-    found = {}
-    for entry in entries:
-        name, _, value = entry.rpartition("=")
-        found[name] = _alpha(value, "--lora-alpha")
-    if "" not in found:
-        return found or None
-    if len(found) > 1 or len(entries) > 1:
-        raise typer.BadParameter(
-            "give one alpha for all modules, or alphas by name",
-            param_hint="--lora-alpha",
-        )
-    return found[""]
-
-
-def _alpha(text: str | None, option: str) -> float | str | None:
-    if text in (None, "rank"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected a number or 'rank', got {text!r}", param_hint=option
-        ) from None
-
-
-def _vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
-    sizes = {}
-    for entry in entries:
-        name, _, count = entry.rpartition("=")
-        if not count.isdecimal():
-            raise typer.BadParameter(
-                f"expected a size or name=size, got {entry!r}",
-                param_hint="--vera-input",
-            )
-        sizes[name] = int(count)
-    if "" not in sizes:
-        return sizes or None
-    if len(sizes) > 1:
-        raise typer.BadParameter(
-            "give one size for all modules, or sizes by name", param_hint="--vera-input"
-        )
-    return sizes[""]

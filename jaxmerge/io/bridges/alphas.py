@@ -10,6 +10,8 @@ from jaxmerge.io.options import Alpha
 from jaxmerge.io.pattern_table import PatternTable
 from jaxmerge.refusals import Option
 
+One = float | Literal["rank"]
+
 
 def alphas_of(
     pairs: Iterable[Pair],
@@ -33,7 +35,7 @@ def alphas_of(
         raise AdapterError(
             f"{where}: {bridge.says} holds no alpha", *_remedy(bridge, option)
         )
-    found: dict[str, float | Literal["rank"] | None] = {}
+    found: dict[str, One | None] = {}
     ranks: dict[str, int] = {}
     table = _table(alpha, where)
     for pair in pairs:
@@ -60,15 +62,15 @@ def _table(alpha: Alpha, where: object) -> PatternTable:
         raise AdapterError(f"{where}: the table of alphas: {error}") from error
 
 
-def _of_name(
-    alpha: Alpha, table: PatternTable, names: Iterable[str]
-) -> float | Literal["rank"] | None:
+def _of_name(alpha: Alpha, table: PatternTable, names: Iterable[str]) -> One | None:
     """The alpha of a module: of the first pattern that fits the end of one its names.
 
     The names are that in the tree, where a slash in a pattern stands for a dot, and
     that of the merge.
     """
-    if isinstance(alpha, float | int) or alpha == "rank":
+    if isinstance(alpha, str):
+        return "rank"
+    if not isinstance(alpha, Mapping):
         return alpha
     by_key = {_dotted(key): value for key, value in alpha.items()}
     keys = (table.first(name) for name in names)

@@ -91,8 +91,8 @@ def woven(
         found[pair.a], found[pair.b] = pair.arrays(padded)
         if not all(np.isfinite(found[path]).all() for path in (pair.a, pair.b)):
             raise AdapterError(
-                f"{where}: module {'/'.join(pair.module)!r}: its factors are not finite "
-                "after division by alpha / rank"
+                f"{where}: module {'/'.join(pair.module)!r}: its factors, divided by "
+                "alpha / rank, are not finite"
             )
     return found
 

@@ -68,11 +68,9 @@ def _of_name(alpha: Alpha, table: PatternTable, names: Iterable[str]) -> One | N
     The names are that in the tree, where a slash in a pattern stands for a dot, and
     that of the merge.
     """
-    if isinstance(alpha, str):
-        return "rank"
     if not isinstance(alpha, Mapping):
-        return alpha
-    by_key = {_dotted(key): value for key, value in alpha.items()}
+        return alpha if isinstance(alpha, float | int) else "rank"
+    by_key: dict[str, One] = {_dotted(key): value for key, value in alpha.items()}
     keys = (table.first(name) for name in names)
     return next((by_key[key] for key in keys if key is not None), None)
 

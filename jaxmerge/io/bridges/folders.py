@@ -1,8 +1,8 @@
 """Adapters written as the checkpoint that a JAX library would have saved.
 
 With the tree of a model the checkpoint has its arrays, its nesting and, where a
-manager of orbax wrote it, its step and item. Alpha stands in ``jaxmerge.json`` beside it, so that
-this package reads it back without being told; the libraries do not read that file.
+manager of orbax wrote it, its step and item. Alpha stands in ``jaxmerge.json`` beside
+it, so that this package reads it back without being told; no library reads that file.
 """
 
 import json

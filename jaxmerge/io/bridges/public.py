@@ -26,9 +26,9 @@ def from_nnx(
 
     Args:
       *states: a tree for each adapter, such as ``nnx.state(model, nnx.LoRAParam)``.
-      alpha: has to be given, as no tree holds it: a number as in the training, "rank" for a scale of 1,
-        which is what flax itself computes, or a table of these by patterns of names
-        (the first that fits the end of a module's name, as in PEFT's alpha_pattern).
+      alpha: has to be given, as no tree holds it: a number as in the training, "rank"
+        for a scale of 1, which is what flax itself computes, or a table of these by
+        patterns of names (the first that fits the end of a module's name counts).
       names: of the adapters; by default "tree-1" and so on.
       scan_axis: axis of layers that are stacked (0 or 1, or "none"), where shapes leave
         it open.

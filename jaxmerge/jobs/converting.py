@@ -181,7 +181,7 @@ def _write_tree(
     read: ReadOptions,
     target: dict[str, Any],
 ) -> str:
-    from jaxmerge.io.bridges.folders import save_tree, tree_of_merge
+    from jaxmerge.io.bridges.saved_trees import save_tree, tree_of_merge
 
     made_of = tree_of_merge(folder, library)
     alpha, scan_axis = read.get("lora_alpha"), read.get("scan_axis")

@@ -7,7 +7,7 @@ factors are left out on the way in, and on the way back are those of ``like``.
 
 from typing import TYPE_CHECKING, Any
 
-from jaxmerge.io.bridges.memory import Updates, from_trees, to_tree
+from jaxmerge.io.bridges.trees_in_memory import Updates, from_trees, to_tree
 from jaxmerge.io.options import Alpha, ScanAxis
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.bridges.memory import factors_of, nested
 from jaxmerge.io.bridges.opened_tree import is_tree, library_of, open_tree
 from jaxmerge.io.bridges.pairs import TreePath
 from jaxmerge.io.bridges.table import BRIDGES
 from jaxmerge.io.bridges.trees import OrbaxTree, replaced, save_arrays
+from jaxmerge.io.bridges.trees_in_memory import factors_of, nested
 from jaxmerge.io.bridges.weave import new_pairs, woven
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.factors import common_dtype

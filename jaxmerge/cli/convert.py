@@ -1,14 +1,16 @@
-"""``jaxmerge convert``: PEFT folders <-> orbax checkpoints."""
+"""``jaxmerge convert``: adapters from one format of folders to another."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
-from jaxmerge.io.formats import FormatName
 from jaxmerge.runtime import start_jax
+
+Target = Literal["peft", "orbax", "nnx", "qwix", "tunix", "gemma"]
 
 
 @with_read_options
@@ -18,8 +20,19 @@ def convert(
     out: Out,
     read: dict[str, Any],
     to: Annotated[
-        FormatName, typer.Option(help="Format of the checkpoint that is written.")
-    ] = "orbax",
+        Target | None,
+        typer.Option(
+            help="Format that is written. PEFT folders become orbax unless given, and "
+            "everything else PEFT."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint of the JAX model that is to load the result; unless given "
+            "one of those that were merged."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="Name of the adapter to take from a checkpoint of several."),
@@ -32,17 +45,24 @@ def convert(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Convert PEFT folders to orbax, and back.
+    """Convert adapters to orbax or to a JAX library, and back to PEFT.
 
-    The direction follows from the input. Several folders become one checkpoint, and
-    --task takes one out of it. Nothing is lost either way, but a PEFT folder
-    comes back with its scale folded into B (alpha = r).
+    Several PEFT folders become one orbax checkpoint, of which --task takes one out.
+    --to nnx, qwix, tunix or gemma writes a checkpoint of that library. Nothing is lost,
+    but a PEFT folder comes back with its scale folded into B (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting
 
     found = converting.convert(
-        folders, out=out, to=to, task=task, ragged=ragged, force=force, **read
+        folders,
+        out=out,
+        to=to,
+        like=like,
+        task=task,
+        ragged=ragged,
+        force=force,
+        **read,
     )
 
     def lines() -> Iterator[str]:

@@ -7,7 +7,7 @@ adapters is found before any tensor is.
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.beside import left_out
+from jaxmerge.io.bridges.opened_tree import is_tree, open_folder
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec, factor_spec
@@ -28,7 +29,7 @@ from jaxmerge.io.layouts import open_without_config
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.places import adapter_folder, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
-from jaxmerge.io.shards import files_of, open_weights
+from jaxmerge.io.shards import open_weights
 from jaxmerge.io.tensors import TensorFile
 from jaxmerge.refusals import Option
 
@@ -119,8 +120,36 @@ def _open_adapter(
     options: ReadOptions,
     fetched: Fetched | None,
 ) -> OpenAdapter:
-    unchanged = Unchanged(path.iterdir())
-    config, tensors, table = _open_files(path, options)
+    tree = is_tree(path)
+    unchanged = Unchanged(path.rglob("*") if tree else path.iterdir())
+    opened = open_folder(path, options) if tree else _open_files(path, options)
+    found = opened_adapter(name, folder, opened, options, unchanged=unchanged)
+    files = [file.name for file in found.files]
+    return replace(
+        found,
+        notes=(*found.notes, *left_out(path, files)),
+        hub=None if fetched is None else str(fetched.pinned),
+    )
+
+
+def opened_adapter(
+    name: str,
+    folder: Folder,
+    opened: tuple[AdapterConfig, TensorFile, KeyTable],
+    options: ReadOptions,
+    *,
+    unchanged: Unchanged,
+) -> OpenAdapter:
+    """An adapter of which config, header and keys have been read.
+
+    Args:
+      name: its name.
+      folder: where it is, as the caller gave it.
+      opened: its config, its tensors and what they are.
+      options: how it is read.
+      unchanged: its files, since before they were opened.
+    """
+    config, tensors, table = opened
     if not table.modules:
         raise AdapterError(
             f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should); "
@@ -140,12 +169,11 @@ def _open_adapter(
         add_prefix=options.add_prefix,
     )
     for names in (specs, table.heads):
-        check_names(names, [rename(n) for n in names], path, options)
+        check_names(names, [rename(n) for n in names], Path(folder), options)
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
-        hub=None if fetched is None else str(fetched.pinned),
-        files=tuple(dict.fromkeys((config.path, *files_of(tensors)))),
+        files=tuple(dict.fromkeys(_files_of(config, tensors))),
         unchanged=unchanged,
         config=config,
         tensors=tensors,
@@ -156,9 +184,13 @@ def _open_adapter(
             *table.notes,
             *_notes(copies, specs, tensors),
             *_missing(config, table),
-            *left_out(path, [file.name for file in files_of(tensors)]),
         ),
     )
+
+
+def _files_of(config: AdapterConfig, tensors: TensorFile) -> tuple[Path, ...]:
+    """The files of an adapter; none if it is in memory."""
+    return (config.path, *tensors.files) if tensors.files else ()
 
 
 def _notes(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
@@ -13,7 +14,14 @@ from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
 from jaxmerge.io.files import sha256
 from jaxmerge.io.opening import OpenAdapter, open_adapters
-from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions, WeightFile
+from jaxmerge.io.options import (
+    Alpha,
+    HeadPolicy,
+    Layout,
+    ReadOptions,
+    ScanAxis,
+    WeightFile,
+)
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, finite
 from jaxmerge.refusals import Option, Refusal
@@ -34,6 +42,8 @@ def load_peft(
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Layout | None = None,
+    lora_alpha: Alpha | None = None,
+    scan_axis: ScanAxis | None = None,
     hub: bool = False,
 ) -> Adapters:
     """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
@@ -65,7 +75,13 @@ def load_peft(
         folders; their configs and safetensors files are downloaded. Needs the extra
         ``hub``.
       layout: "diffusers" reads folders without a config whose weights are in the layout
-        of old diffusers attention processors, see `jaxmerge.io.layouts`.
+        of old diffusers attention processors, see `jaxmerge.io.layouts`; the name of a
+        JAX library (`jaxmerge.io.bridges.table.BRIDGES`) says whose tree a checkpoint
+        holds, where that decides the names of modules.
+      lora_alpha: of checkpoints of JAX libraries, which hold none: a number as in their
+        training, "rank" for a scale of 1, or a table of these by patterns of names.
+      scan_axis: axis of stacked layers in such a checkpoint (0 or 1, or "none"), where
+        shapes leave it open.
 
     Returns:
       `Adapters`.
@@ -85,8 +101,14 @@ def load_peft(
         ignore_config_keys=ignore_config_keys,
         vera_inputs=vera_inputs,
         layout=layout,
+        lora_alpha=lora_alpha,
+        scan_axis=scan_axis,
     )
-    opened = open_adapters(folders, options, hub=hub)
+    return fitting(open_adapters(folders, options, hub=hub), options)
+
+
+def fitting(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+    """Reads opened adapters; AdapterError unless they fit each other."""
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
@@ -186,13 +208,17 @@ def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
     return heads
 
 
+def _below(folder: str, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
 def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
     config, specs = adapter.config, adapter.specs
     return Source(
         path=adapter.folder,
         config=dict(config.raw),
         weight_file=adapter.tensors.path.name,
-        sha256={path.name: sha256(path) for path in adapter.files},
+        sha256={_below(adapter.folder, path): sha256(path) for path in adapter.files},
         base_model=config.base_model,
         revision=config.revision,
         task_type=config.task_type,

@@ -21,6 +21,7 @@ class ShardedFile:
 
     Attributes:
       path: the index.
+      files: the index and all shards.
       shards: file by file.
     """
 
@@ -42,6 +43,7 @@ class ShardedFile:
                     f"{path}: lists other tensors in {name} than that file holds "
                     f"({listing(different)}); download or save it again"
                 )
+        self.files = (path, *(shard.path for shard in self.shards.values()))
         self._places = places
         self.infos: dict[str, Described] = {
             key: self.shards[name].infos[key] for key, name in places.items()
@@ -54,13 +56,6 @@ class ShardedFile:
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor."""
         return self.holder(key).read(key)
-
-
-def files_of(tensors: TensorFile) -> tuple[Path, ...]:
-    """All files of which a weight file consists."""
-    if isinstance(tensors, ShardedFile):
-        return (tensors.path, *(shard.path for shard in tensors.shards.values()))
-    return (tensors.path,)
 
 
 def open_weights(path: Path) -> TensorFile:

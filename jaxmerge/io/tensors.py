@@ -45,6 +45,9 @@ class TensorFile(Protocol):
     def path(self) -> Path: ...
 
     @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
     def metadata(self) -> Mapping[str, str]: ...
 
     @property
@@ -60,6 +63,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         try:
             self._file = Safetensors(path)
         except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
 from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.factors import read_factors
-from jaxmerge.io.files import CONFIG_FILE, sha256
+from jaxmerge.io.files import CONFIG_FILE, digests, sha256
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.opening import open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions, check_head_policy
@@ -168,7 +168,7 @@ def save_peft(
         "heads": policy,
     }
     target = {"force": force, "inputs": [*(s.path for s in like.sources), *inputs]}
-    digests = _write_folder(out, output, settings, like=like, card=card, target=target)
+    files = _write_folder(out, output, settings, like=like, card=card, target=target)
     ranks = {module: found.rank for module, found in output.factors.items()}
     widest = max(ranks.values(), default=0)
     return SaveReport(
@@ -178,7 +178,7 @@ def save_peft(
         energy=_energy(updates, output),
         cast_error=output.cast_error,
         dtype=dtype.name,
-        files=digests,
+        files=files,
         omitted=tuple(sorted(like.stacks.keys() - updates.keys())),
         max_lora_rank=vllm_max_lora_rank(widest) if widest else None,
     )
@@ -246,18 +246,18 @@ def _write_folder(
         if output.config is not None:
             _write_json(folder / CONFIG_FILE, output.config)
         _verify(folder, output)
-        digests = _digests(folder)
+        written = digests(folder)
         facts = {
             **settings,
             "kind": "delta" if output.config is None else "adapter",
-            "sha256": digests,
+            "sha256": written,
         }
         record = build_record(like, card, facts)
         _write_json(folder / RECORD_FILE, record)
         shares = {module: found.energy for module, found in output.factors.items()}
         (folder / CARD_FILE).write_text(build_card(record, shares), encoding="utf-8")
         last = {name: sha256(folder / name) for name in (RECORD_FILE, CARD_FILE)}
-        found = {**digests, **last}
+        found = {**written, **last}
         return {name: found[name] for name in sorted(found, key=Path)}
 
 
@@ -309,8 +309,3 @@ def _energy(updates: Mapping[str, Update], output: Output) -> dict[str, float]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

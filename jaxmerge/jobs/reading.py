@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
+from jaxmerge.io.options import Alpha, HeadPolicy, Layout, ScanAxis, WeightFile
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
 
@@ -34,6 +34,8 @@ class ReadOptions(TypedDict, total=False):
     vera_inputs: int | Mapping[str, int] | None
     layout: Layout | None
     hub: bool
+    lora_alpha: Alpha | None
+    scan_axis: ScanAxis | None
 
 
 class ModelInputs(NamedTuple):

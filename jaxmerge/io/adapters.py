@@ -29,6 +29,7 @@ class Source:
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
       notes: what reading changed or left out, for people.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.kinds.KINDS`.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Source:
     scales: Mapping[str, float]
     zero_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kind: str = "peft"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -95,6 +97,11 @@ class Adapters:
             heads=(self.heads[t],),
             sources=(self.sources[t],),
         )
+
+    @property
+    def kind(self) -> str:
+        """The kind of file that all inputs are, in which a merge is saved."""
+        return self.sources[0].kind if self.sources else "peft"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class AdapterConfig:
         string "rank" stands for alpha = rank in every module.
       init_rank: AdaLoRA's ``init_r``, by which it divides whatever the true rank is.
       ties_weights: ``ensure_weight_tying``: adapters of tied layers are one.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.kinds.KINDS`.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class AdapterConfig:
     task_type: str | None = None
     modules_to_save: tuple[str, ...] = ()
     ties_weights: bool = False
+    kind: str = "peft"
 
     def scale(self, module: str, rank: int) -> float:
         """The factor with which PEFT multiplies ``B A`` of a module of this true rank.

@@ -23,9 +23,10 @@ from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
 from jaxmerge.io.keys import KeyTable, sort_keys
-from jaxmerge.io.layouts import open_without_config
+from jaxmerge.io.image.naming import in_one_naming
+from jaxmerge.io.layouts import open_weight_file, open_without_config
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.places import adapter_folder, naming_nested
+from jaxmerge.io.places import adapter_place, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.shards import files_of, open_weights
 from jaxmerge.io.tensors import TensorFile
@@ -64,20 +65,23 @@ def open_adapters(folders: Sequence[Folder], options: ReadOptions) -> list[OpenA
         raise AdapterError(f"expected a list of adapter folders, found {folders!r}")
     if not folders:
         raise AdapterError("no adapter folder given")
-    paths = [adapter_folder(folder) for folder in folders]
-    return [
+    paths = [adapter_place(folder) for folder in folders]
+    opened = [
         _open_adapter(name, folder, path, options)
         for name, folder, path in zip(task_names(paths), folders, paths, strict=True)
     ]
+    return in_one_naming(opened)
 
 
 def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Folder names, with as many parent folders in front as make them unique.
+    """Names of folders and files, with as many parents in front as make them unique.
 
     >>> task_names([Path("/runs/0/cars"), Path("/runs/1/cars"), Path("/runs/0/dtd")])
     ('0-cars', '1-cars', 'dtd')
     """
-    parts = [path.resolve().parts[1:] or ("adapter",) for path in paths]
+    places = [path.resolve() for path in paths]
+    named = [place.with_suffix("") if place.is_file() else place for place in places]
+    parts = [place.parts[1:] or ("adapter",) for place in named]
     names = {part: part[-1] for part in parts}
     for depth in range(2, max(map(len, parts)) + 1):
         counts = Counter(names.values())
@@ -94,7 +98,7 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 def _open_adapter(
     name: str, folder: Folder, path: Path, options: ReadOptions
 ) -> OpenAdapter:
-    unchanged = Unchanged(path.iterdir())
+    unchanged = Unchanged([path] if path.is_file() else path.iterdir())
     config, tensors, table = _open_files(path, options)
     if not table.modules:
         raise AdapterError(
@@ -130,7 +134,7 @@ def _open_adapter(
             *table.notes,
             *_notes(copies, specs, tensors),
             *_missing(config, table),
-            *left_out(path, [file.name for file in files_of(tensors)]),
+            *_beside(path, tensors),
         ),
     )
 
@@ -156,6 +160,13 @@ def _notes(
         )
 
 
+def _beside(path: Path, tensors: TensorFile) -> tuple[str, ...]:
+    """What lies beside the weights in a folder; a file that was given is all there is."""
+    if path.is_file():
+        return ()
+    return left_out(path, [file.name for file in files_of(tensors)])
+
+
 _CLASSIFIERS = {"classifier", "score"}  # PEFT lists both, and a model has one of them
 
 
@@ -179,6 +190,8 @@ def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
 def _open_files(
     path: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    if path.is_file():
+        return open_weight_file(path, options)
     if not os.path.lexists(path / CONFIG_FILE):
         with naming_nested(path):
             return open_without_config(path, options)

@@ -1,4 +1,4 @@
-"""PEFT folders -> `Adapters`."""
+"""PEFT folders, and files of image models -> `Adapters`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +35,9 @@ def load_peft(
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Layout | None = None,
 ) -> Adapters:
-    """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+    """Reads adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+
+    Folders of PEFT, and files of diffusers and kohya's sd-scripts (`jaxmerge.io.image`).
 
     Every module becomes ``b [T, m, R]`` and ``a [T, R, n]`` in float32 with its scale
     folded into b, so that the update of task t is ``b[t] @ a[t]`` whatever its rank,
@@ -43,7 +45,8 @@ def load_peft(
     that lacks a module has rank 0 there.
 
     Args:
-      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``).
+      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``), or LoRA
+        files of image models or folders that hold one.
       heads: what becomes of saved modules besides LoRA when the merge is saved: "error"
         refuses to load them, "first" takes those of the first adapter that has any,
         "mean" averages them, "keep" writes one file per task.
@@ -60,8 +63,8 @@ def load_peft(
         harmless.
       vera_inputs: input size of the modules of VeRA adapters, which their files do not
         hold: one number, or a table from name endings to numbers.
-      layout: "diffusers" reads folders without a config whose weights are in the layout
-        of old diffusers attention processors, see `jaxmerge.io.layouts`.
+      layout: "diffusers" takes old diffusers attention processors for a PEFT adapter of
+        the UNet, with the alpha of ``assume_alpha``, see `jaxmerge.io.layouts`.
 
     Returns:
       `Adapters`.
@@ -82,7 +85,11 @@ def load_peft(
         vera_inputs=vera_inputs,
         layout=layout,
     )
-    opened = open_adapters(folders, options)
+    return load_opened(open_adapters(folders, options), options)
+
+
+def load_opened(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+    """Reads opened adapters; AdapterError if they do not fit each other."""
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
@@ -196,4 +203,5 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         scales={module: spec.scale for module, spec in specs.items()},
         zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
         notes=adapter.notes,
+        kind=config.kind,
     )

@@ -59,10 +59,11 @@ def _lines(found: "Planned") -> Iterator[Any]:
     yield ""
     yield _coverage_table(plan)
     yield ""
-    served = plan.max_lora_rank
+    served, of_peft = plan.max_lora_rank, plan.adapters[0].kind == "peft"
+    flag = f"--max-lora-rank {served}" if served else "takes no such rank"
     yield (
-        f"output rank {plan.rank} if nothing is truncated "
-        f"(vLLM: {f'--max-lora-rank {served}' if served else 'takes no such rank'})"
+        f"output rank {plan.rank} if nothing is truncated"
+        + (f" (vLLM: {flag})" if of_peft else "")
     )
     memory = plan.memory
     yield (
@@ -82,7 +83,7 @@ def _adapter_table(found: "Plan") -> Any:
             (
                 a.name,
                 a.base_model or "-",
-                a.peft_type,
+                a.peft_type if a.kind == "peft" else a.kind,
                 a.modules,
                 span(a.ranks),
                 span(a.scales),

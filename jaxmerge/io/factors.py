@@ -146,7 +146,7 @@ def factor_spec(
                 "need the scales of their quantisation; save it as bf16, fp16 or fp32"
             )
     expected = _EXPECTED_PARTS[config.peft_type]
-    if not any(set(shapes) - {"bias"} == set(names) for names in expected):
+    if not any(set(shapes) - {"bias", "mid"} == set(names) for names in expected):
         wanted = " or ".join("+".join(names) for names in expected)
         raise AdapterError(
             f"{where}: found {'+'.join(sorted(shapes))}, expected {wanted}; "
@@ -185,7 +185,7 @@ def factor_spec(
 
 
 _EXPECTED_PARTS = {
-    "LORA": (("A", "B"), ("A", "B", "mid"), ("embedding_A", "embedding_B")),
+    "LORA": (("A", "B"), ("embedding_A", "embedding_B")),
     "ADALORA": (("A", "B", "E"),),
     "VERA": (("A", "B", "lambda_b", "lambda_d"),),
 }
@@ -253,7 +253,9 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     """Reads the factors of one module; AdapterError if they hold NaN or Inf."""
     values = {part: read_finite(tensors, key) for part, key in spec.parts.items()}
     if spec.rows is not None:
-        values = {p: v[spec.rows] if p in ("B", "bias") else v for p, v in values.items()}
+        values = {
+            p: v[spec.rows] if p in ("B", "bias") else v for p, v in values.items()
+        }
     with np.errstate(over="ignore"):
         factors = _fold(spec, values)
     if not all(np.isfinite(x).all() for x in factors if x is not None):
@@ -285,7 +287,7 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
 
 
 def _a_of(values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A, or of a convolution in three factors A[p, i, h, w] = mid[p, q, h, w] A[q, i]."""
+    """A; in three factors it is A[p, i, h, w] = sum_q mid[p, q, h, w] A[q, i]."""
     a = values["A"]
     if "mid" not in values:
         return a

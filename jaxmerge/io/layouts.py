@@ -118,9 +118,9 @@ def _only_weight_file(folder: Path, choice: str | None) -> Path:
     names = own if len(own) == 1 else names  # of the others a note tells
     if len(names) > 1:
         raise AdapterError(
-            f"the folder holds several weight files: {listing(names)}; give the one ",
-            "that is meant itself if it is of an image model, give each a folder of its ",
-            "own, or choose the format with ",
+            f"the folder holds several weight files: {listing(names)}; give the file ",
+            "itself if it is of an image model, give each a folder of its own, or ",
+            "choose the format with ",
             *either("weight_file", "safetensors", "bin"),
         )
     return checked_file(folder / names[0])

@@ -22,8 +22,8 @@ from jaxmerge.io.factors import FactorSpec, factor_spec
 from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
-from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.image.naming import in_one_naming
+from jaxmerge.io.keys import KeyTable, sort_keys
 from jaxmerge.io.layouts import open_weight_file, open_without_config
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.places import adapter_place, naming_nested
@@ -161,7 +161,7 @@ def _notes(
 
 
 def _beside(path: Path, tensors: TensorFile) -> tuple[str, ...]:
-    """What lies beside the weights in a folder; a file that was given is all there is."""
+    """What lies beside the weights in a folder; nothing, where a file was given."""
     if path.is_file():
         return ()
     return left_out(path, [file.name for file in files_of(tensors)])

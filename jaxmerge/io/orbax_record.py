@@ -67,7 +67,7 @@ _SOURCE = Fields(
         "scales": Table(NUMBER),
         "zero_modules": Items(TEXT),
     },
-    {"notes": Items(TEXT)},
+    {"notes": Items(TEXT), "kind": TEXT},
 )
 _COMMON: dict[str, Any] = {
     "format": one_of((FORMAT, WITHOUT_DIGESTS)),

@@ -60,7 +60,7 @@ def adapter_output(
     biases: Mapping[str, np.ndarray],
     heads: Heads,
 ) -> Output:
-    """One adapter of the kind of the inputs, of one rank or of one per module (ragged)."""
+    """One adapter of the kind of the inputs: one rank, or one per module if ragged."""
     factors = compress(updates, rank=rank, energy=energy, ragged=ragged)
     widest = rank or max(1, *(f.rank for f in factors.values()))
     cast, cast_error = {}, {}

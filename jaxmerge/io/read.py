@@ -37,7 +37,8 @@ def load_peft(
 ) -> Adapters:
     """Reads adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
 
-    Folders of PEFT, and files of diffusers and kohya's sd-scripts (`jaxmerge.io.image`).
+    Folders of PEFT are read, and files of diffusers and of kohya's sd-scripts
+    (`jaxmerge.io.image`).
 
     Every module becomes ``b [T, m, R]`` and ``a [T, R, n]`` in float32 with its scale
     folded into b, so that the update of task t is ``b[t] @ a[t]`` whatever its rank,
@@ -45,8 +46,8 @@ def load_peft(
     that lacks a module has rank 0 there.
 
     Args:
-      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``), or LoRA
-        files of image models or folders that hold one.
+      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``), LoRA
+        files of image models, or folders that hold one.
       heads: what becomes of saved modules besides LoRA when the merge is saved: "error"
         refuses to load them, "first" takes those of the first adapter that has any,
         "mean" averages them, "keep" writes one file per task.

@@ -101,8 +101,9 @@ def save_peft(
       energy: truncate to the smallest rank that keeps this share (0 < energy <= 1) of
         the squared Frobenius norm in every module.
       ragged: one rank per module, through ``rank_pattern`` and ``alpha_pattern``. PEFT
-        and diffusers honour them; llama.cpp and MaxText do not. Kohya's files hold
-        one alpha per module; diffusers' files are refused.
+        and diffusers honour them; llama.cpp and MaxText do not. Of image models only
+        kohya's files may be so, which sd-scripts and ComfyUI scale module by module,
+        but diffusers (0.42) does not.
       dense: what to do with dense updates: "error"; "truncate" them to ``rank`` or
         ``energy``; "full" writes all updates as ``delta.safetensors``, which holds
         ``<module>.weight`` in the shape of the base weight, to be added to it.
@@ -182,7 +183,7 @@ def save_peft(
         dtype=dtype.name,
         files=digests,
         omitted=tuple(sorted(like.stacks.keys() - updates.keys())),
-        max_lora_rank=vllm_max_lora_rank(widest) if widest else None,
+        max_lora_rank=vllm_max_lora_rank(widest) if output.config else None,
     )
 
 

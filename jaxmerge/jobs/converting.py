@@ -1,15 +1,21 @@
-"""PEFT folders to checkpoints of other formats, and back."""
+"""Adapters to checkpoints and files of other formats, and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.formats import FormatName
 from jaxmerge.jobs.reading import ReadOptions
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
+
+Named = Literal[
+    "peft", "diffusers", "kohya"
+]  # kinds of files, by how they name modules
+Target = Literal[FormatName, Named]
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Converted:
 
     Attributes:
       path: what was written.
-      format: "peft" or "orbax".
+      format: what was written, one of `Target`.
       adapters: their names.
       modules: how many modules they adapt.
       zero_modules: how many modules were left out, as their update is zero.
@@ -46,21 +52,26 @@ def convert(
     out: Folder,
     to: str = "orbax",
     task: str | None = None,
+    component: str | None = None,
     ragged: bool = False,
     force: bool = False,
     **read: Unpack[ReadOptions],
 ) -> Converted:
-    """Converts PEFT folders to one checkpoint, or an adapter of a checkpoint to PEFT.
+    """Converts adapters to one checkpoint, a checkpoint back, or one kind to another.
 
-    The direction follows from the input. Nothing is lost either way, but a PEFT folder
-    comes back with its scale folded into B (alpha = r).
+    From a checkpoint an adapter comes back as the kind of file it was. Nothing is lost
+    either way, but its scale is folded into B (alpha = r). "peft", "diffusers" and
+    "kohya" bring one adapter to the names of that kind, where they are certain.
 
     Args:
-      folders: PEFT folders, or one checkpoint.
+      folders: PEFT folders or files of image models, or one checkpoint.
       out: what to create.
-      to: format of the checkpoint, one of `jaxmerge.io.formats.FORMATS`.
+      to: format of the checkpoint, one of `jaxmerge.io.formats.FORMATS`, or the kind of
+        file: "peft", "diffusers" or "kohya".
       task: name of the adapter to take from a checkpoint that holds several.
-      ragged: give each module its own rank (PEFT only).
+      component: of a pipeline, such as "unet": which to take for a PEFT folder, or
+        which a PEFT folder is.
+      ragged: give each module its own rank (not in files of diffusers).
       force: replace a folder that holds an adapter and nothing else.
       **read: see `jaxmerge.io.load_peft`.
 
@@ -73,16 +84,22 @@ def convert(
     from jaxmerge.io.stored import load_stored
 
     check_target(out, force=force, inputs=folders)
-    if to not in FORMATS:
+    expected = (*FORMATS, *get_args(Named))
+    if to not in expected:
         raise Refusal(
-            Option("to", to, quoted=True), f": expected {' or '.join(FORMATS)}"
+            Option("to", to, quoted=True), f": expected {' or '.join(expected)}"
         )
-    if any(format_of(folder) for folder in folders):
+    target = {"force": force, "inputs": folders}
+    if to not in FORMATS:
+        adapters = _named(folders, to, task=task, component=component, read=read)
+        kind, dtype = to, _write(out, adapters, ragged=ragged, card=None, **target)
+    elif any(format_of(folder) for folder in folders):
         if len(folders) > 1:
             raise Refusal("give one checkpoint at a time")
         adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
-        target = {"force": force, "inputs": folders}
-        kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
+        card = {"pipeline": "concat"}
+        kind = adapters.kind
+        dtype = _write(out, adapters, ragged=ragged, card=card, **target)
     else:
         policy = read.get("heads", "error")
         adapters = io.load_peft(
@@ -99,6 +116,55 @@ def convert(
         dtype=dtype,
         notes=adapters.notes,
     )
+
+
+def _named(
+    folders: Sequence[Folder],
+    to: str,
+    *,
+    task: str | None,
+    component: str | None,
+    read: ReadOptions,
+) -> "Adapters":
+    """One adapter under the names of a kind of file."""
+    from jaxmerge.io.formats import format_of
+    from jaxmerge.io.image import naming, renaming
+    from jaxmerge.io.opening import open_adapters
+    from jaxmerge.io.options import ReadOptions as Reading
+    from jaxmerge.io.read import load_opened
+    from jaxmerge.io.stored import load_stored
+
+    if len(folders) > 1:
+        raise Refusal("give one adapter at a time; merge them to make one of several")
+    if format_of(folders[0]) is not None:
+        stored = load_stored(folders[0], **read)
+        adapters = _one_adapter(stored, folders[0], task)
+        if adapters.kind == "kohya" != to:
+            raise Refusal(
+                f"{folders[0]}: an adapter with kohya's names in a checkpoint; take it "
+                "out as it is first, with ",
+                Option("to", "kohya", quoted=True),
+            )
+    else:
+        policy = read.get("heads", "error")
+        options = Reading(**{**read, "heads": "keep" if policy == "error" else policy})
+        opened = open_adapters(folders, options)
+        if opened[0].config.kind == "kohya" != to:
+            opened = [naming.in_diffusers_names(adapter) for adapter in opened]
+        adapters = load_opened(opened, options)
+    if adapters.kind == "numbered":
+        raise Refusal(
+            f"{folders[0]}: its modules are numbered in the order of the trainer's "
+            "model, so their names are unknown; apply it to that model and save it "
+            "with PEFT"
+        )
+    if adapters.kind == "peft" != to:
+        adapters = renaming.to_diffusers_names(adapters, component)
+    if adapters.kind == "diffusers" and to == "peft":
+        adapters = renaming.to_peft_names(adapters, component)
+    if adapters.kind == "diffusers" and to == "kohya":
+        adapters = renaming.to_kohya_names(adapters)
+    return adapters
 
 
 def _one_adapter(
@@ -123,9 +189,7 @@ def _one_adapter(
     return value.task(task)
 
 
-def _write_peft(
-    out: Folder, adapter: "Adapters", *, ragged: bool, **target: Any
-) -> str:
+def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
     from jaxmerge import io
     from jaxmerge.stacks import concatenate
 
@@ -135,8 +199,6 @@ def _write_peft(
         like=adapter,
         biases={module: bias[0] for module, bias in adapter.biases.items()},
         heads="first",
-        ragged=ragged,
-        card={"pipeline": "concat"},
-        **target,
+        **options,
     )
     return report.dtype

@@ -3,7 +3,8 @@
 from functools import cache
 
 _LAYERS = 32  # of the largest, OpenCLIP's bigG
-_PARTS = tuple(f"self_attn.{x}_proj" for x in "qkv") + (
+_PARTS = (
+    *tuple(f"self_attn.{x}_proj" for x in "qkv"),
     *("self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
 )
 COMPONENTS = {  # beginning of kohya's names -> component of diffusers

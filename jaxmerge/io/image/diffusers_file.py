@@ -20,8 +20,13 @@ from jaxmerge.io.tensors import TensorFile
 from jaxmerge.untrusted.json_text import parse_json
 
 METADATA = "lora_adapter_metadata"  # in the header: PEFT's configs as JSON
-COMPONENTS = ("unet", "transformer", "transformer_2", "prior", "controlnet") + tuple(
-    f"text_encoder{number}" for number in ("", "_2", "_3", "_4")
+COMPONENTS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "prior",
+    "controlnet",
+    *tuple(f"text_encoder{number}" for number in ("", "_2", "_3", "_4")),
 )
 _COMPONENT = re.compile(rf"(?:{'|'.join(COMPONENTS)})\.")
 _BARE = {  # how modules begin in a file of one component that does not name it
@@ -34,6 +39,10 @@ _FACTOR = re.compile(
 )
 _OLD = re.compile(
     r"(?P<parent>.+)\.to_(?P<layer>q|k|v|out)_lora\.(?P<part>down|up)\.weight"
+)
+# newer versions of transformers leave out this level, and diffusers loads either name
+_CLIP = re.compile(
+    r"(text_encoder(?:_2)?)\.(encoder\.layers\.\d+\.(?:self_attn|mlp)\.)"
 )
 _PARTS = {"lora_A": "A", "lora_B": "B", "down": "A", "up": "B"}
 
@@ -52,7 +61,9 @@ def sort_tensors(
         place = _place(key)
         if place is None:
             raise refuse_key(key, tensors)
-        table.enter(*place, key, tensors)
+        module = _CLIP.sub(r"\1.text_model.\2", place[0])
+        table.enter(module, place[1], key, tensors)
+        table.named[module] = place[0]
     found = {module.partition(".")[0] for module in table.modules}
     if METADATA in tensors.metadata:
         if table.alphas:

@@ -62,7 +62,7 @@ def from_kohya() -> dict[str, Fused]:
 
 @cache
 def flat() -> dict[str, str]:
-    """Modules of diffusers with underscores for dots, as OneTrainer has them -> names."""
+    """Modules of diffusers with underscores for dots (OneTrainer) -> their names."""
     modules = [module for fused in from_kohya().values() for module in fused.modules]
     return {module.replace(".", "_"): module for module in modules}
 

@@ -41,11 +41,13 @@ class ImageKeys(KeyTable):
     Attributes:
       alphas: module -> tensor key of its alpha.
       components: component -> its config, from the header.
+      named: module -> its name in the file, where that is another.
       header: what else the header says that a file of this kind needs, for its writer.
     """
 
     alphas: dict[str, str] = field(default_factory=dict)
     components: dict[str, AdapterConfig] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)
     header: dict[str, str] = field(default_factory=dict)
 
     def enter(self, module: str, part: str, key: str, tensors: TensorFile) -> None:

@@ -6,7 +6,7 @@ of adapters of one kind is written as that kind.
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from jaxmerge.io.image.image_keys import ImageKeys, alpha_notes, read_alphas
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
 
-KindName = Literal["diffusers", "kohya", "numbered"]
 _Tensors = Mapping[str, np.ndarray]
 _Writer = Callable[
     [Mapping[str, _Tensors], Mapping[str, str]],
@@ -48,7 +47,7 @@ class Kind(NamedTuple):
     to_tensors: _Writer
 
 
-KINDS: dict[KindName, Kind] = {
+KINDS: dict[str, Kind] = {
     "kohya": Kind(
         says="a file of kohya's sd-scripts",
         loader="sd-scripts",
@@ -77,7 +76,7 @@ KINDS: dict[KindName, Kind] = {
 WEIGHT_FILES = frozenset(kind.file for kind in KINDS.values())
 
 
-def kind_of_keys(keys: Collection[str]) -> KindName | None:
+def kind_of_keys(keys: Collection[str]) -> str | None:
     """The kind whose factors are among tensor names; None if it is none of them.
 
     >>> kind_of_keys(["lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"])
@@ -86,8 +85,8 @@ def kind_of_keys(keys: Collection[str]) -> KindName | None:
     return next((name for name, kind in KINDS.items() if kind.recognises(keys)), None)
 
 
-def kind_of_file(path: Path) -> KindName | None:
-    """The kind of a weight file; None if it is no file of these kinds, or unreadable."""
+def kind_of_file(path: Path) -> str | None:
+    """The kind of a weight file; None if it is none of these, or cannot be read."""
     if path.suffix not in _SUFFIXES or not path.is_file():
         return None
     try:
@@ -97,7 +96,7 @@ def kind_of_file(path: Path) -> KindName | None:
 
 
 def sort_file(
-    name: KindName, tensors: TensorFile, options: ReadOptions
+    name: str, tensors: TensorFile, options: ReadOptions
 ) -> tuple[AdapterConfig, ImageKeys]:
     """The scales and the sorted tensors of a file; AdapterError if it is no plain LoRA.
 
@@ -117,6 +116,7 @@ def sort_file(
         kind=name,
         alphas=read_alphas(table.alphas, table.modules.keys(), tensors),
         components=table.components,
+        named=table.named,
     )
     table.notes += alpha_notes(table, kind.loader, options.assume_alpha)
     return config, table

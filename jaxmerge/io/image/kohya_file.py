@@ -50,6 +50,9 @@ def to_tensors(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and header of a file, with alpha = r so that every loader scales by 1.
 
+    diffusers (0.42) gives attention layers whose alpha is not the common one another
+    scale, so that all loaders agree on files of one rank only.
+
     Args:
       modules: module -> tensors by PEFT's name below it.
     """

@@ -1,13 +1,12 @@
 """A merge of adapters of image models as one file of their kind."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.image.kinds import KINDS, KindName
+from jaxmerge.io.image.kinds import KINDS
 
 _Tensors = Mapping[str, np.ndarray]
 
@@ -23,13 +22,17 @@ def image_file(
         such, their textual inversion tokens.
       like: the adapters that were merged.
     """
-    kind = KINDS[cast(KindName, like.kind)]
+    kind = KINDS[like.kind]
     tensors, header = kind.to_tensors(modules, _headers(like))
     if heads and like.kind != "numbered":
         raise AdapterError(
             f"{kind.says} has no place for {listing(heads)}, saved besides LoRA"
         )
-    return kind.file, {**tensors, **heads}, {**header, **dict.fromkeys(heads, "<embed>")}
+    return (
+        kind.file,
+        {**tensors, **heads},
+        {**header, **dict.fromkeys(heads, "<embed>")},
+    )
 
 
 def _headers(like: Adapters) -> dict[str, str]:

@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-_ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0") + tuple(
-    f"attn2.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")
+_ATTENTION = (
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    *tuple(f"attn2.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")),
 )
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _RESNET = {  # diffusers -> original
@@ -96,9 +100,7 @@ def _modules(unet: UNet) -> Iterator[tuple[str, str]]:
             yield f"{here}.upsamplers.0.conv", original
 
 
-def _layer(
-    block: str, layer: int, depth: int, place: str
-) -> Iterator[tuple[str, str]]:
+def _layer(block: str, layer: int, depth: int, place: str) -> Iterator[tuple[str, str]]:
     yield from _resnet(f"{block}.resnets.{layer}", f"{place}.0")
     if depth:
         yield from _attention(f"{block}.attentions.{layer}", f"{place}.1", depth)

@@ -29,7 +29,7 @@ class Source:
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
       notes: what reading changed or left out, for people.
-      kind: of the file, "peft" or one of `jaxmerge.io.image.kinds.KINDS`.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: str

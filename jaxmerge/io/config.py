@@ -37,7 +37,7 @@ class AdapterConfig:
         string "rank" stands for alpha = rank in every module.
       init_rank: AdaLoRA's ``init_r``, by which it divides whatever the true rank is.
       ties_weights: ``ensure_weight_tying``: adapters of tied layers are one.
-      kind: of the file, "peft" or one of `jaxmerge.io.image.kinds.KINDS`.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: Path

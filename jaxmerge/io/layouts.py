@@ -19,7 +19,7 @@ from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, either, listing
 from jaxmerge.io.files import CONFIG_FILE, checked_file
 from jaxmerge.io.foreign import format_of_file, format_of_files, format_of_keys
-from jaxmerge.io.image.kinds import WEIGHT_FILES, kind_of_keys, sort_file
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES, kind_of_keys, sort_file
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors

@@ -10,7 +10,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, first_entries
 from jaxmerge.io.foreign import format_of_file, format_of_keys
-from jaxmerge.io.image.kinds import kind_of_file
+from jaxmerge.io.image.file_kinds import kind_of_file
 from jaxmerge.io.tensors import open_tensors
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.text import is_plain

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmerge import io
 from jaxmerge.io.files import SAFETENSORS_FILE, read_object, sha256
-from jaxmerge.io.image.kinds import WEIGHT_FILES
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES
 from jaxmerge.io.tensors import Described, open_tensors
 from jaxmerge.types import AdapterStack
 

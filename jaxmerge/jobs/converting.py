@@ -57,11 +57,11 @@ def convert(
     force: bool = False,
     **read: Unpack[ReadOptions],
 ) -> Converted:
-    """Converts adapters to one checkpoint, a checkpoint back, or one kind to another.
+    """Converts PEFT folders to one checkpoint, back, or one kind of file to another.
 
-    From a checkpoint an adapter comes back as the kind of file it was. Nothing is lost
-    either way, but its scale is folded into B (alpha = r). "peft", "diffusers" and
-    "kohya" bring one adapter to the names of that kind, where they are certain.
+    Nothing is lost either way, but the scale is folded into B (alpha = r). "peft",
+    "diffusers" and "kohya" bring one adapter to the names of that kind, where they are
+    certain; with "orbax" a checkpoint becomes a PEFT folder again.
 
     Args:
       folders: PEFT folders or files of image models, or one checkpoint.
@@ -98,8 +98,7 @@ def convert(
             raise Refusal("give one checkpoint at a time")
         adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
         card = {"pipeline": "concat"}
-        kind = adapters.kind
-        dtype = _write(out, adapters, ragged=ragged, card=card, **target)
+        kind, dtype = "peft", _write(out, adapters, ragged=ragged, card=card, **target)
     else:
         policy = read.get("heads", "error")
         adapters = io.load_peft(
@@ -139,12 +138,6 @@ def _named(
     if format_of(folders[0]) is not None:
         stored = load_stored(folders[0], **read)
         adapters = _one_adapter(stored, folders[0], task)
-        if adapters.kind == "kohya" != to:
-            raise Refusal(
-                f"{folders[0]}: an adapter with kohya's names in a checkpoint; take it "
-                "out as it is first, with ",
-                Option("to", "kohya", quoted=True),
-            )
     else:
         policy = read.get("heads", "error")
         options = Reading(**{**read, "heads": "keep" if policy == "error" else policy})

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec
 from jaxmerge.io.image import clip_names, flux_names, unet_names
+from jaxmerge.io.image.file_kinds import KINDS
 from jaxmerge.io.image.flux_names import Fused
-from jaxmerge.io.image.kinds import KINDS
 
 if TYPE_CHECKING:
     from jaxmerge.io.opening import OpenAdapter

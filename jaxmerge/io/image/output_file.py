@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.image.kinds import KINDS
+from jaxmerge.io.image.file_kinds import KINDS
 
 _Tensors = Mapping[str, np.ndarray]
 

@@ -16,7 +16,10 @@ _READING = "Reading adapters"
 _SHOWING = "What is printed"
 
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
+    list[Path],
+    typer.Argument(
+        metavar="ADAPTER...", help="PEFT adapter folders, or files of image models."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
 Json = Annotated[

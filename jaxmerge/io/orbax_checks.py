@@ -38,7 +38,7 @@ def check_adapters(adapters: Adapters, folder: Path) -> None:
     if adapters.kind != "peft":
         raise AdapterError(
             f"{adapters.sources[0].path}: a {adapters.kind} file of an image model; ",
-            "checkpoints hold PEFT adapters, so convert it to a PEFT folder first, with ",
+            "checkpoints hold PEFT adapters, so make a PEFT folder of it first, with ",
             Option("to", "peft", quoted=True),
         )
     for field, problem in _problems(adapters):

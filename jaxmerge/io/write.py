@@ -91,7 +91,7 @@ def save_peft(
     The adapter has one rank for all modules (smaller ones are padded with zeros),
     ``lora_alpha = r`` and no rsLoRA, so that PEFT, vLLM and llama.cpp all apply
     ``b @ a`` as it is. Adapters of image models become a file of their own kind
-    (`jaxmerge.io.image.file_kinds`), which diffusers, sd-scripts and ComfyUI scale alike.
+    (`jaxmerge.io.image`), which diffusers, sd-scripts and ComfyUI scale alike.
 
     Args:
       out: folder to create.

@@ -163,6 +163,20 @@ def test_kinds_that_have_one_naming_are_merged(tmp_path):
         io.plan_peft([samples.write(tmp_path / "p"), other])
 
 
+def test_one_module_under_two_names_of_kohya_is_refused(tmp_path):
+    names = ("lora_unet_input_blocks_4_1_proj_in", KOHYA[TO_Q])
+    other = "lora_unet_down_blocks_1_attentions_0_proj_in"
+    paths = [
+        image.write_kohya(tmp_path / f"{name}.safetensors", {name: image.factors()})
+        for name in (*names, other)
+    ]
+    assert io.plan_peft(paths[:2]).conflicts == ()
+    with pytest.raises(io.AdapterError, match="name one module in two ways"):
+        io.plan_peft(paths)
+    jm.convert(paths[:1], to="diffusers", out=tmp_path / "d")
+    assert len(io.plan_peft([tmp_path / "d", paths[2]]).modules) == 1
+
+
 def numbered(path, seed=0, classes=("B", "A")):
     tensors, header = {"<s1>": samples.random(4, seed=seed)}, {"<s1>": "<embed>"}
     header["unet"] = json.dumps(classes)

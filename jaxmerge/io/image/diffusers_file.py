@@ -16,6 +16,7 @@ import numpy as np
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.image.image_keys import ImageKeys, refuse_key
+from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile
 from jaxmerge.untrusted.json_text import parse_json
 
@@ -52,9 +53,7 @@ def recognises(keys: Collection[str]) -> bool:
     return any(_place(key) is not None for key in keys if not key.endswith(".alpha"))
 
 
-def sort_tensors(
-    tensors: TensorFile, *, ignore_config_keys: Sequence[str] = ()
-) -> ImageKeys:
+def sort_tensors(tensors: TensorFile, options: ReadOptions) -> ImageKeys:
     """Sorts the tensors of a file; AdapterError for one that is not understood."""
     table = ImageKeys()
     for key in tensors.infos:
@@ -72,7 +71,7 @@ def sort_tensors(
                 f"tensors ({listing(table.alphas.values())}), which diffusers refuses; "
                 "save it with one of them"
             )
-        table.components = _configs(tensors, sorted(found), ignore_config_keys)
+        table.components = _configs(tensors, sorted(found), options)
     return table
 
 
@@ -147,7 +146,7 @@ def _old_module(parent: str, layer: str) -> str | None:
 
 
 def _configs(
-    tensors: TensorFile, components: Sequence[str], ignore_config_keys: Sequence[str]
+    tensors: TensorFile, components: Sequence[str], options: ReadOptions
 ) -> dict[str, AdapterConfig]:
     """The PEFT config of each component, from the header."""
     where = tensors.path / METADATA
@@ -173,6 +172,6 @@ def _configs(
         configs[component] = parse_config(
             {"peft_type": "LORA", **mine},
             where / component,
-            ignore_config_keys=ignore_config_keys,
+            ignore_config_keys=options.ignore_config_keys,
         )
     return configs

@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     loader: str
     file: str
     recognises: Callable[[Collection[str]], bool]
-    sort: Callable[..., ImageKeys]
+    sort: Callable[[TensorFile, ReadOptions], ImageKeys]
     to_tensors: _Writer
 
 
@@ -103,11 +103,7 @@ def sort_file(
     Alphas are read, the only tensors of which a plan needs the values.
     """
     kind = KINDS[name]
-    if name == "diffusers":
-        ignored = options.ignore_config_keys
-        table = kind.sort(tensors, ignore_config_keys=ignored)
-    else:
-        table = kind.sort(tensors)
+    table = kind.sort(tensors, options)
     config = ImageConfig(
         path=tensors.path,
         raw={"kind": name, "header": table.header},

@@ -68,13 +68,8 @@ class ImageKeys(KeyTable):
         table[name] = key
 
 
-def is_refused(keys: Iterable[str]) -> bool:
-    """Whether a key is of a method that is no product of factors."""
-    return any(pattern.fullmatch(key) for key in keys for pattern, _ in _REFUSED)
-
-
 def refuse_key(key: str, tensors: TensorFile) -> AdapterError:
-    """The error for a tensor that is no part of a plain LoRA."""
+    """The error for a tensor that is no part of a plain LoRA; says what to do."""
     for pattern, says in _REFUSED:
         if pattern.fullmatch(key):
             return AdapterError(f"{tensors.path}: tensor {key!r} is of {says}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.image.image_keys import ImageKeys, refuse_key
+from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile
 
 _KEY = re.compile(
@@ -34,7 +35,7 @@ def recognises(keys: Collection[str]) -> bool:
     return any(_KEY.fullmatch(key) for key in keys if not key.endswith(".alpha"))
 
 
-def sort_tensors(tensors: TensorFile) -> ImageKeys:
+def sort_tensors(tensors: TensorFile, _options: ReadOptions) -> ImageKeys:
     """Sorts the tensors of a file; AdapterError for one that is not understood."""
     table = ImageKeys()
     for key in tensors.infos:

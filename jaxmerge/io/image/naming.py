@@ -30,6 +30,8 @@ def in_one_naming(adapters: "Sequence[OpenAdapter]") -> "list[OpenAdapter]":
     """
     kinds = {adapter.config.kind for adapter in adapters}
     _check_numbered(adapters)
+    if kinds == {"kohya"}:
+        _check_one_name(adapters)
     if len(kinds) == 1:
         return list(adapters)
     if kinds != {"kohya", "diffusers"}:
@@ -106,6 +108,24 @@ def _renamed(name: str, spec: FactorSpec) -> Iterator[tuple[str, FactorSpec]]:
         whole = len(rows) == 1
         changed = spec if whole else replace(spec, shape=shape, rows=part)
         yield f"{component}.{module}", changed
+
+
+def _check_one_name(adapters: "Sequence[OpenAdapter]") -> None:
+    """AdapterError if two of kohya's names are one module, as it knows two layouts."""
+    names: dict[str, tuple[str, str]] = {}
+    for adapter in adapters:
+        for name in adapter.specs:
+            found = diffusers_modules(name)
+            if found is None:
+                continue
+            module = f"{found[0]}.{found[1].modules[0]}"
+            other, folder = names.setdefault(module, (name, adapter.folder))
+            if other != name:
+                raise AdapterError(
+                    f"{folder} and {adapter.folder} name one module in two ways, "
+                    f"{other!r} and {name!r}; convert one of them to a diffusers file "
+                    "(`jaxmerge.convert`), by whose names both are then merged"
+                )
 
 
 def _check_numbered(adapters: "Sequence[OpenAdapter]") -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.image.image_keys import ImageKeys, refuse_key
+from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile
 from jaxmerge.untrusted.json_text import parse_json
 
@@ -28,7 +29,7 @@ def recognises(keys: Collection[str]) -> bool:
     return any(_KEY.fullmatch(key) for key in keys)
 
 
-def sort_tensors(tensors: TensorFile) -> ImageKeys:
+def sort_tensors(tensors: TensorFile, _options: ReadOptions) -> ImageKeys:
     """Sorts the tensors of a file; AdapterError for one that is not understood."""
     table, header = ImageKeys(), tensors.metadata
     for key in tensors.infos:

@@ -1,5 +1,6 @@
 """``jaxmerge plan``: what a merge would meet, from headers alone."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,7 @@ def _coverage_table(found: "Plan") -> Any:
     """Of the modules of each kind, how many every task adapts, and at which rank."""
     groups = defaultdict(list)
     for name, module in found.modules.items():
-        groups[name.rpartition(".")[2], module.kind, module.shape].append(module)
+        groups[_leaf(name), module.kind, module.shape].append(module)
     rows = []
     for (leaf, kind, shape), modules in groups.items():
         cells = []
@@ -111,3 +112,14 @@ def _coverage_table(found: "Plan") -> Any:
         rows.append((f"{leaf} {shape[0]}x{shape[1]}", kind, *cells, total))
     names = [adapter.name for adapter in found.adapters]
     return table(("modules", "kind", *names, "total rank>"), rows)
+
+
+def _leaf(name: str) -> str:
+    """The end of a name, by which modules that are alike are counted together.
+
+    >>> _leaf("h.0.fc"), _leaf("lora_unet_mid_block_resnets_0_conv1"), _leaf("unet:3")
+    ('fc', 'conv1', 'unet')
+    """
+    if name.startswith(("lora_", "lycoris_")):
+        return re.split(r"_\d+_", name)[-1]
+    return name.partition(":")[0].rpartition(".")[2]

@@ -12,9 +12,7 @@ from jaxmerge.refusals import Option, Refusal
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
 
-Named = Literal[
-    "peft", "diffusers", "kohya"
-]  # kinds of files, by how they name modules
+Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
 Target = Literal[FormatName, Named]
 
 

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(?:jaxmerge|python3?|pip|make|hf|git) .*$", re.M)
 EXAMPLE = "python -m experiments.example"
-RUN = ["README.md", "diagnostics.md", "guide.md"]  # statistics.md has a test of its own
+RUN = ["README.md", "diagnostics.md", "guide.md", "image_models.md"]
+# statistics.md has a test of its own
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_the_example_writes_the_same_each_time_and_replaces_nothing(
     again = tmp_path_factory.mktemp("again")
     monkeypatch.setattr("sys.argv", ["example", "--out", str(again)])
     example.main()
-    assert "wrote runs, base, data and recipe.yaml" in capsys.readouterr().out
+    assert "wrote runs, base, data, styles and recipe.yaml" in capsys.readouterr().out
     for path in sorted(path for path in clone.rglob("*") if path.is_file()):
         assert (again / path.relative_to(clone)).read_bytes() == path.read_bytes()
     with pytest.raises(SystemExit):

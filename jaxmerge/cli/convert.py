@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
+from jaxmerge.jobs.converting import Target
 from jaxmerge.runtime import start_jax
-
-Target = Literal["peft", "orbax", "nnx", "qwix", "tunix", "gemma"]
 
 
 @with_read_options
@@ -22,8 +21,8 @@ def convert(
     to: Annotated[
         Target | None,
         typer.Option(
-            help="Format that is written. PEFT folders become orbax unless given, and "
-            "everything else PEFT."
+            help="What is written. Checkpoints become a PEFT folder unless given, and "
+            "everything else one orbax checkpoint."
         ),
     ] = None,
     like: Annotated[
@@ -37,19 +36,31 @@ def convert(
         str | None,
         typer.Option(help="Name of the adapter to take from a checkpoint of several."),
     ] = None,
+    component: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Component of a pipeline, such as unet or text_encoder: which to take "
+            "for a PEFT folder, or which a PEFT folder is.",
+        ),
+    ] = None,
     ragged: Annotated[
         bool,
-        typer.Option("--ragged", help="Give each module its own rank (PEFT only)."),
+        typer.Option(
+            "--ragged",
+            help="Give each module its own rank (not in files of diffusers).",
+        ),
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Convert adapters to orbax or to a JAX library, and back to PEFT.
+    """Convert adapters to orbax, a JAX library or another kind of file, and back.
 
     Several PEFT folders become one orbax checkpoint, of which --task takes one out.
-    --to nnx, qwix, tunix or gemma writes a checkpoint of that library. Nothing is lost,
-    but a PEFT folder comes back with its scale folded into B (alpha = r).
+    --to nnx, qwix, tunix or gemma writes a checkpoint of that library; --to peft,
+    diffusers or kohya one adapter as that kind, where the names of its modules are
+    certain. Nothing is lost, but the scale is folded into B (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting
@@ -60,6 +71,7 @@ def convert(
         to=to,
         like=like,
         task=task,
+        component=component,
         ragged=ragged,
         force=force,
         **read,

@@ -20,7 +20,10 @@ _SHOWING = "What is printed"
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
+    list[Path],
+    typer.Argument(
+        metavar="ADAPTER...", help="PEFT adapter folders, or files of image models."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
 Json = Annotated[

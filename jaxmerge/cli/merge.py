@@ -22,6 +22,7 @@ from jaxmerge.cli.flags import (
     split,
     with_read_options,
 )
+from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.reports.tables import size
 from jaxmerge.runtime import start_jax
 
@@ -203,7 +204,8 @@ def written_lines(
     if saved.rank:
         needed = saved.max_lora_rank
         serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"
-        yield f"  rank      {saved.rank} (vLLM: {serving})"
+        of_peft = CONFIG_FILE in saved.files
+        yield f"  rank      {saved.rank}" + (f" (vLLM: {serving})" if of_peft else "")
     else:
         yield "  rank      none: weight deltas, to be added to the base weights"
     if any(saved.cast_error.values()):

@@ -33,6 +33,7 @@ class Source:
         count as absent (rank 0).
       notes: what reading changed or left out, for people.
       hub: ``owner/name@commit:subfolder``, if it was downloaded from the Hub.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Source:
     zero_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     hub: str | None = None
+    kind: str = "peft"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -143,6 +145,11 @@ class Adapters:
                 if module in stacks
             },
         )
+
+    @property
+    def kind(self) -> str:
+        """The kind of file that all inputs are, in which a merge is saved."""
+        return self.sources[0].kind if self.sources else "peft"
 
     @property
     def notes(self) -> tuple[str, ...]:

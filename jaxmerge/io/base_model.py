@@ -14,9 +14,9 @@ from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import INDEX, checked_file, first_entries, read_object, sha256
-from jaxmerge.io.places import adapter_folder
+from jaxmerge.io.places import folder_place
 from jaxmerge.io.quantised import refuse_quantised
-from jaxmerge.io.shards import files_of, open_weights
+from jaxmerge.io.shards import open_weights
 from jaxmerge.io.tensors import SafetensorsFile, TensorFile
 
 MODEL_CONFIG = "config.json"
@@ -49,7 +49,7 @@ class BaseModel:
     @property
     def files(self) -> tuple[Path, ...]:
         """Config, index and weight files."""
-        return (self.folder / MODEL_CONFIG, *files_of(self.tensors))
+        return (self.folder / MODEL_CONFIG, *self.tensors.files)
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -89,7 +89,7 @@ def open_model(folder: Folder) -> BaseModel:
     """Opens a model folder; AdapterError if it is none, or holds quantised weights."""
     if not Path(folder).is_dir():
         raise AdapterError(f"{folder}: no such folder; {_EXPECTED}")
-    path = adapter_folder(folder)
+    path = folder_place(folder)
     weights = _weight_file(path)
     unchanged = Unchanged(entry for entry in path.iterdir() if entry.is_file())
     if not os.path.lexists(path / MODEL_CONFIG):

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -74,7 +74,7 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     made_by = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     learned = "learned" in recipe
     sections = [
-        _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
+        _front_matter(inputs, record["output"]["sha256"]),
         f"# {_title(recipe, len(inputs))}",
         f"{_made(recipe)}, by {made_by}.",
     ]
@@ -103,13 +103,20 @@ def is_hub_id(name: str | None) -> bool:
     return name is not None and bool(re.fullmatch(rf"({piece}/)?{piece}", name))
 
 
-def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
+_LIBRARIES = {  # a file that a library loads -> the library
+    "adapter_config.json": "peft",
+    "pytorch_lora_weights.safetensors": "diffusers",
+}
+
+
+def _front_matter(inputs: list[Mapping[str, Any]], files: Collection[str]) -> str:
     bases = dict.fromkeys(i["base_model"] for i in inputs if is_hub_id(i["base_model"]))
     lines = ["---"]
     if bases:
         lines += ["base_model:", *(f"- {json.dumps(base)}" for base in bases)]
-    if is_adapter:
-        lines += ["library_name: peft"]
+    lines += [
+        f"library_name: {_LIBRARIES[file]}" for file in files if file in _LIBRARIES
+    ]
     return "\n".join([*lines, "tags:", "- lora", "- merge", "- jaxmerge", "---"])
 
 

@@ -38,6 +38,7 @@ class AdapterConfig:
       alphas: module -> alpha, of trees that name it for each of their modules.
       init_rank: AdaLoRA's ``init_r``, by which it divides whatever the true rank is.
       ties_weights: ``ensure_weight_tying``: adapters of tied layers are one.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class AdapterConfig:
     task_type: str | None = None
     modules_to_save: tuple[str, ...] = ()
     ties_weights: bool = False
+    kind: str = "peft"
 
     def scale(self, module: str, rank: int) -> float:
         """The factor with which PEFT multiplies ``B A`` of a module of this true rank.

@@ -102,6 +102,8 @@ class FactorSpec:
       rank: true rank r of the tensors.
       scale: what ``B A`` is multiplied with.
       dtype: dtype of the factors in the file.
+      rows: which rows of B the module is, of a layer that the file holds fused with
+        others; None for all.
     """
 
     layout: Layout
@@ -110,6 +112,7 @@ class FactorSpec:
     rank: int
     scale: float
     dtype: np.dtype
+    rows: slice | None = None
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
@@ -155,7 +158,7 @@ def factor_spec(
                 "need the scales of their quantisation; save it as bf16, fp16 or fp32"
             )
     expected = _EXPECTED_PARTS[config.peft_type]
-    if not any(set(shapes) - {"bias"} == set(names) for names in expected):
+    if not any(set(shapes) - {"bias", "mid"} == set(names) for names in expected):
         wanted = " or ".join("+".join(names) for names in expected)
         raise AdapterError(
             f"{where}: found {'+'.join(sorted(shapes))}, expected {wanted}; "
@@ -213,6 +216,8 @@ def _lora_shapes(
         layout = Layout("linear", fan_in_fan_out=config.fan_in_fan_out)
     if "E" in shapes and shapes["E"] != (*a[:1], 1):
         raise AdapterError(f"{where}: lora_E is {shapes['E']}, lora_A {a}")
+    if "mid" in shapes:
+        a = _behind_mid(a, shapes["mid"], where)
     spatial = len(a) - 2
     if layout.kind == "linear" and 1 <= spatial <= 3 and len(b) == len(a):
         if b[2:] != (1,) * spatial:
@@ -227,6 +232,17 @@ def _lora_shapes(
             "whose update is not B A; leave this module out"
         )
     return layout, b, a
+
+
+def _behind_mid(a: _Shape, mid: _Shape, where: str) -> _Shape:
+    """Shape of ``mid`` [r, r, h, w] applied behind A [r, inputs, 1, 1]."""
+    rank, inputs, *kernel = a
+    if len(mid) != len(a) or mid[:2] != (rank, rank) or set(kernel) != {1}:
+        raise AdapterError(
+            f"{where}: factors of shapes {a} and {mid} (lora_mid) are not those of a "
+            "convolution in three factors"
+        )
+    return (rank, inputs, *mid[2:])
 
 
 def _vera_shapes(
@@ -248,6 +264,10 @@ def _vera_shapes(
 def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     """Reads the factors of one module; AdapterError if they hold NaN or Inf."""
     values = {part: read_finite(tensors, key) for part, key in spec.parts.items()}
+    if spec.rows is not None:
+        values = {
+            p: v[spec.rows] if p in ("B", "bias") else v for p, v in values.items()
+        }
     with np.errstate(over="ignore"):
         factors = _fold(spec, values)
     if not all(np.isfinite(x).all() for x in factors if x is not None):
@@ -278,6 +298,14 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     return factors
 
 
+def _a_of(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A; in three factors it is A[p, i, h, w] = sum_q mid[p, q, h, w] A[q, i]."""
+    a = values["A"]
+    if "mid" not in values:
+        return a
+    return np.einsum("pq...,qi->pi...", values["mid"], a.reshape(a.shape[:2]))
+
+
 def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
     """Factors and bias of one module from its tensors, whatever its variant."""
     (m, n), rank = spec.shape, spec.rank
@@ -288,7 +316,7 @@ def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
     elif "embedding_A" in values:
         a, b = values["embedding_A"], values["embedding_B"]
     else:
-        a, b = values["A"].reshape(rank, n), values["B"].reshape(m, rank)
+        a, b = _a_of(values).reshape(rank, n), values["B"].reshape(m, rank)
     if "E" in values:
         a = values["E"] * a
     bias = values["bias"] * scale if "bias" in values else None

@@ -19,19 +19,20 @@ from jaxmerge.io.beside import left_out
 from jaxmerge.io.bridges.opened_tree import is_tree, open_folder
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.factors import FactorSpec, factor_spec
+from jaxmerge.io.factors import FactorSpec
 from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
 from jaxmerge.io.hub_ids import Fetched, fetch, meant_as_id
+from jaxmerge.io.image.naming import in_one_naming
 from jaxmerge.io.keys import KeyTable, sort_keys
-from jaxmerge.io.layouts import open_without_config
+from jaxmerge.io.layouts import open_weight_file, open_without_config
+from jaxmerge.io.module_specs import specs_of
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.places import adapter_folder, naming_nested
+from jaxmerge.io.places import adapter_place, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.shards import open_weights
 from jaxmerge.io.tensors import TensorFile
-from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_adapters(
     ids = [meant_as_id(folder) if hub else None for folder in folders]
     fetched = [None if named is None else fetch(named) for named in ids]
     places = [
-        adapter_folder(folder if found is None else found.path)
+        adapter_place(folder if found is None else found.path)
         for folder, found in zip(folders, fetched, strict=True)
     ]
     names = task_names(
@@ -85,21 +86,24 @@ def open_adapters(
             for path, named in zip(places, ids, strict=True)
         ]
     )
-    return [
+    opened = [
         _open_adapter(name, path if found else folder, path, options, found)
         for name, folder, path, found in zip(
             names, folders, places, fetched, strict=True
         )
     ]
+    return in_one_naming(opened)
 
 
 def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Folder names, with as many parent folders in front as make them unique.
+    """Names of folders and files, with as many parents in front as make them unique.
 
     >>> task_names([Path("/runs/0/cars"), Path("/runs/1/cars"), Path("/runs/0/dtd")])
     ('0-cars', '1-cars', 'dtd')
     """
-    parts = [path.resolve().parts[1:] or ("adapter",) for path in paths]
+    places = [path.resolve() for path in paths]
+    named = [place.with_suffix("") if place.is_file() else place for place in places]
+    parts = [place.parts[1:] or ("adapter",) for place in named]
     names = {part: part[-1] for part in parts}
     for depth in range(2, max(map(len, parts)) + 1):
         counts = Counter(names.values())
@@ -121,13 +125,13 @@ def _open_adapter(
     fetched: Fetched | None,
 ) -> OpenAdapter:
     tree = is_tree(path)
-    unchanged = Unchanged(path.rglob("*") if tree else path.iterdir())
+    unchanged = Unchanged(_files_at(path, below=tree))
     opened = open_folder(path, options) if tree else _open_files(path, options)
     found = opened_adapter(name, folder, opened, options, unchanged=unchanged)
     files = [file.name for file in found.files]
     return replace(
         found,
-        notes=(*found.notes, *left_out(path, files)),
+        notes=(*found.notes, *_beside(path, files)),
         hub=None if fetched is None else str(fetched.pinned),
     )
 
@@ -162,7 +166,7 @@ def opened_adapter(
         refuse_tied(table, config.path)
     # whoever asks for saved modules gets these too
     copies = frozen_copies(table) if options.heads == "error" else {}
-    specs = _specs(table, tensors, config, options.vera_inputs)
+    specs = specs_of(table, tensors, config, options.vera_inputs)
     rename = prefix_change(
         [*specs, *table.heads],
         strip_prefix=options.strip_prefix,
@@ -186,6 +190,13 @@ def opened_adapter(
             *_missing(config, table),
         ),
     )
+
+
+def _files_at(path: Path, *, below: bool) -> Iterator[Path]:
+    """The file that was given, or those of a folder."""
+    if path.is_file():
+        return iter([path])
+    return path.rglob("*") if below else path.iterdir()
 
 
 def _files_of(config: AdapterConfig, tensors: TensorFile) -> tuple[Path, ...]:
@@ -214,6 +225,11 @@ def _notes(
         )
 
 
+def _beside(path: Path, files: Sequence[str]) -> tuple[str, ...]:
+    """What lies beside the files in a folder; nothing, where a file was given."""
+    return () if path.is_file() else left_out(path, files)
+
+
 _CLASSIFIERS = {"classifier", "score"}  # PEFT lists both, and a model has one of them
 
 
@@ -237,6 +253,8 @@ def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
 def _open_files(
     path: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    if path.is_file():
+        return open_weight_file(path, options)
     if not os.path.lexists(path / CONFIG_FILE):
         with naming_nested(path):
             return open_without_config(path, options)
@@ -283,58 +301,3 @@ def _check_wrapped(table: KeyTable, config: AdapterConfig) -> None:
                     "the wrappers of its training, so its scale is unclear; correct "
                     "rank_pattern and alpha_pattern"
                 )
-
-
-def _specs(
-    table: KeyTable,
-    tensors: TensorFile,
-    config: AdapterConfig,
-    vera_inputs: int | Mapping[str, int] | None,
-) -> dict[str, FactorSpec]:
-    shared = table.projections
-    if config.peft_type != "VERA":
-        if shared:
-            raise AdapterError(
-                f"{tensors.path}: holds VeRA projections ({listing(shared.values())}) "
-                f"but {CONFIG_FILE} says {config.peft_type}"
-            )
-        return {
-            module: factor_spec(module, parts, tensors, config)
-            for module, parts in table.modules.items()
-        }
-    if set(shared) != {"A", "B"}:
-        raise AdapterError(
-            f"{tensors.path}: a VeRA adapter without its shared projections; "
-            "save it again with save_projection=True"
-        )
-    if vera_inputs is None and len(table.modules) == 1:
-        vera_inputs = tensors.infos[shared["A"]].shape[-1]
-    sizes = {module: _inputs_of(module, vera_inputs) for module in table.modules}
-    unknown = [module for module, size in sizes.items() if size is None]
-    if unknown:
-        ends = sorted({module.rpartition(".")[2] for module in unknown})[:8]
-        raise AdapterError(
-            f"{tensors.path}: a VeRA file does not tell the input size of its modules "
-            f"({listing(unknown)}); pass ",
-            Option("vera_inputs", tuple(f"{end}=SIZE" for end in ends), tabled=True),
-            ", by the ends of their names, or one size for all, ",
-            Option("vera_inputs", "SIZE"),
-        )
-    return {
-        module: factor_spec(
-            module,
-            {**shared, **parts},
-            tensors,
-            config,
-            inputs=sizes[module] or 0,
-        )
-        for module, parts in table.modules.items()
-    }
-
-
-def _inputs_of(module: str, inputs: int | Mapping[str, int] | None) -> int | None:
-    """Input size of a VeRA module: that of all, or of its name's longest ending."""
-    if not isinstance(inputs, Mapping):
-        return inputs
-    ends = [end for end in inputs if f".{module}".endswith(f".{end}")]
-    return inputs[max(ends, key=len)] if ends else None

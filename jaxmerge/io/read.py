@@ -1,4 +1,4 @@
-"""PEFT folders -> `Adapters`."""
+"""PEFT folders, and files of image models -> `Adapters`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -46,7 +46,10 @@ def load_peft(
     scan_axis: ScanAxis | None = None,
     hub: bool = False,
 ) -> Adapters:
-    """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+    """Reads adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+
+    Folders of PEFT are read, and files of diffusers and of kohya's sd-scripts
+    (`jaxmerge.io.image`).
 
     Every module becomes ``b [T, m, R]`` and ``a [T, R, n]`` in float32 with its scale
     folded into b, so that the update of task t is ``b[t] @ a[t]`` whatever its rank,
@@ -54,7 +57,8 @@ def load_peft(
     that lacks a module has rank 0 there.
 
     Args:
-      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``).
+      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``), LoRA
+        files of image models, or folders that hold one.
       heads: what becomes of saved modules besides LoRA when the merge is saved: "error"
         refuses to load them, "first" takes those of the first adapter that has any,
         "mean" averages them, "keep" writes one file per task.
@@ -74,10 +78,10 @@ def load_peft(
       hub: ids on the Hub, ``owner/name@revision:subfolder``, may stand in the place of
         folders; their configs and safetensors files are downloaded. Needs the extra
         ``hub``.
-      layout: "diffusers" reads folders without a config whose weights are in the layout
-        of old diffusers attention processors, see `jaxmerge.io.layouts`; the name of a
-        JAX library (`jaxmerge.io.bridges.table.BRIDGES`) says whose tree a checkpoint
-        holds, where that decides the names of modules.
+      layout: "diffusers" takes old diffusers attention processors for a PEFT adapter of
+        the UNet, with the alpha of ``assume_alpha``, see `jaxmerge.io.layouts`; the
+        name of a JAX library (`jaxmerge.io.bridges.table.BRIDGES`) says whose tree a
+        checkpoint holds, where that decides the names of modules.
       lora_alpha: of checkpoints of JAX libraries, which hold none: a number as in their
         training, "rank" for a scale of 1, or a table of these by patterns of names.
       scan_axis: axis of stacked layers in such a checkpoint (0 or 1, or "none"), where
@@ -104,11 +108,11 @@ def load_peft(
         lora_alpha=lora_alpha,
         scan_axis=scan_axis,
     )
-    return fitting(open_adapters(folders, options, hub=hub), options)
+    return load_opened(open_adapters(folders, options, hub=hub), options)
 
 
-def fitting(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
-    """Reads opened adapters; AdapterError unless they fit each other."""
+def load_opened(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+    """Reads opened adapters; AdapterError if they do not fit each other."""
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
@@ -227,4 +231,5 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
         notes=adapter.notes,
         hub=adapter.hub,
+        kind=config.kind,
     )

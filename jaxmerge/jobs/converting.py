@@ -1,11 +1,12 @@
-"""Adapters from one format of folders to another."""
+"""Adapters from one format of folders, or kind of file, to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.formats import FormatName
 from jaxmerge.io.options import BridgeName
 from jaxmerge.jobs.reading import ReadOptions, one_adapter
 from jaxmerge.refusals import Option, Refusal
@@ -13,7 +14,8 @@ from jaxmerge.refusals import Option, Refusal
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
 
-_ONE = "a folder of this format holds one adapter; merge them first, or give one"
+Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
+Target = Literal[FormatName, Named, BridgeName]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Converted:
 
     Attributes:
       path: what was written.
-      format: "peft", "orbax" or the library.
+      format: what was written, one of `Target`.
       adapters: their names.
       modules: how many modules they adapt.
       zero_modules: how many modules were left out, as their update is zero.
@@ -51,26 +53,30 @@ def convert(
     to: str | None = None,
     like: Folder | None = None,
     task: str | None = None,
+    component: str | None = None,
     ragged: bool = False,
     force: bool = False,
     **read: Unpack[ReadOptions],
 ) -> Converted:
-    """Converts adapters between PEFT folders, orbax and checkpoints of JAX libraries.
+    """Converts adapters from one format of folders, or kind of file, to another.
 
-    Nothing is lost, but a PEFT folder comes back with its scale folded into B
-    (alpha = r), and a checkpoint of a library with the scale that its alpha leaves.
+    Nothing is lost, but the scale is folded into B (alpha = r), and a checkpoint of a
+    library has the scale that its alpha leaves. Modules get the names of the kind that
+    is written, where they are certain.
 
     Args:
-      folders: PEFT folders or checkpoints of JAX libraries, or one orbax checkpoint of
-        this package.
+      folders: PEFT folders, files of image models or checkpoints of JAX libraries, or
+        one orbax checkpoint of this package.
       out: what to create.
-      to: "peft"; "orbax", one checkpoint of several adapters; or the library "nnx",
-        "qwix", "tunix" or "gemma". PEFT folders become "orbax" unless given, and
-        everything else "peft".
+      to: "orbax", one checkpoint of several adapters; "peft", "diffusers" or "kohya",
+        one adapter; or the library "nnx", "qwix", "tunix" or "gemma". Checkpoints
+        become "peft" unless given, and everything else "orbax".
       like: checkpoint of the model that the library is to load the result into; unless
         given one of those that a merged folder was made of, if any.
       task: name of the adapter to take from a checkpoint that holds several.
-      ragged: give each module its own rank (PEFT only).
+      component: of a pipeline, such as "unet": which to take for a PEFT folder, or
+        which a PEFT folder is.
+      ragged: give each module its own rank (PEFT and kohya only).
       force: replace a folder that holds an adapter and nothing else.
       **read: see `jaxmerge.io.load_peft`; for a library ``lora_alpha`` is what it will
         multiply with.
@@ -82,7 +88,6 @@ def convert(
     from jaxmerge.io.bridges.opened_tree import is_tree
     from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
-    from jaxmerge.io.stored import load_stored
 
     inputs = [*folders, *([] if like is None else [like])]
     check_target(out, force=force, inputs=inputs)
@@ -90,9 +95,11 @@ def convert(
     stored = any(format_of(folder) for folder in folders)
     kind = to or ("peft" if stored or trees else "orbax")
     libraries = get_args(BridgeName)
-    if kind not in ("peft", *FORMATS, *libraries):
-        known = ", ".join((*FORMATS, *libraries))
-        raise Refusal(Option("to", kind, quoted=True), f": expected peft, {known}")
+    expected = (*FORMATS, *get_args(Named), *libraries)
+    if kind not in expected:
+        raise Refusal(
+            Option("to", kind, quoted=True), f": expected {' or '.join(expected)}"
+        )
     if like is not None and kind not in libraries:
         raise Refusal(Option("like"), f" is for {', '.join(libraries)}")
     if kind in libraries and trees:
@@ -109,17 +116,19 @@ def convert(
         resolve(FORMATS[kind].save)(out, adapters, force=force)
         dtype = FORMATS[kind].dtype
     elif len(folders) > 1:
-        raise Refusal("give one checkpoint at a time" if stored else _ONE)
+        one = "give one adapter at a time; merge them to make one of several"
+        raise Refusal("give one checkpoint at a time" if stored else one)
     else:
-        adapters = one_adapter(load_stored(folders[0], **read), folders[0], task)
+        found = _opened(folders[0], kind, task, read)
         target: dict[str, Any] = {"force": force, "inputs": inputs}
         if kind in libraries:
-            dtype = _write_tree(
-                *(out, adapters, cast(BridgeName, kind)),
-                *(folders[0], like, read, target),
-            )
+            adapters, library = found, cast(BridgeName, kind)
+            dtype = _write_tree(out, found, library, folders[0], like, read, target)
         else:
-            kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
+            kind = "peft" if kind in FORMATS else kind
+            adapters = _renamed(found, folders[0], kind, component)
+            card = {"pipeline": "concat"} if adapters is found else None
+            dtype = _write(out, adapters, ragged=ragged, card=card, **target)
     return Converted(
         path=str(out),
         format=kind,
@@ -131,9 +140,51 @@ def convert(
     )
 
 
-def _write_peft(
-    out: Folder, adapter: "Adapters", *, ragged: bool, **target: Any
-) -> str:
+def _opened(
+    folder: Folder, kind: str, task: str | None, read: ReadOptions
+) -> "Adapters":
+    """One adapter; of kohya's files under the names of diffusers, if it leaves them."""
+    from jaxmerge.io.formats import format_of
+    from jaxmerge.io.image import naming
+    from jaxmerge.io.opening import open_adapters
+    from jaxmerge.io.options import ReadOptions as Reading
+    from jaxmerge.io.read import load_opened
+    from jaxmerge.io.stored import load_stored
+
+    if format_of(folder) is not None:
+        return one_adapter(load_stored(folder, **read), folder, task)
+    policy = read.get("heads", "error")
+    given = {**read, "heads": "keep" if policy == "error" else policy}
+    hub = bool(given.pop("hub", False))
+    options = Reading(**given)
+    opened = open_adapters([folder], options, hub=hub)
+    if opened[0].config.kind == "kohya" != kind:
+        opened = [naming.in_diffusers_names(adapter) for adapter in opened]
+    return load_opened(opened, options)
+
+
+def _renamed(
+    adapters: "Adapters", folder: Folder, kind: str, component: str | None
+) -> "Adapters":
+    """One adapter under the names of a kind of file."""
+    from jaxmerge.io.image import renaming
+
+    if adapters.kind == "numbered":
+        raise Refusal(
+            f"{folder}: its modules are numbered in the order of the trainer's "
+            "model, so their names are unknown; apply it to that model and save it "
+            "with PEFT"
+        )
+    if adapters.kind == "peft" != kind:
+        adapters = renaming.to_diffusers_names(adapters, component)
+    if adapters.kind == "diffusers" and kind == "peft":
+        adapters = renaming.to_peft_names(adapters, component)
+    if adapters.kind == "diffusers" and kind == "kohya":
+        adapters = renaming.to_kohya_names(adapters)
+    return adapters
+
+
+def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
     from jaxmerge import io
     from jaxmerge.stacks import concatenate
 
@@ -143,9 +194,7 @@ def _write_peft(
         like=adapter,
         biases={module: bias[0] for module, bias in adapter.biases.items()},
         heads="first",
-        ragged=ragged,
-        card={"pipeline": "concat"},
-        **target,
+        **options,
     )
     return report.dtype
 

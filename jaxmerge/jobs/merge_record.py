@@ -22,10 +22,10 @@ def read_record(folder: Folder) -> dict[str, Any]:
     """
     from jaxmerge.io.files import read_object
     from jaxmerge.io.formats import RECORD_FILE
-    from jaxmerge.io.places import adapter_folder
+    from jaxmerge.io.places import adapter_place
     from jaxmerge.io.replaceable import MODEL_FORMAT
 
-    path = adapter_folder(Path(folder)) / RECORD_FILE
+    path = adapter_place(Path(folder)) / RECORD_FILE
     if not path.exists():
         raise AdapterError(
             f"{folder}: has no {RECORD_FILE}; only folders written by `jaxmerge.merge` "
@@ -165,7 +165,7 @@ def input_paths(
             f"{folder}: made of {len(recorded)} adapters, {len(paths)} are given"
         )
     for path in paths:
-        if not path.is_dir():
+        if not path.exists():
             raise AdapterError(
                 f"{path}: the input is not there; say where the inputs are now, in "
                 f"this order: {' '.join(entry.name for entry in recorded)}"

@@ -7,7 +7,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.hub_ids import hub_id, hub_library
-from jaxmerge.io.places import adapter_folder
+from jaxmerge.io.places import folder_place
 from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.refusals import Option, Refusal
 
@@ -62,7 +62,7 @@ def push(
       Refusal: no adapter, no name of a repository, or one that exists; no package
         ``huggingface_hub``; what the Hub refuses.
     """
-    path = adapter_folder(folder)
+    path = folder_place(folder)
     named = hub_id(repository)
     if named is None or str(named) != repository or named.revision or named.subfolder:
         raise Refusal(f"{repository!r}: expected the name of a repository, owner/name")

@@ -33,7 +33,7 @@ def from_trees(
 ) -> "Adapters":
     """The adapters of one model that some trees hold; see `from_nnx`."""
     from jaxmerge.io.opening import opened_adapter
-    from jaxmerge.io.read import fitting
+    from jaxmerge.io.read import load_opened
 
     options = ReadOptions(layout=layout, lora_alpha=alpha, scan_axis=scan_axis)
     if not trees:
@@ -51,7 +51,7 @@ def from_trees(
                 name, str(held.path), found, options, unchanged=Unchanged(())
             )
         )
-    return fitting(opened, options)
+    return load_opened(opened, options)
 
 
 def to_tree(

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(?:jaxmerge|python3?|pip|make|hf|git) .*$", re.M)
 EXAMPLE = "python -m experiments.example"
-RUN = ["README.md", "diagnostics.md", "guide.md"]  # statistics.md has a test of its own
+RUN = ["README.md", "diagnostics.md", "guide.md", "serving.md"]
+ALONE = ["statistics.md", "tutorial.md"]  # have tests of their own
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_every_block_with_commands_says_of_what_kind_it_is(page):
         if kind != "python" and COMMAND.search(block):
             assert kind in ("console", "refused", "transcript", "setup"), block
     if lines(page, "console"):
-        assert page.name in [*RUN, "statistics.md"]
+        assert page.name in [*RUN, *ALONE]
 
 
 @pytest.mark.parametrize("name", RUN)

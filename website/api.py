@@ -1,6 +1,7 @@
 """The reference of all public names, in the groups of jaxmerge/api.py."""
 
 from importlib import import_module
+from types import ModuleType
 
 from methods import documented
 from names import GROUPS, PACKAGES
@@ -31,7 +32,7 @@ def page() -> str:
 
 
 def package(name: str) -> str:
-    """The page of a public package or module."""
+    """The page of a public package, or of the functions of a public module."""
     module = import_module(f"jaxmerge.{name}")
     listed = getattr(module, "__all__", None)
     names = listed or [
@@ -40,6 +41,15 @@ def package(name: str) -> str:
         if not member.startswith("_")
         and getattr(value, "__module__", None) == module.__name__
     ]
-    members = [f"::: jaxmerge.{name}.{member}" for member in names]
+    members = [f"::: {_place(module, member)}" for member in names]
     heading = f"# jaxmerge.{name}\n\n{module.__doc__}"
     return "\n\n".join([heading, *members]) + "\n"
+
+
+def _place(package: ModuleType, member: str) -> str:
+    """Where a public name is; a module may have the name of the function in it."""
+    value = getattr(package, member)
+    home = getattr(value, "__module__", "")
+    if home == f"{package.__name__}.{member}":
+        return f"{home}.{member}"
+    return f"{package.__name__}.{member}"

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from griffe import Docstring, Extension, Object
+from griffe import Extension, Object
 from names import PUBLIC
 
 _EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.M)
@@ -30,5 +30,4 @@ class Markdown(Extension):
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            value = as_markdown(obj.docstring.value)
-            obj.docstring = Docstring(value, parent=obj)
+            obj.docstring.value = as_markdown(obj.docstring.value)

@@ -20,8 +20,8 @@ def cells(path):
     """Source and printed text of each cell with code."""
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
-            printed = [out["text"] for out in cell["outputs"] if "text" in out]
-            yield "".join(cell["source"]), "".join(sum(printed, []))
+            printed = ["".join(out.get("text", [])) for out in cell["outputs"]]
+            yield "".join(cell["source"]), "".join(printed)
 
 
 def assert_alike(found, stored):

@@ -1,4 +1,4 @@
-"""What is uploaded and installed: metadata, contents, and a wheel outside of the tree."""
+"""What is uploaded and installed: metadata, contents, a wheel far from the tree."""
 
 import os
 import re
@@ -159,6 +159,4 @@ def test_the_wheel_works_far_from_the_tree(built, version, tmp_path):
         programs / "jaxmerge", "merge", *folders,
         "-p", "ties(density=0.2)|core|pico", "--out", "merged", cwd=tmp_path,
     )  # fmt: skip
-    assert "identical" in run(
-        programs / "jaxmerge", "verify", "merged", cwd=tmp_path
-    )
+    assert "identical" in run(programs / "jaxmerge", "verify", "merged", cwd=tmp_path)

@@ -52,16 +52,17 @@ def figures(name):
 
 
 def test_the_commands_run_in_short(clone, monkeypatch):
-    """Two steps of the fit, and one evaluation of some of the images."""
+    """All that need no fit, on some of the images; of the others the options exist."""
     for line in LINES:
         if line.startswith("jaxmerge evaluate plain"):
             found = run(line, monkeypatch, "--limit", "20")
             assert [task["rows"] for task in found["tasks"].values()] == [20, 20]
-        elif line.startswith("jaxmerge learn"):
-            run(line.replace("--steps 100", "--steps 2"), monkeypatch)
-        elif not line.startswith(("jaxmerge evaluate", "jaxmerge verify")):
+        elif line.startswith("jaxmerge") and "taught" in line:
+            succeed(*words(line), "--help")
+        else:
             run(line, monkeypatch)
-    assert (clone / "taught/adapter_model.safetensors").is_file()
+    with pytest.raises(AssertionError, match="No such option"):
+        succeed("learn", "--stepps", "100", "--help")
 
 
 @pytest.mark.thorough

@@ -13,8 +13,8 @@ def page() -> str:
     """The names of the package itself."""
     parts = [
         "# Reference",
-        "All public names of `jaxmerge`, grouped as in `jaxmerge.api`. Steps of pipelines "
-        "have pages of their own.",
+        "All public names of `jaxmerge`, grouped as in `jaxmerge.api`. Steps of "
+        "pipelines have pages of their own.",
     ]
     elsewhere = {path: name for name in STEPS for path in documented(name)}
     for title, names in GROUPS.items():

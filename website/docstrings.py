@@ -28,6 +28,6 @@ def as_markdown(text: str) -> str:
 class Markdown(Extension):
     """What griffe asks for every object of the package."""
 
-    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
+    def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)

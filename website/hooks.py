@@ -1,8 +1,8 @@
 """What mkdocs calls: pages that are made, and links that work on a git host too.
 
 The pages of docs/ link to each other and to files beside docs/, as a git host shows
-them. On the site the readme is the first page, the changelog and pictures of experiments
-are taken along, and other files are those of the repository on the net.
+them. On the site the readme is the first page, the changelog and pictures of
+experiments are taken along, and other files are those of the repository on the net.
 """
 
 import posixpath

@@ -2,7 +2,8 @@
 
 A block of a page with commands says by its first line of what kind it is: ``console``
 runs, ``refused`` is refused with the words that follow, ``transcript`` shows adapters
-that are not in the repository, and ``setup`` installs or downloads.
+that are not in the repository, ``setup`` installs or downloads, and ``elsewhere`` are
+other programs.
 """
 
 import re
@@ -23,8 +24,9 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(?:jaxmerge|python3?|pip|make|hf|git) .*$", re.M)
 EXAMPLE = "python -m experiments.example"
-RUN = ["README.md", "diagnostics.md", "guide.md", "image_models.md"]
-# statistics.md has a test of its own
+RUN = ["README.md", "diagnostics.md", "guide.md", "image_models.md", "serving.md"]
+KINDS = ("console", "refused", "transcript", "setup", "elsewhere")
+ALONE = ["statistics.md", "tutorial.md"]  # have tests of their own
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def words(line, program="jaxmerge"):
 def test_every_block_with_commands_says_of_what_kind_it_is(page):
     for kind, block in blocks_of(page):
         if kind != "python" and COMMAND.search(block):
-            assert kind in ("console", "refused", "transcript", "setup"), block
+            assert kind in KINDS, block
     if lines(page, "console"):
-        assert page.name in [*RUN, "statistics.md"]
+        assert page.name in [*RUN, *ALONE]
 
 
 @pytest.mark.parametrize("name", RUN)

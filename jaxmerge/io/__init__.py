@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         to_tunix,
     )
     from jaxmerge.io.errors import AdapterError
-    from jaxmerge.io.factors import Layout
+    from jaxmerge.io.module_layout import Layout
     from jaxmerge.io.options import ReadOptions
     from jaxmerge.io.orbax import load_orbax, save_orbax
     from jaxmerge.io.plan import Plan, plan_peft

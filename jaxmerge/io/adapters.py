@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.io.factors import Layout, output_dtype
+from jaxmerge.io.factors import output_dtype
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import leave_out

@@ -10,7 +10,7 @@ import numpy as np
 from jaxmerge.io.base_model import BaseModel, matrix_shape
 from jaxmerge.io.changes import is_turned
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Layout
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.tensors import FLOATING
 from jaxmerge.io.tied_weights import Tie, find_tie, is_tied
 

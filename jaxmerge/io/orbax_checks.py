@@ -10,8 +10,8 @@ import numpy as np
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Layout
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.orbax_record import KINDS, dtype_named
 from jaxmerge.refusals import Option

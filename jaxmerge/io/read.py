@@ -11,8 +11,9 @@ import numpy as np
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
+from jaxmerge.io.factors import Factors, common_dtype, read_factors
 from jaxmerge.io.files import sha256
+from jaxmerge.io.module_layout import merged_layout
 from jaxmerge.io.opening import OpenAdapter, open_adapters
 from jaxmerge.io.options import (
     Alpha,

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.factors import Layout
 from jaxmerge.io.image import clip_names, flux_names, unet_names
 from jaxmerge.io.image.diffusers_file import COMPONENTS
 from jaxmerge.io.image.flux_names import Fused
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.refusals import Option
 from jaxmerge.stacks import stack_adapters
 from jaxmerge.types import AdapterStack

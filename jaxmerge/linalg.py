@@ -13,12 +13,16 @@ is, and for those the rules below give the true derivative.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
 from jax.typing import ArrayLike, DTypeLike
+
+from jaxmerge import tall
 
 ORDINARY = 20  # exponents within which squares and products stay in range
 _HIGHEST = lax.Precision.HIGHEST
@@ -166,16 +170,58 @@ def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     [3. 0.] [0. 0.]
     """
     m, n = x.shape[-2:]
-    if m < n:
-        v, s, ut = svd(transpose(x))
-        return transpose(ut), s, transpose(v)
     if m > n:
-        q, r = _thin_qr(x)
-        u, s, vt = _thin_svd(r)
-        u = matmul(q, u)
-    else:
-        u, s, vt = _thin_svd(x)
+        return _by_platform(x, cpu=_tall_through_gram, default=_tall_through_qr)
+    if m < n:
+        return _by_platform(x, cpu=_wide_through_gram, default=_wide_through_qr)
+    u, s, vt = _thin_svd(x)
     return keep_directions(u, s, vt, nonzero_directions(s))
+
+
+def _tall_through_qr(x: jax.Array) -> Triple:
+    q, r = _thin_qr(x)
+    u, s, vt = _thin_svd(r)
+    return keep_directions(matmul(q, u), s, vt, nonzero_directions(s))
+
+
+def _wide_through_qr(x: jax.Array) -> Triple:
+    v, s, ut = _tall_through_qr(transpose(x))
+    return transpose(ut), s, transpose(v)
+
+
+def _tall_through_gram(x: jax.Array) -> Triple:
+    v, s, inverse = _directions(tall.gram_of_columns(x))
+    u = tall.rounded_product(x, v * inverse[..., None, :])
+    return u, s.astype(x.dtype), transpose(v).astype(x.dtype)
+
+
+def _wide_through_gram(x: jax.Array) -> Triple:
+    u, s, inverse = _directions(tall.gram_of_rows(x))
+    small = lax.optimization_barrier(transpose(u * inverse[..., None, :]))
+    vt = tall.product(small, x)
+    return u.astype(x.dtype), s.astype(x.dtype), vt.astype(x.dtype)
+
+
+def _directions(gram: jax.Array) -> Triple:
+    """Singular vectors, values and 1 / values of what has this Gram matrix.
+
+    In float64, for what was in float32: directions that are rounding noise there are 0.
+    """
+    with jax.enable_x64(True):
+        squares, v = (jnp.flip(y, axis=-1) for y in _symmetric_eigen(gram))
+        s = root(squares)
+        kept = ~(s <= rank_tolerance(jnp.float32) * s[..., :1])
+        s = jnp.where(kept, s, 0)
+        return jnp.where(kept[..., None, :], v, 0), s, divide(1.0, s)
+
+
+def _by_platform(
+    x: jax.Array, *rest: jax.Array, cpu: Callable[..., Any], default: Callable[..., Any]
+) -> Any:
+    """For float32 the faster route of a CPU; the other one elsewhere."""
+    if x.dtype != jnp.float32:
+        return default(x, *rest)
+    return lax.platform_dependent(x, *rest, cpu=cpu, default=default)
 
 
 @svd.defjvp
@@ -188,18 +234,19 @@ def _svd_jvp(primals: Arrays, tangents: Arrays) -> tuple[Triple, Triple]:
     return (u, s, vt), tangent
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def svd_of_product(
-    b: jax.Array, a: jax.Array
+    b: jax.Array, a: jax.Array, rank: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Singular value decomposition of ``b @ a`` from its factors.
 
     Args:
       b: [..., m, k].
       a: [..., k, n].
+      rank: give only so many of the directions, the leading ones.
 
     Returns:
-      u [..., m, d], s [..., d], vt [..., d, n] with d = min(m, k, n), as `svd`.
+      u [..., m, d], s [..., d], vt [..., d, n] with d = min(m, k, n, rank), as `svd`.
 
     Cost: O((m + n) k^2 + k^3) time and O((m + n) k) memory; ``b @ a`` is never formed.
 
@@ -207,23 +254,58 @@ def svd_of_product(
     >>> print(svd_of_product(b, a)[1].round(4))
     [2.8284]
     """
+    route = _product_through_qr
+    if b.shape[-1] < min(b.shape[-2], a.shape[-1]):
+        route = _product_through_gram
+    return _by_platform(
+        b, a, cpu=partial(route, rank), default=partial(_product_through_qr, rank)
+    )
+
+
+def _product_through_qr(rank: int | None, b: jax.Array, a: jax.Array) -> Triple:
     (m, k), n = b.shape[-2:], a.shape[-1]
     left, small_b = _thin_qr(b) if m > k else (None, b)
     right, small_a = _thin_qr(transpose(a)) if n > k else (None, transpose(a))
-    u, s, vt = _thin_svd(matmul(small_b, transpose(small_a)))
+    u, s, vt = _leading(rank, *_thin_svd(matmul(small_b, transpose(small_a))))
     u = u if left is None else matmul(left, u)
     vt = vt if right is None else matmul(vt, transpose(right))
     return keep_directions(u, s, vt, nonzero_directions(s))
 
 
+def _product_through_gram(rank: int | None, b: jax.Array, a: jax.Array) -> Triple:
+    """Columns of b are brought to norm 1 first: their sizes belong to the product."""
+    gram_b, gram_a = tall.gram_of_columns(b), tall.gram_of_rows(a)
+    with jax.enable_x64(True):
+        size = root(jnp.diagonal(gram_b, axis1=-2, axis2=-1))
+        sizes = size[..., :, None] * size[..., None, :]
+        left, left_s, left_inverse = _directions(divide(gram_b, sizes))
+        right, right_s, right_inverse = _directions(gram_a * sizes)
+        small = matmul(transpose(left * left_s[..., None, :]), right)
+        small = small * right_s[..., None, :]
+        u, s, vt = _leading(rank, *_thin_svd(small.astype(b.dtype)))
+        u, s, vt = keep_directions(u, s, vt, nonzero_directions(s))
+        to_u = divide(left * left_inverse[..., None, :], size[..., :, None])
+        to_vt = transpose(right * right_inverse[..., None, :] * size[..., :, None])
+        u = tall.rounded_product(b, matmul(to_u, tall.doubles(u)))
+        to_vt = lax.optimization_barrier(matmul(tall.doubles(vt), to_vt))
+        return u, s, tall.product(to_vt, a).astype(a.dtype)
+
+
+def _leading(rank: int | None, u: jax.Array, s: jax.Array, vt: jax.Array) -> Triple:
+    return u[..., :rank], s[..., :rank], vt[..., :rank, :]
+
+
 @svd_of_product.defjvp
-def _svd_of_product_jvp(primals: Arrays, tangents: Arrays) -> tuple[Triple, Triple]:
+def _svd_of_product_jvp(
+    rank: int | None, primals: Arrays, tangents: Arrays
+) -> tuple[Triple, Triple]:
     (b, a), (db, da) = primals, tangents
     u, s, vt = svd_of_product(b, a)
     v, at, dat = transpose(vt), transpose(a), transpose(da)
     dx_v = matmul(db, matmul(a, v)) + matmul(b, matmul(da, v))
     dxt_u = matmul(at, matmul(transpose(db), u)) + matmul(dat, matmul(transpose(b), u))
-    return (u, s, vt), _svd_tangents(u, s, vt, dx_v, dxt_u)
+    changes = _svd_tangents(u, s, vt, dx_v, dxt_u)
+    return _leading(rank, u, s, vt), _leading(rank, *changes)
 
 
 @jax.custom_jvp
@@ -244,8 +326,23 @@ def polar(x: jax.Array) -> jax.Array:
     [[1. 0.]
      [0. 1.]]
     """
+    return _by_platform(x, cpu=_polar_through_gram, default=_polar_through_svd)
+
+
+def _polar_through_svd(x: jax.Array) -> jax.Array:
     u, _, vt = svd(x)
     return matmul(u, vt)
+
+
+def _polar_through_gram(x: jax.Array) -> jax.Array:
+    """``x (x^T x)^(-1/2)``, or ``(x x^T)^(-1/2) x``."""
+    long = x.shape[-2] > x.shape[-1]
+    gram = tall.gram_of_columns(x) if long else tall.gram_of_rows(x)
+    v, _, inverse = _directions(gram)
+    small = tall.product(v * inverse[..., None, :], transpose(v))
+    if long:
+        return tall.rounded_product(x, small)
+    return tall.product(small, x).astype(x.dtype)
 
 
 @polar.defjvp

@@ -47,13 +47,31 @@ def project_core(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
     changes nothing. Directions that are rounding noise are zero here and arbitrary
     there.
     """
+    factors, basis = core_factors(stack)
+    return linalg.matmul(*factors), basis
+
+
+def core_factors(stack: AdapterStack) -> tuple[LowRank, LowRank]:
+    """The adapters in the coordinates of their core space, still as factors.
+
+    These are ``U^T B_t`` and ``A_t V``. The decompositions have them too, as ``S V^T``,
+    but with the rounding errors of the largest adapter: a zero one would not be zero.
+
+    Returns:
+      LowRank(b [T, p, R], a [T, R, q]) of the present tasks, padded with zeros, and
+      the basis as in `project_core`.
+    """
     everyone = concatenate(stack)
     u, _, _ = linalg.svd(everyone.b)
     _, _, vt = linalg.svd(everyone.a)
-    b, a = present_factors(stack)
-    rows = linalg.einsum("mp,tmr->tpr", u, b)
-    columns = linalg.einsum("trn,qn->trq", a, vt)
-    return linalg.matmul(rows, columns), LowRank(b=u, a=vt)
+    columns, rows = linalg.matmul(u.T, everyone.b), linalg.matmul(everyone.a, vt.T)
+    b, a, most, first = [], [], max(stack.ranks), 0
+    for rank in (stack.ranks[t] for t in stack.present):
+        taken, padding = slice(first, first + rank), (0, most - rank)
+        b.append(jnp.pad(columns[:, taken], ((0, 0), padding)))
+        a.append(jnp.pad(rows[taken], (padding, (0, 0))))
+        first += rank
+    return LowRank(b=jnp.stack(b), a=jnp.stack(a)), LowRank(b=u, a=vt)
 
 
 def rebuild_core(matrix: jax.Array, basis: LowRank) -> LowRank:

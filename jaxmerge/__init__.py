@@ -10,7 +10,11 @@ The main jobs, each from folders to a folder or a report, as the command line do
 * `inspect`: norms, spectra, and what adapters have in common;
 * `plan`: what a merge would meet, from headers alone;
 * `convert`: PEFT folders to orbax checkpoints, and back;
-* `verify`: computes a merged folder again from its own record.
+* `bake`: an adapter into the weights of its base, as a full model;
+* `extract`: the adapter between two full models;
+* `verify`: computes a merged folder again from its own record;
+* `run_recipe`: merges as a small file says, or as a merged folder was made;
+* `push`: a merged folder to the Hub, when it is asked for.
 
 The same in pieces: `jaxmerge.types` is the page to read first. It defines rules,
 mergers, posts and merges of whole models, which compose as ``jax.vmap(jax.grad(f))``

@@ -1,14 +1,19 @@
 """Everything that `jaxmerge` exports, grouped by level."""
 
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
+from jaxmerge.jobs.baking import bake
 from jaxmerge.jobs.checking import check
 from jaxmerge.jobs.collecting import collect
 from jaxmerge.jobs.converting import convert
 from jaxmerge.jobs.evaluating import evaluate
+from jaxmerge.jobs.extracting import extract
 from jaxmerge.jobs.fitting import learn
 from jaxmerge.jobs.inspecting import inspect
 from jaxmerge.jobs.merging import merge
 from jaxmerge.jobs.planning import plan
+from jaxmerge.jobs.pushing import push
+from jaxmerge.jobs.running import recipe_of, recipe_text, run_recipe
+from jaxmerge.jobs.tuning import tune
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
 from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
@@ -74,8 +79,15 @@ from jaxmerge.mergers.whole_model import (
     trim_whole_model,
 )
 from jaxmerge.refusals import Refusal
-from jaxmerge.spec import Pipeline, PipelineError, parse, register_step
-from jaxmerge.stacks import stack_adapters, task_norms, task_updates
+from jaxmerge.spec import (
+    Pipeline,
+    PipelineError,
+    layer_of,
+    module_values,
+    parse,
+    register_step,
+)
+from jaxmerge.stacks import leave_out, stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
     Moments,
@@ -121,8 +133,9 @@ from jaxmerge.updates import (
 
 __all__ = [
     # the main jobs, from folders to a folder
-    "merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert",
-    "verify",
+    "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
+    "convert", "bake", "extract", "verify", "run_recipe", "push", "recipe_of",
+    "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
     "Post", "Rule", "Space", "Update", "stack_adapters",
@@ -147,7 +160,7 @@ __all__ = [
     # merger to merger
     "balanced", "calibrated", "pico", "then",
     # stack to stack
-    "balance", "calibrate",
+    "balance", "calibrate", "leave_out",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
     # what can be asked of a stack
@@ -171,6 +184,8 @@ __all__ = [
     "map_modules", "module_mesh", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "Refusal", "parse", "register_step",
+    # numbers of tasks that differ from module to module
+    "layer_of", "module_values",
     # packages of their own
     "diagnostics", "io", "linalg", "models", "reports", "tasks",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.types import AdapterStack, LowRank, Update
 
-INPUTS = ("key", "weights", "stats", "sample", "ranks", "size", "stack")
+INPUTS = ("key", "weights", "densities", "stats", "sample", "ranks", "size", "stack")
 _INSIDE = ("factor", "merged", "threshold")  # inputs that pipelines add
 
 

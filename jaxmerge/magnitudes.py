@@ -44,7 +44,8 @@ def at_ordinary_scale(merger: ModelMerger, *, together: bool) -> ModelMerger:
             return merger(stacks, **extra)
         moved = 0
         for name in ("weights", "factor"):
-            if extra.get(name) is not None and not isinstance(extra[name], Tracer):
+            leaves = jax.tree.leaves(extra.get(name))
+            if leaves and not any(isinstance(leaf, Tracer) for leaf in leaves):
                 extra[name], exponent = _ordinary_number(extra[name])
                 moved += exponent
         found = {module: _exponents(stack) for module, stack in stacks.items()}
@@ -154,9 +155,17 @@ def _times(values: Any, exponent: int) -> jax.Array:
 
 
 def _ordinary_number(value: Any) -> tuple[Any, int]:
-    """A number or an array of them near to 1, and the power of two that is missing."""
-    exponent = _exponent(value)
-    return (np.ldexp(value, exponent), -exponent) if exponent else (value, 0)
+    """Numbers, or module -> numbers, near to 1, and the power of two that is missing.
+
+    The power is one for all modules.
+    """
+    if not isinstance(value, Mapping):
+        exponent = _exponent(value)
+        return (np.ldexp(value, exponent), -exponent) if exponent else (value, 0)
+    exponent = _moving(max(map(_binary, value.values()), default=0))
+    if not exponent:
+        return value, 0
+    return {name: np.ldexp(x, exponent) for name, x in value.items()}, -exponent
 
 
 def _exponent(values: Any) -> int:

@@ -19,6 +19,8 @@ from jaxmerge.doors import check_inputs, check_modules
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
+_BY_MODULE = ("weights", "densities", "stats")  # inputs that modules may have apart
+
 # A program is found again by the function that it was compiled from, so these are kept.
 _kept_functions = lru_cache(maxsize=64)
 
@@ -59,14 +61,15 @@ def map_modules(
       extras: names of further inputs that a part of ``fn`` takes, beside those of
         `jaxmerge.types` and the keywords of ``fn`` itself.
       extra: inputs of the call (see `jaxmerge.types`) such as ``weights``, passed to
-        ``fn``, the same for all modules; may be traced. Hyper-parameters are bound to
-        the function that they are meant for.
+        ``fn``; may be traced. ``weights``, ``densities`` and ``stats`` that are a
+        mapping are those of each module, all others the same for all modules.
+        Hyper-parameters are bound to the function that they are meant for.
 
     Returns:
       name -> result, in the order of ``modules``.
 
     Raises:
-      ValueError: ``rest`` misses a module.
+      ValueError: ``rest``, or an input given module by module, misses a module.
       TypeError: an input that nobody is known to take, such as a misspelt one.
 
     >>> from jaxmerge.mergers.linear import concat
@@ -76,15 +79,25 @@ def map_modules(
     >>> stacks = {"q": stack_adapters([([[1.0]], [[2.0]]), ([[3.0]], [[1.0]])])}
     >>> print(dense(map_modules(halved, stacks, weights=[1.0, 2.0])["q"]))
     [[4.]]
+    >>> own = {"q": [1.0, 0.0]}
+    >>> print(dense(map_modules(halved, stacks, weights=own)["q"]))
+    [[1.]]
     """
     check_modules("map_modules", modules)
     check_inputs(fn, extra, extras)
-    for tree in rest:
+    own = {k: extra.pop(k) for k in _BY_MODULE if isinstance(extra.get(k), Mapping)}
+    for tree in (*rest, *own.values()):
         missing = sorted(set(modules) - set(tree))
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
     groups: dict[Any, list[str]] = {}
-    trees = {name: (modules[name], *(tree[name] for tree in rest)) for name in modules}
+    trees = {
+        name: (
+            (modules[name], *(tree[name] for tree in rest)),
+            {k: _value(k, values[name]) for k, values in own.items()},
+        )
+        for name in modules
+    }
     for name, tree in trees.items():
         leaves, structure = jax.tree.flatten(tree)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
@@ -107,6 +120,11 @@ def map_modules(
     return {name: results[name] for name in modules}
 
 
+def _value(name: str, value: Any) -> Any:
+    """An input of one module; the numbers of its tasks as one array."""
+    return value if name == "stats" else jnp.asarray(value)
+
+
 def module_keys(key: jax.Array, names: list[str]) -> jax.Array:
     """One key for each module, from the run's key and the module's name alone."""
     hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
@@ -122,8 +140,9 @@ def _run(
     extra: dict[str, Any],
 ) -> Any:
     def one(args: tuple[Any, jax.Array | None]) -> Any:
-        tree, key = args
-        return fn(*tree, **extra) if key is None else fn(*tree, key=key, **extra)
+        (tree, own), key = args
+        given = {**extra, **own}
+        return fn(*tree, **given) if key is None else fn(*tree, key=key, **given)
 
     if chunk is None:
         return jax.vmap(one)((stacked, keys))

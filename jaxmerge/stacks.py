@@ -5,7 +5,7 @@ needs of the T adapters of one module: their factors side by side, those of the 
 that are present, their weights and their norms.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,13 +118,22 @@ def task_weights(stack: AdapterStack, weights: ArrayLike | None) -> jax.Array:
     """
     if weights is None:
         return jnp.ones(len(stack.present), stack.b.dtype)
-    weights = jnp.asarray(weights, stack.b.dtype)
-    if weights.shape != (len(stack.ranks),):
+    return of_present(stack, jnp.asarray(weights, stack.b.dtype), name="weights")
+
+
+def of_present(stack: AdapterStack, values: ArrayLike, *, name: str) -> jax.Array:
+    """Of numbers [T] those of the tasks that adapt this module.
+
+    Raises:
+      ValueError: the values, called by ``name``, are not of shape [T].
+    """
+    values = jnp.asarray(values)
+    if values.shape != (len(stack.ranks),):
         raise ValueError(
-            f"weights: expected one number for each of the {len(stack.ranks)} tasks, "
-            f"got shape {weights.shape}"
+            f"{name}: expected one number for each of the {len(stack.ranks)} tasks, "
+            f"got shape {values.shape}"
         )
-    return weights[jnp.asarray(stack.present)]
+    return values[jnp.asarray(stack.present)]
 
 
 def weigh(stack: AdapterStack, weights: ArrayLike | None) -> AdapterStack:
@@ -155,6 +164,33 @@ def task_updates(stacks: Mapping[str, AdapterStack], task: int) -> dict[str, Low
                 f"is no task {task}"
             )
     return {name: LowRank(s.b[task], s.a[task]) for name, s in stacks.items()}
+
+
+def leave_out(stack: AdapterStack, tasks: Collection[int]) -> AdapterStack | None:
+    """The adapters of a module without those of some tasks, which are then absent.
+
+    Not the same as a weight of 0: who is absent is in no mean, no count and no basis.
+
+    Args:
+      stack: T adapters.
+      tasks: numbers of tasks, from 0.
+
+    Returns:
+      A stack of T tasks and the same padding; None where no adapter is left.
+
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> stack = stack_adapters([([[3.0]], [[2.0]]), ([[1.0]], [[1.0]])])
+    >>> leave_out(stack, {1}).ranks, leave_out(stack, {0, 1})
+    ((1, 0), None)
+    """
+    check_stack(leave_out, stack)
+    ranks = tuple(0 if t in tasks else rank for t, rank in enumerate(stack.ranks))
+    if not any(ranks):
+        return None
+    kept = jnp.asarray([rank > 0 for rank in ranks])[:, None, None]
+    return stack.replace(
+        a=jnp.where(kept, stack.a, 0), b=jnp.where(kept, stack.b, 0), ranks=ranks
+    )
 
 
 def task_norms(stack: AdapterStack) -> jax.Array:

@@ -20,7 +20,9 @@ model (`jaxmerge.apply_learned`).
 What a call needs beside its matrices, adapters or update is a keyword. Whoever needs
 one declares it, everyone else takes ``**extra`` and forwards it. These exist:
 
-* ``key``, a key of ``jax.random``, and ``weights`` [T], given by the caller;
+* ``key``, a key of ``jax.random``, given by the caller;
+* ``weights`` [T], and ``densities`` [T] for steps that trim or drop entries and have no
+  density of their own, given by the caller, for all modules or module -> [T];
 * ``stats``, statistics of the inputs of the module, given by the caller;
 * ``sample``, the base model and inputs of every task, given by the caller;
 * ``ranks`` and ``size``, given to a rule by its space;

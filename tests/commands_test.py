@@ -2,7 +2,8 @@
 
 A block of a page with commands says by its first line of what kind it is: ``console``
 runs, ``refused`` is refused with the words that follow, ``transcript`` shows adapters
-that are not in the repository, and ``setup`` installs or downloads.
+that are not in the repository, ``setup`` installs or downloads, and ``elsewhere`` are
+other programs.
 """
 
 import re
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(?:jaxmerge|python3?|pip|make|hf|git) .*$", re.M)
 EXAMPLE = "python -m experiments.example"
-RUN = ["README.md", "diagnostics.md", "guide.md"]  # statistics.md has a test of its own
+RUN = ["README.md", "diagnostics.md", "guide.md", "image_models.md", "serving.md"]
+KINDS = ("console", "refused", "transcript", "setup", "elsewhere")
+ALONE = ["statistics.md", "tutorial.md"]  # have tests of their own
 
 
 @pytest.fixture
@@ -51,9 +54,9 @@ def words(line, program="jaxmerge"):
 def test_every_block_with_commands_says_of_what_kind_it_is(page):
     for kind, block in blocks_of(page):
         if kind != "python" and COMMAND.search(block):
-            assert kind in ("console", "refused", "transcript", "setup"), block
+            assert kind in KINDS, block
     if lines(page, "console"):
-        assert page.name in [*RUN, "statistics.md"]
+        assert page.name in [*RUN, *ALONE]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -131,7 +134,7 @@ def test_the_example_writes_the_same_each_time_and_replaces_nothing(
     again = tmp_path_factory.mktemp("again")
     monkeypatch.setattr("sys.argv", ["example", "--out", str(again)])
     example.main()
-    assert "wrote runs, base and data" in capsys.readouterr().out
+    assert "wrote runs, base, data, styles and recipe.yaml" in capsys.readouterr().out
     for path in sorted(path for path in clone.rglob("*") if path.is_file()):
         assert (again / path.relative_to(clone)).read_bytes() == path.read_bytes()
     with pytest.raises(SystemExit):

@@ -10,9 +10,18 @@ from reference import ROOT
 PACKAGE = ROOT / "jaxmerge"
 LAYERS = (  # from the bottom to the top, as in docs/design.md
     *("refusals", "runtime", "folders", "untrusted", "disk"),
-    *("linalg", "types", "doors", "stacks", "updates", "mapping", "magnitudes"),
+    *(
+        "linalg",
+        "randomised",
+        "types",
+        "doors",
+        "stacks",
+        "updates",
+        "mapping",
+        "magnitudes",
+    ),
     *("models", "stats", "mergers", "io", "tasks", "learning", "diagnostics"),
-    *("spec", "reports", "jobs", "api", "cli", "__main__"),
+    *("spec", "tuning", "reports", "jobs", "api", "cli", "__main__"),
 )
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"

@@ -92,7 +92,7 @@ def test_no_data_moves_between_devices(model, chunk):
 
     mesh = jm.module_mesh()
     names = [f"m{i}" for i in range(16)]
-    stacked = jax.tree.map(lambda x: jnp.stack([x] * 16), (model["q"],))
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 16), ((model["q"],), {}))
     keys = module_keys(jax.random.key(0), names)
     spread = jax.device_put(
         (stacked, keys), NamedSharding(mesh, PartitionSpec("modules"))

@@ -6,15 +6,20 @@ import typer
 
 from jaxmerge import __version__
 from jaxmerge.cli import (
+    bake,
     check,
     collect,
     convert,
     evaluate,
+    extract,
     inspect,
     learn,
     merge,
     methods,
     plan,
+    push,
+    run,
+    tune,
     verify,
 )
 from jaxmerge.cli.examples import examples, paragraphs
@@ -48,8 +53,9 @@ def options(
 
 for _panel, _commands in {
     "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
-    "Merge": (merge.merge, collect.collect, learn.learn),
-    "After a merge": (verify.verify, evaluate.evaluate, convert.convert),
+    "Merge": (merge.merge, run.run, collect.collect, learn.learn, tune.tune),
+    "After a merge": (verify.verify, evaluate.evaluate, convert.convert, push.push),
+    "Full models": (bake.bake, extract.extract),
 }.items():
     for _command in _commands:
         _name = _command.__name__

@@ -1,13 +1,14 @@
-"""``jaxmerge convert``: PEFT folders <-> orbax checkpoints."""
+"""``jaxmerge convert``: adapters from one format of folders to another."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
-from jaxmerge.io.formats import FormatName
+from jaxmerge.jobs.converting import Target
 from jaxmerge.runtime import start_jax
 
 
@@ -18,31 +19,62 @@ def convert(
     out: Out,
     read: dict[str, Any],
     to: Annotated[
-        FormatName, typer.Option(help="Format of the checkpoint that is written.")
-    ] = "orbax",
+        Target | None,
+        typer.Option(
+            help="What is written. Checkpoints become a PEFT folder unless given, and "
+            "everything else one orbax checkpoint."
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint of the JAX model that is to load the result; unless given "
+            "one of those that were merged."
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="Name of the adapter to take from a checkpoint of several."),
     ] = None,
+    component: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Component of a pipeline, such as unet or text_encoder: which to take "
+            "for a PEFT folder, or which a PEFT folder is.",
+        ),
+    ] = None,
     ragged: Annotated[
         bool,
-        typer.Option("--ragged", help="Give each module its own rank (PEFT only)."),
+        typer.Option(
+            "--ragged",
+            help="Give each module its own rank (not in files of diffusers).",
+        ),
     ] = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Convert PEFT folders to orbax, and back.
+    """Convert adapters to orbax, a JAX library or another kind of file, and back.
 
-    The direction follows from the input. Several folders become one checkpoint, and
-    --task takes one out of it. Nothing is lost either way, but a PEFT folder
-    comes back with its scale folded into B (alpha = r).
+    Several PEFT folders become one orbax checkpoint, of which --task takes one out.
+    --to nnx, qwix, tunix or gemma writes a checkpoint of that library; --to peft,
+    diffusers or kohya one adapter as that kind, where the names of its modules are
+    certain. Nothing is lost, but the scale is folded into B (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting
 
     found = converting.convert(
-        folders, out=out, to=to, task=task, ragged=ragged, force=force, **read
+        folders,
+        out=out,
+        to=to,
+        like=like,
+        task=task,
+        component=component,
+        ragged=ragged,
+        force=force,
+        **read,
     )
 
     def lines() -> Iterator[str]:

@@ -24,14 +24,29 @@ EXAMPLES = {
         f'jaxmerge merge {_RUNS} -p "concat|pico" --heads keep --out other',
         f"jaxmerge merge {_RUNS} -p knots_ties --heads keep --out third --dry-run",
     ),
+    "run": (
+        "jaxmerge run recipe.yaml --out from_recipe",
+        "jaxmerge run merged --out again",
+        "jaxmerge run merged --print",
+    ),
     "collect": (f"jaxmerge collect {_WITH_MODEL} --out stats",),
     "learn": (
         f'jaxmerge learn {_WITH_MODEL} --pipeline "tara_b(initial=0.3)|calibrate" '
         "--preference 0.5,0.3,0.2 --steps 20 --out learned",
     ),
+    "tune": (
+        f"jaxmerge tune {_WITH_MODEL} -p tsv_m --out tuned",
+        f"jaxmerge tune {_WITH_MODEL} "
+        '-p "ties(density={0.2, 0.6})|core|scale({0.2:2})" --search grid --points 3',
+    ),
     "verify": ("jaxmerge verify merged",),
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
+    "push": ("jaxmerge push merged owner/merged --dry-run",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
+    "bake": ("jaxmerge bake runs/cars --base base --new-heads --out baked",),
+    "extract": (
+        "jaxmerge extract baked --base base --rank 4 --others save --out extracted",
+    ),
 }
 
 

@@ -22,6 +22,7 @@ from jaxmerge.untrusted.text import shown
 OK, FAILED, BAD_INPUT, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
 # options whose flag is not their own name with dashes
+_OFF = {"maximise": "--minimise"}  # flags that switch an option off
 _FLAGS = {"ignore_config_keys": "--ignore-config-key", "vera_inputs": "--vera-input"}
 
 
@@ -162,6 +163,8 @@ def as_flag(option: Option) -> str:
     flag = _FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
     if option.value in ("", "True"):
         return flag
+    if option.value == "False" and option.name in _OFF:
+        return _OFF[option.name]
     return " ".join(f"{flag} {_in_a_shell(value)}" for value in option.values)
 
 

@@ -1,22 +1,29 @@
 """Options that several commands share."""
 
+import copy
 import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from jaxmerge.cli import values
 from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
 
 _READING = "Reading adapters"
 _SHOWING = "What is printed"
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders.")
+    list[Path],
+    typer.Argument(
+        metavar="ADAPTER...", help="PEFT adapter folders, or files of image models."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
 Json = Annotated[
@@ -150,13 +157,42 @@ def _read_options(
         ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="Layout of weight files without a config.")
+        Layout | None,
+        typer.Option(
+            help="Layout of weight files without a config; the JAX library whose "
+            "checkpoint it is."
+        ),
     ] = None,
+    lora_alpha: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("--lora-alpha", "--alpha"),
+            metavar="NUMBER|rank|NAME=NUMBER",
+            help="Alpha of checkpoints of JAX libraries, which hold none; for all "
+            "modules or by a pattern of names, 'rank' for a scale of 1. Repeatable.",
+        ),
+    ] = None,
+    scan_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0|1|none",
+            help="Axis of stacked layers in such a checkpoint, where shapes leave it "
+            "open.",
+        ),
+    ] = None,
+    hub: Annotated[
+        bool,
+        typer.Option(
+            "--hub",
+            help="Download adapters given as owner/name@revision:subfolder: configs "
+            "and safetensors only.",
+        ),
+    ] = False,
 ) -> dict[str, Any]:
     """The options of `jaxmerge.io.load_peft` from their flags."""
     return {
         "heads": heads,
-        "assume_alpha": _alpha(assume_alpha),
+        "assume_alpha": values.alpha(assume_alpha, "--assume-alpha"),
         "strip_prefix": strip_prefix,
         "add_prefix": add_prefix,
         "allow_different_bases": allow_different_bases,
@@ -164,8 +200,13 @@ def _read_options(
         "allow_zero": allow_zero,
         "weight_file": weight_file,
         "ignore_config_keys": tuple(ignore_config_key or ()),
-        "vera_inputs": _vera_inputs(vera_input or []),
+        "vera_inputs": values.vera_inputs(vera_input or []),
         "layout": layout,
+        "hub": hub,
+        "lora_alpha": values.alphas(lora_alpha or []),
+        "scan_axis": scan_axis
+        if scan_axis in (None, "none")
+        else values.axis(scan_axis),
     }
 
 
@@ -191,6 +232,8 @@ def with_read_options(
     flags = {name: flag for name, flag in flags.items() if name not in fixed}
     signature = inspect.signature(command)
     own = [p for p in signature.parameters.values() if p.name != "read"]
+    if any(parameter.name == "alpha" for parameter in own):
+        flags["lora_alpha"] = _without_short_name(flags["lora_alpha"])
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -203,6 +246,13 @@ def with_read_options(
     signed.__signature__ = signature.replace(parameters=parameters)
     signed.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _without_short_name(flag: inspect.Parameter) -> inspect.Parameter:
+    """The flag ``--lora-alpha`` of a command that has an ``--alpha`` of its own."""
+    option = copy.copy(flag.annotation.__metadata__[0])
+    option.param_decls = ()  # the first one is kept apart
+    return flag.replace(annotation=Annotated[list[str] | None, option])
 
 
 def numbers(text: str | None, option: str) -> list[float] | None:
@@ -240,33 +290,3 @@ def _is_number(text: str) -> bool:
 def split(text: str | None) -> list[str] | None:
     """Names separated by commas."""
     return None if text is None else text.split(",")
-
-
-def _alpha(text: str | None) -> float | str | None:
-    if text in (None, "rank"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"expected a number or 'rank', got {text!r}", param_hint="--assume-alpha"
-        ) from None
-
-
-def _vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
-    sizes = {}
-    for entry in entries:
-        name, _, count = entry.rpartition("=")
-        if not count.isdecimal():
-            raise typer.BadParameter(
-                f"expected a size or name=size, got {entry!r}",
-                param_hint="--vera-input",
-            )
-        sizes[name] = int(count)
-    if "" not in sizes:
-        return sizes or None
-    if len(sizes) > 1:
-        raise typer.BadParameter(
-            "give one size for all modules, or sizes by name", param_hint="--vera-input"
-        )
-    return sizes[""]

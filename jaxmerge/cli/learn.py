@@ -14,6 +14,7 @@ from jaxmerge.cli.exits import FitDiverged
 from jaxmerge.cli.flags import (
     BaseFolder,
     DataFolder,
+    Dtype,
     Folders,
     Force,
     Json,
@@ -27,7 +28,7 @@ from jaxmerge.cli.flags import (
     split,
     with_read_options,
 )
-from jaxmerge.cli.merge import Dtype, written_lines
+from jaxmerge.cli.merge import written_lines
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import (
+    Dtype,
     Folders,
     Force,
     Json,
@@ -21,6 +22,7 @@ from jaxmerge.cli.flags import (
     split,
     with_read_options,
 )
+from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.reports.tables import size
 from jaxmerge.runtime import start_jax
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 
 Dense = Literal["error", "truncate", "full"]
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @with_read_options
@@ -49,6 +50,20 @@ def merge(
     out: Out,
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,...", help="A weight for each adapter.")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK@BLOCK",
+            help="Leave the adapter of a task out of a block of the model, such as "
+            "cars@bert.encoder.layer.0. Repeatable.",
+        ),
+    ] = None,
+    densities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D,D,...", help="A density for each adapter, for density=each."
+        ),
     ] = None,
     seed: Annotated[
         int | None,
@@ -128,6 +143,8 @@ def merge(
     console = Console(as_json=as_json, quiet=quiet)
     asked = {
         "weights": numbers(weights, "--weights"),
+        "leave_out": leave_out or (),
+        "densities": numbers(densities, "--densities"),
         "seed": seed,
         "stats": stats,
     }
@@ -162,16 +179,19 @@ def merge(
         **output,
         **read,
     )
-    console.result(found.to_json(), lambda: _lines(found))
+    console.result(found.to_json(), lambda: merged_lines(found))
 
 
-def _lines(found: "Merged") -> Iterator[str]:
+def merged_lines(found: "Merged") -> Iterator[str]:
+    """What was merged, for people."""
     pipeline, statistics = found.recipe.pipeline, found.recipe.statistics
     adapters, modules = len(found.adapters), len(found.saved.energy)
     yield f"{found.saved.path}: {adapters} adapters merged, {modules} modules"
     yield f"  pipeline  {pipeline.text}"
     if len(pipeline.calls) > 1:
         yield f"  in order  {', '.join(pipeline.order)}"
+    if found.recipe.left_out:
+        yield f"  without   {', '.join(found.recipe.left_out)}"
     if statistics is not None:
         yield f"  inputs    statistics in {statistics.path}"
     yield from written_lines(found.saved, found.size, found.seconds, found.notes)
@@ -184,7 +204,8 @@ def written_lines(
     if saved.rank:
         needed = saved.max_lora_rank
         serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"
-        yield f"  rank      {saved.rank} (vLLM: {serving})"
+        of_peft = CONFIG_FILE in saved.files
+        yield f"  rank      {saved.rank}" + (f" (vLLM: {serving})" if of_peft else "")
     else:
         yield "  rank      none: weight deltas, to be added to the base weights"
     if any(saved.cast_error.values()):

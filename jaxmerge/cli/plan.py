@@ -1,5 +1,6 @@
 """``jaxmerge plan``: what a merge would meet, from headers alone."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,10 +60,11 @@ def _lines(found: "Planned") -> Iterator[Any]:
     yield ""
     yield _coverage_table(plan)
     yield ""
-    served = plan.max_lora_rank
+    served, of_peft = plan.max_lora_rank, plan.adapters[0].kind == "peft"
+    flag = f"--max-lora-rank {served}" if served else "takes no such rank"
     yield (
-        f"output rank {plan.rank} if nothing is truncated "
-        f"(vLLM: {f'--max-lora-rank {served}' if served else 'takes no such rank'})"
+        f"output rank {plan.rank} if nothing is truncated"
+        + (f" (vLLM: {flag})" if of_peft else "")
     )
     memory = plan.memory
     yield (
@@ -82,7 +84,7 @@ def _adapter_table(found: "Plan") -> Any:
             (
                 a.name,
                 a.base_model or "-",
-                a.peft_type,
+                a.peft_type if a.kind == "peft" else a.kind,
                 a.modules,
                 span(a.ranks),
                 span(a.scales),
@@ -98,7 +100,7 @@ def _coverage_table(found: "Plan") -> Any:
     """Of the modules of each kind, how many every task adapts, and at which rank."""
     groups = defaultdict(list)
     for name, module in found.modules.items():
-        groups[name.rpartition(".")[2], module.kind, module.shape].append(module)
+        groups[_leaf(name), module.kind, module.shape].append(module)
     rows = []
     for (leaf, kind, shape), modules in groups.items():
         cells = []
@@ -110,3 +112,14 @@ def _coverage_table(found: "Plan") -> Any:
         rows.append((f"{leaf} {shape[0]}x{shape[1]}", kind, *cells, total))
     names = [adapter.name for adapter in found.adapters]
     return table(("modules", "kind", *names, "total rank>"), rows)
+
+
+def _leaf(name: str) -> str:
+    """The end of a name, by which modules that are alike are counted together.
+
+    >>> _leaf("h.0.fc"), _leaf("lora_unet_mid_block_resnets_0_conv1"), _leaf("unet:3")
+    ('fc', 'conv1', 'unet')
+    """
+    if name.startswith(("lora_", "lycoris_")):
+        return re.split(r"_\d+_", name)[-1]
+    return name.partition(":")[0].rpartition(".")[2]

@@ -1,6 +1,7 @@
-"""Reading and writing adapters: PEFT folders and orbax checkpoints.
+"""Reading and writing adapters: PEFT folders, orbax, trees of JAX libraries.
 
-`load_peft` and `plan_peft` read, `save_peft` writes; statistics of inputs are files and
+`load_peft` and `plan_peft` read, `save_peft` writes; trees in memory come in by
+`from_nnx` and its like and go back by `to_nnx`; statistics of inputs are files and
 folders too (`save_statistics`, `open_statistics`). Every refusal of bad input is an
 `AdapterError` whose message names the file, the module and the remedy.
 """
@@ -10,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters, Source
+    from jaxmerge.io.bridges.public import (
+        from_gemma,
+        from_nnx,
+        from_qwix,
+        from_tunix,
+        to_gemma,
+        to_nnx,
+        to_qwix,
+        to_tunix,
+    )
     from jaxmerge.io.errors import AdapterError
-    from jaxmerge.io.factors import Layout
+    from jaxmerge.io.module_layout import Layout
     from jaxmerge.io.options import ReadOptions
     from jaxmerge.io.orbax import load_orbax, save_orbax
     from jaxmerge.io.plan import Plan, plan_peft
@@ -33,6 +44,10 @@ __all__ = [
     "SaveReport",
     "Source",
     "StatisticsFolder",
+    "from_gemma",
+    "from_nnx",
+    "from_qwix",
+    "from_tunix",
     "load_moments",
     "load_orbax",
     "load_peft",
@@ -42,10 +57,18 @@ __all__ = [
     "save_orbax",
     "save_peft",
     "save_statistics",
+    "to_gemma",
+    "to_nnx",
+    "to_qwix",
+    "to_tunix",
 ]
 
 _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "adapters": ("Adapters", "Source"),
+    "bridges.public": (
+        *("from_gemma", "from_nnx", "from_qwix", "from_tunix"),
+        *("to_gemma", "to_nnx", "to_qwix", "to_tunix"),
+    ),
     "errors": ("AdapterError",),
     "factors": ("Layout",),
     "options": ("ReadOptions",),

@@ -1,14 +1,18 @@
 """What reading gives: adapters in memory, and all that writing them back needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.io.factors import Layout, output_dtype
+from jaxmerge.io.factors import output_dtype
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.stacks import leave_out
 from jaxmerge.types import AdapterStack
 
 
@@ -29,6 +33,8 @@ class Source:
       zero_modules: modules that the file holds but whose A or B is exactly zero; they
         count as absent (rank 0).
       notes: what reading changed or left out, for people.
+      hub: ``owner/name@commit:subfolder``, if it was downloaded from the Hub.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: str
@@ -42,6 +48,8 @@ class Source:
     scales: Mapping[str, float]
     zero_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    hub: str | None = None
+    kind: str = "peft"
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -95,6 +103,54 @@ class Adapters:
             heads=(self.heads[t],),
             sources=(self.sources[t],),
         )
+
+    def without(self, left_out: Iterable[str]) -> "Adapters":
+        """The adapters without some tasks in some blocks, where they are then absent.
+
+        Args:
+          left_out: ``task@block``, a block being the name of a module, or what names
+            begin with before a dot, such as ``cars@bert.encoder.layer.0``.
+
+        Returns:
+          The same tasks; without the modules in which none of them is left.
+
+        Raises:
+          Refusal: there is no such task or block.
+        """
+        tasks: dict[str, set[int]] = {}
+        for entry in left_out:
+            name, _, block = entry.partition("@")
+            modules = [m for m in self.stacks if f"{m}.".startswith(f"{block}.")]
+            if name not in self.names or not modules:
+                known = ", ".join(self.names)
+                wrong = f"no task is named {name!r}, there are {known}"
+                if name in self.names:
+                    wrong = f"no adapted module is {block!r} or lies in it"
+                raise Refusal(
+                    Option("leave_out", (entry,), quoted=True, listed=True),
+                    f": {wrong}; write <task>@<block>",
+                )
+            for module in modules:
+                tasks.setdefault(module, set()).add(self.names.index(name))
+        if not tasks:
+            return self
+        found = {m: leave_out(x, tasks.get(m, ())) for m, x in self.stacks.items()}
+        stacks = {module: x for module, x in found.items() if x is not None}
+        return replace(
+            self,
+            stacks=stacks,
+            layouts={module: self.layouts[module] for module in stacks},
+            biases={
+                module: rows.at[jnp.asarray(sorted(tasks.get(module, ())), int)].set(0)
+                for module, rows in self.biases.items()
+                if module in stacks
+            },
+        )
+
+    @property
+    def kind(self) -> str:
+        """The kind of file that all inputs are, in which a merge is saved."""
+        return self.sources[0].kind if self.sources else "peft"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,24 +29,33 @@ def build_record(
         recipe = {"pipeline": recipe}
     return {
         "format": RECORD_FORMAT,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")
-        },
+        "versions": versions(),
         "recipe": dict(recipe or {}),
         "read_options": asdict(like.options),
-        "inputs": [
-            {
-                "name": name,
-                "path": source.path,
-                "base_model": source.base_model,
-                "revision": source.revision,
-                "weight_file": source.weight_file,
-                "sha256": dict(source.sha256),
-            }
-            for name, source in zip(like.names, like.sources, strict=True)
-        ],
+        "inputs": inputs_of(like),
         "output": dict(output),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions on which a result depends."""
+    return {name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")}
+
+
+def inputs_of(adapters: Adapters) -> list[dict[str, Any]]:
+    """What a record says of the adapters that were read."""
+    return [
+        {
+            "name": name,
+            "path": source.path,
+            "base_model": source.base_model,
+            "revision": source.revision,
+            "weight_file": source.weight_file,
+            "sha256": dict(source.sha256),
+            **({"hub": source.hub} if source.hub else {}),
+        }
+        for name, source in zip(adapters.names, adapters.sources, strict=True)
+    ]
 
 
 def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
@@ -62,24 +71,25 @@ def build_card(record: Mapping[str, Any], energy: Mapping[str, float]) -> str:
     """
     recipe = record["recipe"]
     inputs = record["inputs"]
-    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    made_by = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     learned = "learned" in recipe
     sections = [
-        _front_matter(inputs, is_adapter=record["output"]["kind"] == "adapter"),
-        f"# Merge of {len(inputs)} LoRA adapter{'s' if len(inputs) > 1 else ''}",
-        f"{_made(recipe)}, by {versions}.",
+        _front_matter(inputs, record["output"]["sha256"]),
+        f"# {_title(recipe, len(inputs))}",
+        f"{_made(recipe)}, by {made_by}.",
     ]
     if recipe:
         sections += ["## Recipe", _recipe(recipe)]
     if inputs:
-        sections += ["## Inputs", _input_table(inputs)]
+        sections += ["## Inputs", input_table(inputs)]
     if "files" in recipe:
         reader = "Read by the fit" if learned else "Read beside the adapters"
-        sections += [f"## {reader}", _file_table(recipe["files"])]
+        sections += [f"## {reader}", file_table(recipe["files"])]
     heads = [name for name in record["output"]["sha256"] if name.startswith("heads/")]
     if heads:
         sections += ["## Heads", _heads(heads)]
-    sections += ["## Energy kept", _energy_table(energy), "## Record", _kept(recipe)]
+    shares = recipe.get("energy_kept", energy)  # before anything was saved
+    sections += ["## Energy kept", _energy_table(shares), "## Record", _kept(recipe)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -93,17 +103,32 @@ def is_hub_id(name: str | None) -> bool:
     return name is not None and bool(re.fullmatch(rf"({piece}/)?{piece}", name))
 
 
-def _front_matter(inputs: list[Mapping[str, Any]], *, is_adapter: bool) -> str:
+_LIBRARIES = {  # a file that a library loads -> the library
+    "adapter_config.json": "peft",
+    "pytorch_lora_weights.safetensors": "diffusers",
+}
+
+
+def _front_matter(inputs: list[Mapping[str, Any]], files: Collection[str]) -> str:
     bases = dict.fromkeys(i["base_model"] for i in inputs if is_hub_id(i["base_model"]))
     lines = ["---"]
     if bases:
         lines += ["base_model:", *(f"- {json.dumps(base)}" for base in bases)]
-    if is_adapter:
-        lines += ["library_name: peft"]
+    lines += [
+        f"library_name: {_LIBRARIES[file]}" for file in files if file in _LIBRARIES
+    ]
     return "\n".join([*lines, "tags:", "- lora", "- merge", "- jaxmerge", "---"])
 
 
+def _title(recipe: Mapping[str, Any], inputs: int) -> str:
+    if "extracted" in recipe:
+        return "LoRA adapter between two full models"
+    return f"Merge of {inputs} LoRA adapter{'s' if inputs > 1 else ''}"
+
+
 def _made(recipe: Mapping[str, Any]) -> str:
+    if "extracted" in recipe:
+        return "The leading directions of the difference of two models"
     if "learned" in recipe:
         return "Coefficients learned through the base model without labels"
     if "sample" in recipe:
@@ -112,32 +137,30 @@ def _made(recipe: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    apart = ("pipeline", "files")
+    apart = ("pipeline", "files", "energy_kept")
     rest = {key: value for key, value in recipe.items() if key not in apart}
     parts = [_fenced(str(recipe["pipeline"]), "text")] if "pipeline" in recipe else []
-    parts += [
-        "\n".join(f"- {_cell(k)}: {_cell(json.dumps(v))}" for k, v in rest.items())
-    ]
+    parts += ["\n".join(f"- {cell(k)}: {cell(json.dumps(v))}" for k, v in rest.items())]
     return "\n\n".join(part for part in parts if part)
 
 
-def _input_table(inputs: list[Mapping[str, Any]]) -> str:
+def input_table(inputs: list[Mapping[str, Any]]) -> str:
     rows = ["| adapter | base model | file | SHA-256 |", "|---|---|---|---|"]
     for entry in inputs:
         base = entry["base_model"] if is_hub_id(entry["base_model"]) else "-"
         rows += [
-            f"| {_cell(entry['name'])} | {_cell(base)} | {_cell(file)} | `{digest}` |"
+            f"| {cell(entry['name'])} | {cell(base)} | {cell(file)} | `{digest}` |"
             for file, digest in entry["sha256"].items()
         ]
     return "\n".join(rows)
 
 
-def _file_table(files: Mapping[str, Mapping[str, Any]]) -> str:
+def file_table(files: Mapping[str, Mapping[str, Any]]) -> str:
     """The files of each group; where they lay is in the record only."""
     rows = ["| | file | SHA-256 |", "|---|---|---|"]
     for group, entry in files.items():
         rows += [
-            f"| {_cell(group)} | {_cell(file)} | `{digest}` |"
+            f"| {cell(group)} | {cell(file)} | `{digest}` |"
             for file, digest in entry["sha256"].items()
         ]
     return "\n".join(rows)
@@ -161,6 +184,8 @@ def _heads(files: list[str]) -> str:
 
 def _kept(recipe: Mapping[str, Any]) -> str:
     """What can be done with the record."""
+    if "extracted" in recipe:
+        return "`jaxmerge.json` names the two models and how they were compared."
     if "learned" in recipe:
         again = "this folder again from `phi.safetensors`, without the fit"
     elif "pipeline" in recipe:
@@ -190,12 +215,12 @@ def _energy_table(energy: Mapping[str, float]) -> str:
             "| module | share of the squared norm |",
             "|---|---|",
             f"| mean of {len(energy)} | {mean:.6f} |",
-            *(f"| {_cell(module)} | {energy[module]:.6f} |" for module in worst),
+            *(f"| {cell(module)} | {energy[module]:.6f} |" for module in worst),
         ]
     )
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot leave its table cell or become markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", " ".join(str(text).split()))
 

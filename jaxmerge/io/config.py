@@ -35,8 +35,10 @@ class AdapterConfig:
       rank: global r, None if the config has none.
       alpha: global lora_alpha (or the caller's ``assume_alpha``), None for VeRA; the
         string "rank" stands for alpha = rank in every module.
+      alphas: module -> alpha, of trees that name it for each of their modules.
       init_rank: AdaLoRA's ``init_r``, by which it divides whatever the true rank is.
       ties_weights: ``ensure_weight_tying``: adapters of tied layers are one.
+      kind: of the file, "peft" or one of `jaxmerge.io.image.file_kinds.KINDS`.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class AdapterConfig:
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
     init_rank: int = 0
     fan_in_fan_out: bool = False
     base_model: str | None = None
@@ -54,6 +57,7 @@ class AdapterConfig:
     task_type: str | None = None
     modules_to_save: tuple[str, ...] = ()
     ties_weights: bool = False
+    kind: str = "peft"
 
     def scale(self, module: str, rank: int) -> float:
         """The factor with which PEFT multiplies ``B A`` of a module of this true rank.
@@ -78,7 +82,9 @@ class AdapterConfig:
         if self.peft_type == "VERA":
             return 1.0
         nominal = self.init_rank if self.peft_type == "ADALORA" else rank
-        alpha = self.pattern_value("alpha_pattern", module)
+        alpha = self.alphas.get(module)
+        if alpha is None:
+            alpha = self.pattern_value("alpha_pattern", module)
         alpha = self.alpha if alpha is None else alpha
         if alpha is None:
             raise AdapterError(f"{self.path}: no lora_alpha, so the scale is unknown")

@@ -5,7 +5,7 @@ LoRA scale folded into b. `Layout` keeps what is needed to turn them back into t
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,56 +14,10 @@ import numpy as np
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.experts import refusal_of_experts
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.tensors import FLOATING, TensorFile, read_finite
 
 _TINY, _LOST = 1e-35, 1e-5  # below it float32 has fewer digits; share lost at most
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tensors of a module are laid out in files.
-
-    Attributes:
-      kind: "linear", "embedding", "conv1d", "conv2d" or "conv3d".
-      kernel: spatial shape of a convolution; n is inputs x kernel, flattened.
-      fan_in_fan_out: the base keeps its weight as [n, m] (GPT-2's Conv1D). It does not
-        change b and a. PEFT has one flag for all layers and corrects it layer by layer
-        when it loads; None says that the adapters disagree.
-
-    A linear or convolution weight changes by ``(b @ a)`` in its own shape, an embedding
-    weight [vocabulary, dimension] by ``(b @ a).T``: there m is the dimension.
-    """
-
-    kind: str = "linear"
-    kernel: tuple[int, ...] = ()
-    fan_in_fan_out: bool | None = False
-
-    def to_tensors(self, b: np.ndarray, a: np.ndarray) -> dict[str, np.ndarray]:
-        """PEFT's tensors of factors [m, r] and [r, n], by name below the module."""
-        if self.kind == "embedding":
-            return {"lora_embedding_A": a, "lora_embedding_B": b}
-        if self.kind != "linear":
-            a = a.reshape(a.shape[0], -1, *self.kernel)
-            b = b.reshape(*b.shape, *(1 for _ in self.kernel))
-        return {"lora_A.weight": a, "lora_B.weight": b}
-
-    def to_weight(self, update: np.ndarray) -> np.ndarray:
-        """An update [m, n] in the shape of the base weight to which it is added."""
-        if self.kind == "embedding" or self.fan_in_fan_out:
-            return update.T
-        return update.reshape(update.shape[0], -1, *self.kernel)
-
-
-def merged_layout(layouts: Sequence[Layout]) -> Layout | None:
-    """The layout of a module that several adapters share; None if they differ.
-
-    A difference in ``fan_in_fan_out`` alone is not one of layers, see `Layout`.
-    """
-    kinds = {(layout.kind, layout.kernel) for layout in layouts}
-    flags = {layout.fan_in_fan_out for layout in layouts}
-    if len(kinds) > 1:
-        return None
-    return Layout(*kinds.pop(), flags.pop() if len(flags) == 1 else None)
 
 
 class Factors(NamedTuple):
@@ -90,6 +44,8 @@ class FactorSpec:
       rank: true rank r of the tensors.
       scale: what ``B A`` is multiplied with.
       dtype: dtype of the factors in the file.
+      rows: which rows of B the module is, of a layer that the file holds fused with
+        others; None for all.
     """
 
     layout: Layout
@@ -98,6 +54,7 @@ class FactorSpec:
     rank: int
     scale: float
     dtype: np.dtype
+    rows: slice | None = None
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
@@ -143,7 +100,7 @@ def factor_spec(
                 "need the scales of their quantisation; save it as bf16, fp16 or fp32"
             )
     expected = _EXPECTED_PARTS[config.peft_type]
-    if not any(set(shapes) - {"bias"} == set(names) for names in expected):
+    if not any(set(shapes) - {"bias", "mid"} == set(names) for names in expected):
         wanted = " or ".join("+".join(names) for names in expected)
         raise AdapterError(
             f"{where}: found {'+'.join(sorted(shapes))}, expected {wanted}; "
@@ -201,6 +158,8 @@ def _lora_shapes(
         layout = Layout("linear", fan_in_fan_out=config.fan_in_fan_out)
     if "E" in shapes and shapes["E"] != (*a[:1], 1):
         raise AdapterError(f"{where}: lora_E is {shapes['E']}, lora_A {a}")
+    if "mid" in shapes:
+        a = _behind_mid(a, shapes["mid"], where)
     spatial = len(a) - 2
     if layout.kind == "linear" and 1 <= spatial <= 3 and len(b) == len(a):
         if b[2:] != (1,) * spatial:
@@ -215,6 +174,17 @@ def _lora_shapes(
             "whose update is not B A; leave this module out"
         )
     return layout, b, a
+
+
+def _behind_mid(a: _Shape, mid: _Shape, where: str) -> _Shape:
+    """Shape of ``mid`` [r, r, h, w] applied behind A [r, inputs, 1, 1]."""
+    rank, inputs, *kernel = a
+    if len(mid) != len(a) or mid[:2] != (rank, rank) or set(kernel) != {1}:
+        raise AdapterError(
+            f"{where}: factors of shapes {a} and {mid} (lora_mid) are not those of a "
+            "convolution in three factors"
+        )
+    return (rank, inputs, *mid[2:])
 
 
 def _vera_shapes(
@@ -236,6 +206,10 @@ def _vera_shapes(
 def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     """Reads the factors of one module; AdapterError if they hold NaN or Inf."""
     values = {part: read_finite(tensors, key) for part, key in spec.parts.items()}
+    if spec.rows is not None:
+        values = {
+            p: v[spec.rows] if p in ("B", "bias") else v for p, v in values.items()
+        }
     with np.errstate(over="ignore"):
         factors = _fold(spec, values)
     if not all(np.isfinite(x).all() for x in factors if x is not None):
@@ -266,6 +240,14 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
     return factors
 
 
+def _a_of(values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A; in three factors it is A[p, i, h, w] = sum_q mid[p, q, h, w] A[q, i]."""
+    a = values["A"]
+    if "mid" not in values:
+        return a
+    return np.einsum("pq...,qi->pi...", values["mid"], a.reshape(a.shape[:2]))
+
+
 def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
     """Factors and bias of one module from its tensors, whatever its variant."""
     (m, n), rank = spec.shape, spec.rank
@@ -276,7 +258,7 @@ def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
     elif "embedding_A" in values:
         a, b = values["embedding_A"], values["embedding_B"]
     else:
-        a, b = values["A"].reshape(rank, n), values["B"].reshape(m, rank)
+        a, b = _a_of(values).reshape(rank, n), values["B"].reshape(m, rank)
     if "E" in values:
         a = values["E"] * a
     bias = values["bias"] * scale if "bias" in values else None

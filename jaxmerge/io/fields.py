@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from jaxmerge.io.errors import AdapterError, show
+from jaxmerge.io.hub_ids import hub_id
 
 
 class Value(NamedTuple):
@@ -175,5 +176,8 @@ INSIDE = Value("paths below the folder", _inside)
 DIGEST = Value(
     "a SHA-256 of 64 hexadecimal digits",
     lambda value: isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value)),
+)
+HUB_ID = Value(
+    "an id on the Hub", lambda value: isinstance(value, str) and bool(hub_id(value))
 )
 DIGESTS = Table(DIGEST, names=INSIDE)  # file -> its SHA-256

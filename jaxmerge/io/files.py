@@ -115,6 +115,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The JSON object in ``adapter_config.json``; AdapterError if it is none."""
     return read_object(folder / CONFIG_FILE, largest=16 * 2**20, most=400_000)

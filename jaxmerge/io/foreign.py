@@ -14,6 +14,10 @@ _BY_DIFFUSERS = (
     "peft.get_peft_model_state_dict(pipe.unet) as adapter_config.json and "
     "adapter_model.safetensors; the same for a transformer or a text encoder"
 )
+_ALONE = (
+    "which has no adapter_config.json: give the file itself, or take the config out of "
+    "its folder"
+)
 _BY_TORCHTUNE = (
     "torchtune's FullModelHFCheckpointer writes adapter_model.safetensors (or .bin) "
     "and adapter_config.json beside it; give the folder that holds these"
@@ -34,23 +38,20 @@ def _formats(table: dict[str, str]) -> tuple[_Format, ...]:
 # the whole key of at least one tensor; none of them is a key of PEFT
 _KEYS = _formats(
     {
-        r"\w+:\d+:(up|down)": "its modules are numbered (cloneofsimo's layout) in the "
-        "order of the trainer's model, so their names are unknown; apply it to that "
-        "model and save with PEFT",
+        r"\w+:\d+:(up|down)": "a file of numbered modules (cloneofsimo/lora), "
+        + _ALONE,
         r"w_[ab]_\d+": "a Sam_LoRA file lacks the biases that its factors were trained "
         "with, so it is not the whole adapter; train it again with PEFT",
         r"(lycoris|lora)_\w+\.(hada|lokr|oft|boft|glora|on_input|diff)\w*.*": "a "
         "LyCORIS file, whose updates (LoHa, LoKr, ...) are not B A; merge it into its "
         "base and extract a plain LoRA",
         r"lora_[a-z]+\d?_\w+\.(lora_(down|up|mid)\.weight|alpha|dora_scale)": "a file "
-        "of kohya's sd-scripts (one name with underscores for each module, lora_down, "
-        "lora_up and alpha); for Stable Diffusion convert it with PEFT's "
-        "examples/lora_dreambooth/convert_kohya_ss_sd_lora_to_peft.py, else "
-        + _BY_DIFFUSERS,
+        "of kohya's sd-scripts, " + _ALONE,
         r".+\.processor\.(qkv|proj)_lora\d\.(down|up)\.weight": "an XLabs file (FLUX); "
         + _BY_DIFFUSERS,
         r".+\.(lora|lora_linear_layer)\.(down|up)\.weight": "a file of diffusers in "
-        "its layout before PEFT (lora.down and lora.up); " + _BY_DIFFUSERS,
+        "its layout before PEFT (lora.down and lora.up), whose names begin with no "
+        f"component of a pipeline, such as unet., or {_ALONE.removeprefix('which ')}",
         r"diffusion_model\..+\.lora_\w+(\.\w+)*": "a ComfyUI file (names start with "
         "diffusion_model.); " + _BY_DIFFUSERS,
         r".+\.lora_(down|up)(\.\w+)*\.weight": "a file of a diffusion trainer "
@@ -68,8 +69,6 @@ _KEYS = _formats(
 # of keys that PEFT may have too, where there is no config beside them
 _KEYS_ALONE = _formats(
     {
-        r"(unet|transformer|transformer_2|prior|text_encoder(_\d)?)\..+\.lora_[AB]"
-        r"\.weight": "a file of diffusers; " + _BY_DIFFUSERS,
         r".+\.lora_[AB]": "a loralib or LitGPT file, which holds no alpha; write "
         "adapter_config.json with the r and lora_alpha of its training and name the "
         "tensors as PEFT does",

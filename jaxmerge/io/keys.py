@@ -33,7 +33,7 @@ _SCALES = re.compile(
     r"(^|\.)(weight_scale(_inv)?|scale_weight|input_scale|absmax|quant_map|quant_state"
     r"|nested_absmax|nested_quant_map|SCB|qzeros|scales)(\.|$)"
 )
-_LONGEST_NAME = 500  # bounds what matching names against patterns costs
+LONGEST_NAME = 500  # bounds what matching names against patterns costs
 _HEAD_LEAVES = ("weight", "bias")
 _SAVED_WRAPPERS = ("modules_to_save", "original_module")
 _PEFT = "base_model."
@@ -111,7 +111,7 @@ def sort_keys(
 def _names(keys: Collection[str], path: Path) -> dict[str, Unwrapped]:
     """key -> its name without wrappers; all have PEFT's prefix, or none."""
     for key in keys:
-        if len(key) > _LONGEST_NAME:
+        if len(key) > LONGEST_NAME:
             raise AdapterError(
                 f"{path}: a tensor has a name of {len(key)} characters ({show(key)}); "
                 "no module of a model is called that, save the adapter again"

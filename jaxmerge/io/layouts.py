@@ -1,6 +1,8 @@
-"""LoRA files older than PEFT's folders: one layout is read.
+"""Weight files without a config: LoRA files of image models, and one older layout.
 
-*diffusers attention processors* (``pytorch_lora_weights.*``, diffusers 0.12 to 0.20):
+Files of image models are read by `jaxmerge.io.image`. With ``layout="diffusers"`` old
+*attention processors* (``pytorch_lora_weights.*``, diffusers 0.12 to 0.20) are a PEFT
+adapter of the UNet instead:
 ``<attention>.processor.to_k_lora.down.weight`` is A of the module ``<attention>.to_k``
 and ``up`` is its B; ``to_out_lora`` belongs to ``<attention>.to_out.0``. The update is
 ``alpha / r * up @ down``. The files hold no alpha, so the caller gives it: the trainers
@@ -17,11 +19,13 @@ from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, either, listing
 from jaxmerge.io.files import CONFIG_FILE, checked_file
 from jaxmerge.io.foreign import format_of_file, format_of_files, format_of_keys
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES, kind_of_keys, sort_file
 from jaxmerge.io.keys import KeyTable
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.tensors import TensorFile, open_tensors
 from jaxmerge.refusals import Option
 
+_OWN = {os.path.splitext(name)[0] for name in WEIGHT_FILES}
 _SUFFIXES = {"safetensors": ".safetensors", "bin": ".bin"}
 _DIFFUSERS = re.compile(
     r"(?P<parent>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\."
@@ -37,8 +41,7 @@ def open_without_config(
     Args:
       folder: holds one weight file, or one per format if ``options.weight_file``
         chooses.
-      options: ``layout="diffusers"`` and ``assume_alpha`` confirm what the file cannot
-        say itself.
+      options: how it is read.
 
     Raises:
       AdapterError: what the file is, why it is not read, and what to do.
@@ -53,21 +56,51 @@ def open_without_config(
         raise AdapterError(
             f"{missing}, and no other readable adapter (", *error.message, ")"
         ) from error
+    return _sorted(tensors, options, missing)
+
+
+def open_weight_file(
+    path: Path, options: ReadOptions
+) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    """Opens a LoRA file of an image model that was given itself, without a folder."""
+    return _sorted(open_tensors(checked_file(path)), options, f"{path}: a single file")
+
+
+def _sorted(
+    tensors: TensorFile, options: ReadOptions, missing: str
+) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    if options.layout == "diffusers":
+        return _old_processors(tensors, options, missing)
+    kind = kind_of_keys(tensors.infos.keys())
+    if kind is not None:
+        config, table = sort_file(kind, tensors, options)
+        return config, tensors, table
     says = format_of_keys(tensors.infos, alone=True)
     says = says or format_of_file(tensors.path.name)
     if says:
         raise AdapterError(f"{tensors.path}: {says}")
+    raise AdapterError(_unknown(missing))
+
+
+def _unknown(missing: str) -> str:
+    return (
+        f"{missing}, without which the scale and the kind of adapter are unknown; "
+        "copy it from where the weights came from"
+    )
+
+
+def _old_processors(
+    tensors: TensorFile, options: ReadOptions, missing: str
+) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    says = format_of_keys(tensors.infos, alone=True)
+    if says:
+        raise AdapterError(f"{tensors.path}: {says}")
     if not any(_DIFFUSERS.fullmatch(key) for key in tensors.infos):
-        raise AdapterError(
-            f"{missing}, without which the scale and the kind of adapter are unknown; "
-            "copy it from where the weights came from"
-        )
-    if options.layout != "diffusers" or options.assume_alpha is None:
+        raise AdapterError(_unknown(missing))
+    if options.assume_alpha is None:
         raise AdapterError(
             f"{missing}; the keys are of old diffusers attention processors, which ",
             "hold no alpha: pass ",
-            Option("layout", "diffusers", quoted=True),
-            " and ",
             Option("assume_alpha", "<number>"),
             " (",
             Option("assume_alpha", "rank", quoted=True),
@@ -81,10 +114,13 @@ def _only_weight_file(folder: Path, choice: str | None) -> Path:
     names = sorted(n for n in os.listdir(folder) if os.path.splitext(n)[1] in suffixes)
     if not names:
         raise AdapterError("the folder holds no weight file")
+    own = [name for name in names if os.path.splitext(name)[0] in _OWN]
+    names = own if len(own) == 1 else names  # of the others a note tells
     if len(names) > 1:
         raise AdapterError(
-            f"the folder holds several weight files: {listing(names)}; give each a ",
-            "folder of its own, or choose the format with ",
+            f"the folder holds several weight files: {listing(names)}; give the file ",
+            "itself if it is of an image model, give each a folder of its own, or ",
+            "choose the format with ",
             *either("weight_file", "safetensors", "bin"),
         )
     return checked_file(folder / names[0])

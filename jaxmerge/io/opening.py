@@ -7,7 +7,7 @@ adapters is found before any tensor is.
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -16,20 +16,23 @@ import numpy as np
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.beside import left_out
+from jaxmerge.io.bridges.opened_tree import is_tree, open_folder
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.factors import FactorSpec, factor_spec
+from jaxmerge.io.factors import FactorSpec
 from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
+from jaxmerge.io.hub_ids import Fetched, fetch, meant_as_id
+from jaxmerge.io.image.naming import in_one_naming
 from jaxmerge.io.keys import KeyTable, sort_keys
-from jaxmerge.io.layouts import open_without_config
+from jaxmerge.io.layouts import open_weight_file, open_without_config
+from jaxmerge.io.module_specs import specs_of
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.io.places import adapter_folder, naming_nested
+from jaxmerge.io.places import adapter_place, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
-from jaxmerge.io.shards import files_of, open_weights
+from jaxmerge.io.shards import open_weights
 from jaxmerge.io.tensors import TensorFile
-from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class OpenAdapter:
       heads: saved non-LoRA tensors, name -> tensor key.
       copies: copies of frozen base weights, which are not read, name -> tensor key.
       notes: what reading changed or left out, for people.
+      hub: its id on the Hub with a commit, if it was downloaded.
     """
 
     name: str
@@ -56,28 +60,50 @@ class OpenAdapter:
     heads: dict[str, str]
     copies: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hub: str | None = None
 
 
-def open_adapters(folders: Sequence[Folder], options: ReadOptions) -> list[OpenAdapter]:
-    """Opens every folder; AdapterError for the first that cannot be read exactly."""
+def open_adapters(
+    folders: Sequence[Folder], options: ReadOptions, *, hub: bool = False
+) -> list[OpenAdapter]:
+    """Opens every folder; AdapterError for the first that cannot be read exactly.
+
+    With ``hub`` ids on the Hub may stand in the place of folders, and are downloaded.
+    """
     if isinstance(folders, str | os.PathLike):
         raise AdapterError(f"expected a list of adapter folders, found {folders!r}")
     if not folders:
         raise AdapterError("no adapter folder given")
-    paths = [adapter_folder(folder) for folder in folders]
-    return [
-        _open_adapter(name, folder, path, options)
-        for name, folder, path in zip(task_names(paths), folders, paths, strict=True)
+    ids = [meant_as_id(folder) if hub else None for folder in folders]
+    fetched = [None if named is None else fetch(named) for named in ids]
+    places = [
+        adapter_place(folder if found is None else found.path)
+        for folder, found in zip(folders, fetched, strict=True)
     ]
+    names = task_names(
+        [
+            path if named is None else named.as_path
+            for path, named in zip(places, ids, strict=True)
+        ]
+    )
+    opened = [
+        _open_adapter(name, path if found else folder, path, options, found)
+        for name, folder, path, found in zip(
+            names, folders, places, fetched, strict=True
+        )
+    ]
+    return in_one_naming(opened)
 
 
 def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Folder names, with as many parent folders in front as make them unique.
+    """Names of folders and files, with as many parents in front as make them unique.
 
     >>> task_names([Path("/runs/0/cars"), Path("/runs/1/cars"), Path("/runs/0/dtd")])
     ('0-cars', '1-cars', 'dtd')
     """
-    parts = [path.resolve().parts[1:] or ("adapter",) for path in paths]
+    places = [path.resolve() for path in paths]
+    named = [place.with_suffix("") if place.is_file() else place for place in places]
+    parts = [place.parts[1:] or ("adapter",) for place in named]
     names = {part: part[-1] for part in parts}
     for depth in range(2, max(map(len, parts)) + 1):
         counts = Counter(names.values())
@@ -92,10 +118,42 @@ def task_names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _open_adapter(
-    name: str, folder: Folder, path: Path, options: ReadOptions
+    name: str,
+    folder: Folder,
+    path: Path,
+    options: ReadOptions,
+    fetched: Fetched | None,
 ) -> OpenAdapter:
-    unchanged = Unchanged(path.iterdir())
-    config, tensors, table = _open_files(path, options)
+    tree = is_tree(path)
+    unchanged = Unchanged(_files_at(path, below=tree))
+    opened = open_folder(path, options) if tree else _open_files(path, options)
+    found = opened_adapter(name, folder, opened, options, unchanged=unchanged)
+    files = [file.name for file in found.files]
+    return replace(
+        found,
+        notes=(*found.notes, *_beside(path, files)),
+        hub=None if fetched is None else str(fetched.pinned),
+    )
+
+
+def opened_adapter(
+    name: str,
+    folder: Folder,
+    opened: tuple[AdapterConfig, TensorFile, KeyTable],
+    options: ReadOptions,
+    *,
+    unchanged: Unchanged,
+) -> OpenAdapter:
+    """An adapter of which config, header and keys have been read.
+
+    Args:
+      name: its name.
+      folder: where it is, as the caller gave it.
+      opened: its config, its tensors and what they are.
+      options: how it is read.
+      unchanged: its files, since before they were opened.
+    """
+    config, tensors, table = opened
     if not table.modules:
         raise AdapterError(
             f"{tensors.path}: holds no LoRA tensors ({CONFIG_FILE} says it should); "
@@ -108,18 +166,18 @@ def _open_adapter(
         refuse_tied(table, config.path)
     # whoever asks for saved modules gets these too
     copies = frozen_copies(table) if options.heads == "error" else {}
-    specs = _specs(table, tensors, config, options.vera_inputs)
+    specs = specs_of(table, tensors, config, options.vera_inputs)
     rename = prefix_change(
         [*specs, *table.heads],
         strip_prefix=options.strip_prefix,
         add_prefix=options.add_prefix,
     )
     for names in (specs, table.heads):
-        check_names(names, [rename(n) for n in names], path, options)
+        check_names(names, [rename(n) for n in names], Path(folder), options)
     return OpenAdapter(
         name=name,
         folder=os.fspath(folder),
-        files=tuple(dict.fromkeys((config.path, *files_of(tensors)))),
+        files=tuple(dict.fromkeys(_files_of(config, tensors))),
         unchanged=unchanged,
         config=config,
         tensors=tensors,
@@ -130,9 +188,20 @@ def _open_adapter(
             *table.notes,
             *_notes(copies, specs, tensors),
             *_missing(config, table),
-            *left_out(path, [file.name for file in files_of(tensors)]),
         ),
     )
+
+
+def _files_at(path: Path, *, below: bool) -> Iterator[Path]:
+    """The file that was given, or those of a folder."""
+    if path.is_file():
+        return iter([path])
+    return path.rglob("*") if below else path.iterdir()
+
+
+def _files_of(config: AdapterConfig, tensors: TensorFile) -> tuple[Path, ...]:
+    """The files of an adapter; none if it is in memory."""
+    return (config.path, *tensors.files) if tensors.files else ()
 
 
 def _notes(
@@ -154,6 +223,11 @@ def _notes(
             f"{len(wide)} of {len(specs)} modules are float64 and are rounded to "
             "float32, in which merges are computed: each value by up to 6e-8 of itself"
         )
+
+
+def _beside(path: Path, files: Sequence[str]) -> tuple[str, ...]:
+    """What lies beside the files in a folder; nothing, where a file was given."""
+    return () if path.is_file() else left_out(path, files)
 
 
 _CLASSIFIERS = {"classifier", "score"}  # PEFT lists both, and a model has one of them
@@ -179,6 +253,8 @@ def _missing(config: AdapterConfig, table: KeyTable) -> Iterator[str]:
 def _open_files(
     path: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
+    if path.is_file():
+        return open_weight_file(path, options)
     if not os.path.lexists(path / CONFIG_FILE):
         with naming_nested(path):
             return open_without_config(path, options)
@@ -225,58 +301,3 @@ def _check_wrapped(table: KeyTable, config: AdapterConfig) -> None:
                     "the wrappers of its training, so its scale is unclear; correct "
                     "rank_pattern and alpha_pattern"
                 )
-
-
-def _specs(
-    table: KeyTable,
-    tensors: TensorFile,
-    config: AdapterConfig,
-    vera_inputs: int | Mapping[str, int] | None,
-) -> dict[str, FactorSpec]:
-    shared = table.projections
-    if config.peft_type != "VERA":
-        if shared:
-            raise AdapterError(
-                f"{tensors.path}: holds VeRA projections ({listing(shared.values())}) "
-                f"but {CONFIG_FILE} says {config.peft_type}"
-            )
-        return {
-            module: factor_spec(module, parts, tensors, config)
-            for module, parts in table.modules.items()
-        }
-    if set(shared) != {"A", "B"}:
-        raise AdapterError(
-            f"{tensors.path}: a VeRA adapter without its shared projections; "
-            "save it again with save_projection=True"
-        )
-    if vera_inputs is None and len(table.modules) == 1:
-        vera_inputs = tensors.infos[shared["A"]].shape[-1]
-    sizes = {module: _inputs_of(module, vera_inputs) for module in table.modules}
-    unknown = [module for module, size in sizes.items() if size is None]
-    if unknown:
-        ends = sorted({module.rpartition(".")[2] for module in unknown})[:8]
-        raise AdapterError(
-            f"{tensors.path}: a VeRA file does not tell the input size of its modules "
-            f"({listing(unknown)}); pass ",
-            Option("vera_inputs", tuple(f"{end}=SIZE" for end in ends), tabled=True),
-            ", by the ends of their names, or one size for all, ",
-            Option("vera_inputs", "SIZE"),
-        )
-    return {
-        module: factor_spec(
-            module,
-            {**shared, **parts},
-            tensors,
-            config,
-            inputs=sizes[module] or 0,
-        )
-        for module, parts in table.modules.items()
-    }
-
-
-def _inputs_of(module: str, inputs: int | Mapping[str, int] | None) -> int | None:
-    """Input size of a VeRA module: that of all, or of its name's longest ending."""
-    if not isinstance(inputs, Mapping):
-        return inputs
-    ends = [end for end in inputs if f".{module}".endswith(f".{end}")]
-    return inputs[max(ends, key=len)] if ends else None

@@ -8,7 +8,10 @@ from typing import Any, Literal, get_args
 from jaxmerge.io.errors import AdapterError, given, show
 from jaxmerge.refusals import Option
 
-Layout = Literal["diffusers"]  # of weight files without a config
+BridgeName = Literal["nnx", "qwix", "tunix", "gemma"]  # trees of JAX libraries
+Layout = Literal["diffusers", "nnx", "qwix", "tunix", "gemma"]  # without a config
+ScanAxis = Literal[0, 1, "none"]
+Alpha = float | Literal["rank"] | Mapping[str, float | Literal["rank"]]
 WeightFile = Literal["safetensors", "bin"]
 HeadPolicy = Literal["error", "first", "mean", "keep"]
 
@@ -28,12 +31,20 @@ class ReadOptions:
     ignore_config_keys: Sequence[str] = ()
     vera_inputs: int | Mapping[str, int] | None = None
     layout: Layout | None = None
+    lora_alpha: Alpha | None = None
+    scan_axis: ScanAxis | None = None
 
     def __post_init__(self) -> None:
         self._check_plain()
         check_head_policy(self.heads)
         if self.assume_alpha not in (None, "rank"):
             checked_alpha(self.assume_alpha, Option("assume_alpha"))
+        if self.lora_alpha is not None:
+            checked_alphas(self.lora_alpha, Option("lora_alpha"))
+        if self.scan_axis not in (None, *get_args(ScanAxis)) or self.scan_axis is True:
+            raise AdapterError(
+                given("scan_axis", self.scan_axis), ": expected 0, 1 or 'none'"
+            )
         if self.layout not in (None, *get_args(Layout)):
             expected = " or ".join(map(repr, get_args(Layout)))
             raise AdapterError(given("layout", self.layout), f": expected {expected}")
@@ -97,6 +108,17 @@ def check_head_policy(policy: str) -> None:
             given("heads", policy),
             f": expected one of {', '.join(get_args(HeadPolicy))}",
         )
+
+
+def checked_alphas(value: Any, where: str | Option) -> Alpha:
+    """Alpha of a tree: a number, "rank", or a table of these by patterns of names."""
+    if isinstance(value, Mapping) and value:
+        return {str(key): _one_alpha(each, where) for key, each in value.items()}
+    return _one_alpha(value, where)
+
+
+def _one_alpha(value: Any, where: str | Option) -> float | Literal["rank"]:
+    return "rank" if value == "rank" else checked_alpha(value, where)
 
 
 def checked_alpha(value: Any, where: str | Option) -> float:

@@ -19,9 +19,9 @@ import orbax.checkpoint as ocp
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Layout
 from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import checked_options
 from jaxmerge.io.orbax_checks import check_adapters, check_modules
 from jaxmerge.io.orbax_record import (

@@ -10,10 +10,11 @@ import numpy as np
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.io.factors import Layout
 from jaxmerge.io.formats import RECORD_FILE
+from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.orbax_record import KINDS, dtype_named
+from jaxmerge.refusals import Option
 from jaxmerge.types import AdapterStack
 
 
@@ -34,6 +35,12 @@ def check_modules(modules: Mapping[str, Any], folder: Path) -> None:
 
 def check_adapters(adapters: Adapters, folder: Path) -> None:
     """AdapterError unless what a record says of adapters follows from their configs."""
+    if adapters.kind != "peft":
+        raise AdapterError(
+            f"{adapters.sources[0].path}: a {adapters.kind} file of an image model; ",
+            "checkpoints hold PEFT adapters, so make a PEFT folder of it first, with ",
+            Option("to", "peft", quoted=True),
+        )
     for field, problem in _problems(adapters):
         raise AdapterError(
             f"{folder}: field {field}: {problem}; {RECORD_FILE} does not fit what it "

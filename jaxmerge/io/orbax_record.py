@@ -20,6 +20,7 @@ from jaxmerge.io.fields import (
     DIGEST,
     DIGESTS,
     FLAG,
+    HUB_ID,
     NUMBER,
     PATH,
     TEXT,
@@ -67,7 +68,7 @@ _SOURCE = Fields(
         "scales": Table(NUMBER),
         "zero_modules": Items(TEXT),
     },
-    {"notes": Items(TEXT)},
+    {"notes": Items(TEXT), "hub": Maybe(HUB_ID), "kind": TEXT},
 )
 _COMMON: dict[str, Any] = {
     "format": one_of((FORMAT, WITHOUT_DIGESTS)),

@@ -10,6 +10,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, first_entries
 from jaxmerge.io.foreign import format_of_file, format_of_keys
+from jaxmerge.io.image.file_kinds import kind_of_file
 from jaxmerge.io.tensors import open_tensors
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.text import is_plain
@@ -20,12 +21,15 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _PIECE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(
     rf"(?:(?:https?:/+)?(?:huggingface\.co|hf\.co)/|hf:/+)({_PIECE}/{_PIECE})(?:[/@].*)?"
-    rf"|({_PIECE}/{_PIECE})"
+    rf"|({_PIECE}/{_PIECE})(?:[@:].*)?"
 )
 
 
-def adapter_folder(folder: Folder) -> Path:
-    """The folder as a path; AdapterError, which says what to give, if there is none."""
+def adapter_place(folder: Folder) -> Path:
+    """The folder, or the LoRA file of an image model; AdapterError if it is neither.
+
+    The message says what to give instead.
+    """
     path = Path(folder)
     if not is_plain(os.path.abspath(path)):
         raise AdapterError(
@@ -38,9 +42,19 @@ def adapter_folder(folder: Folder) -> Path:
         exists = os.path.lexists(path)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{str(folder)!r}: not a usable path ({error})") from error
-    if exists:
+    if exists and kind_of_file(path) is None:
         raise AdapterError(f"{path}: {_file_instead(path)}")
+    if exists:
+        return path
     raise AdapterError(f"{path}: no such folder", *_nothing_there(os.fspath(folder)))
+
+
+def folder_place(folder: Folder) -> Path:
+    """The folder; AdapterError if it is none, as of `adapter_place`."""
+    path = adapter_place(folder)
+    if path.is_file():
+        raise AdapterError(f"{path}: is a file; give a folder")
+    return path
 
 
 def _file_instead(path: Path) -> str:
@@ -75,7 +89,9 @@ def _nothing_there(text: str) -> tuple[str | Option, ...]:
         name = hub[1] or hub[2]
         return (
             "; if it is an adapter on the Hub, download it first: "
-            f"`hf download {name}` prints the folder to give",
+            f"`hf download {name}` prints the folder to give; or give ",
+            Option("hub", "True"),
+            " to have it downloaded",
         )
     return ()
 

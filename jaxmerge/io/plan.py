@@ -24,6 +24,7 @@ class PlannedAdapter:
       scales: the different effective scales (what ``B A`` is multiplied with).
       heads: names of its saved tensors besides LoRA.
       zero_modules: modules whose update is exactly zero; None if no tensor was read.
+      kind: of its file: "peft", or of an image model "diffusers", "kohya", "numbered".
     """
 
     name: str
@@ -39,6 +40,7 @@ class PlannedAdapter:
     scales: tuple[float, ...]
     heads: tuple[str, ...]
     zero_modules: tuple[str, ...] | None
+    kind: str = "peft"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def plan_peft(
     folders: Sequence[Folder],
     *,
     read_tensors: bool = False,
+    hub: bool = False,
     **options: Any,
 ) -> Plan:
     """Coverage, ranks, scales, conflicts and costs of merging PEFT adapters.
@@ -122,13 +125,14 @@ def plan_peft(
     Args:
       folders: adapter folders.
       read_tensors: read the tensors too, to find modules that are zero, NaN or Inf.
+      hub: as for `load_peft`.
       **options: as for `load_peft`.
 
     Raises:
       AdapterError: one of the inputs cannot be read at all.
     """
     read = ReadOptions(**options)
-    opened = open_adapters(folders, read)
+    opened = open_adapters(folders, read, hub=hub)
     found = tuple(conflicts(opened, read))
     zeros: list[tuple[str, ...] | None] = [None] * len(opened)
     if read_tensors and not any(c.kind in ("shape", "layout") for c in found):
@@ -145,11 +149,16 @@ def plan_peft(
         modules=modules,
         dtype=dtype.name,
         rank=rank,
-        max_lora_rank=vllm_max_lora_rank(rank),
+        max_lora_rank=vllm_max_lora_rank(rank) if _for_vllm(opened) else None,
         memory=_memory(modules, rank, dtype.itemsize),
         conflicts=found,
         notes=tuple(_notes(opened, modules, rank)),
     )
+
+
+def _for_vllm(opened: Sequence[OpenAdapter]) -> bool:
+    """Whether the merge is a PEFT folder, the only kind that vLLM loads."""
+    return opened[0].config.kind == "peft"
 
 
 def _planned(adapter: OpenAdapter, zeros: tuple[str, ...] | None) -> PlannedAdapter:
@@ -168,6 +177,7 @@ def _planned(adapter: OpenAdapter, zeros: tuple[str, ...] | None) -> PlannedAdap
         scales=tuple(sorted({spec.scale for spec in specs})),
         heads=tuple(adapter.heads),
         zero_modules=zeros,
+        kind=config.kind,
     )
 
 
@@ -234,7 +244,7 @@ def _notes(
             Option("energy", "<share>"),
             " makes it smaller",
         )
-    if vllm_max_lora_rank(rank) is None:
+    if _for_vllm(opened) and vllm_max_lora_rank(rank) is None:
         note(
             f"vLLM takes ranks up to {VLLM_RANKS[-1]}, not {rank}; truncate to serve it"
         )

@@ -14,6 +14,7 @@ from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.compress import Compressed, compress
 from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.files import SAFETENSORS_FILE
+from jaxmerge.io.image.output_file import image_file
 from jaxmerge.io.output_config import output_config
 from jaxmerge.io.saved_modules import Heads, head_modules
 from jaxmerge.io.wrappers import PEFT_PREFIX
@@ -32,7 +33,9 @@ class Output:
 
     Attributes:
       files: file name -> tensors by key.
-      config: the adapter config, None for full-weight deltas.
+      config: the adapter config; None for full-weight deltas and for files of image
+        models.
+      header: what the header of the weight file says.
       factors: module -> factors as written.
       biases: module -> LoRA bias as written.
       cast_error: module -> relative error of the cast.
@@ -43,6 +46,7 @@ class Output:
     cast_error: dict[str, float]
     factors: dict[str, Compressed] = field(default_factory=dict)
     biases: dict[str, np.ndarray] = field(default_factory=dict)
+    header: dict[str, str] = field(default_factory=lambda: {"format": "pt"})
 
 
 def adapter_output(
@@ -56,7 +60,7 @@ def adapter_output(
     biases: Mapping[str, np.ndarray],
     heads: Heads,
 ) -> Output:
-    """One PEFT adapter: factors of one rank, or of one rank per module if ragged."""
+    """One adapter of the kind of the inputs: one rank, or one per module if ragged."""
     factors = compress(updates, rank=rank, energy=energy, ragged=ragged)
     widest = rank or max(1, *(f.rank for f in factors.values()))
     cast, cast_error = {}, {}
@@ -66,11 +70,18 @@ def adapter_output(
         cast[module] = Compressed(b, a, found.energy)
         cast_error[module] = _held(padded.error_of(cast[module]), dtype, module)
     cast_biases = {module: _cast(x, dtype, module) for module, x in biases.items()}
+    modules = {
+        module: like.layouts[module].to_tensors(found.b, found.a)
+        for module, found in cast.items()
+    }
+    for module, bias in cast_biases.items():
+        modules[module]["lora_B.bias"] = bias
+    if like.kind != "peft":
+        name, tensors, header = image_file(modules, heads, like)
+        header = {"format": "pt", **header}
+        return Output({name: tensors}, None, cast_error, cast, cast_biases, header)
     tensors = {f"{PEFT_PREFIX}{name}": value for name, value in heads.items()}
-    for module, found in cast.items():
-        parts = like.layouts[module].to_tensors(found.b, found.a)
-        if module in cast_biases:
-            parts["lora_B.bias"] = cast_biases[module]
+    for module, parts in modules.items():
         for leaf, value in parts.items():
             tensors[f"{PEFT_PREFIX}{module}.{leaf}"] = value
     config = output_config(

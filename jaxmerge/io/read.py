@@ -1,7 +1,8 @@
-"""PEFT folders -> `Adapters`."""
+"""PEFT folders, and files of image models -> `Adapters`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
@@ -10,10 +11,18 @@ import numpy as np
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.io.errors import AdapterError, listing
-from jaxmerge.io.factors import Factors, common_dtype, merged_layout, read_factors
+from jaxmerge.io.factors import Factors, common_dtype, read_factors
 from jaxmerge.io.files import sha256
+from jaxmerge.io.module_layout import merged_layout
 from jaxmerge.io.opening import OpenAdapter, open_adapters
-from jaxmerge.io.options import HeadPolicy, Layout, ReadOptions, WeightFile
+from jaxmerge.io.options import (
+    Alpha,
+    HeadPolicy,
+    Layout,
+    ReadOptions,
+    ScanAxis,
+    WeightFile,
+)
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, finite
 from jaxmerge.refusals import Option, Refusal
@@ -34,8 +43,14 @@ def load_peft(
     ignore_config_keys: Sequence[str] = (),
     vera_inputs: int | Mapping[str, int] | None = None,
     layout: Layout | None = None,
+    lora_alpha: Alpha | None = None,
+    scan_axis: ScanAxis | None = None,
+    hub: bool = False,
 ) -> Adapters:
-    """Reads PEFT adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+    """Reads adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
+
+    Folders of PEFT are read, and files of diffusers and of kohya's sd-scripts
+    (`jaxmerge.io.image`).
 
     Every module becomes ``b [T, m, R]`` and ``a [T, R, n]`` in float32 with its scale
     folded into b, so that the update of task t is ``b[t] @ a[t]`` whatever its rank,
@@ -43,7 +58,8 @@ def load_peft(
     that lacks a module has rank 0 there.
 
     Args:
-      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``).
+      folders: adapter folders (``adapter_config.json`` and ``adapter_model.*``), LoRA
+        files of image models, or folders that hold one.
       heads: what becomes of saved modules besides LoRA when the merge is saved: "error"
         refuses to load them, "first" takes those of the first adapter that has any,
         "mean" averages them, "keep" writes one file per task.
@@ -60,8 +76,17 @@ def load_peft(
         harmless.
       vera_inputs: input size of the modules of VeRA adapters, which their files do not
         hold: one number, or a table from name endings to numbers.
-      layout: "diffusers" reads folders without a config whose weights are in the layout
-        of old diffusers attention processors, see `jaxmerge.io.layouts`.
+      hub: ids on the Hub, ``owner/name@revision:subfolder``, may stand in the place of
+        folders; their configs and safetensors files are downloaded. Needs the extra
+        ``hub``.
+      layout: "diffusers" takes old diffusers attention processors for a PEFT adapter of
+        the UNet, with the alpha of ``assume_alpha``, see `jaxmerge.io.layouts`; the
+        name of a JAX library (`jaxmerge.io.bridges.table.BRIDGES`) says whose tree a
+        checkpoint holds, where that decides the names of modules.
+      lora_alpha: of checkpoints of JAX libraries, which hold none: a number as in their
+        training, "rank" for a scale of 1, or a table of these by patterns of names.
+      scan_axis: axis of stacked layers in such a checkpoint (0 or 1, or "none"), where
+        shapes leave it open.
 
     Returns:
       `Adapters`.
@@ -81,8 +106,14 @@ def load_peft(
         ignore_config_keys=ignore_config_keys,
         vera_inputs=vera_inputs,
         layout=layout,
+        lora_alpha=lora_alpha,
+        scan_axis=scan_axis,
     )
-    opened = open_adapters(folders, options)
+    return load_opened(open_adapters(folders, options, hub=hub), options)
+
+
+def load_opened(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+    """Reads opened adapters; AdapterError if they do not fit each other."""
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
@@ -182,13 +213,17 @@ def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
     return heads
 
 
+def _below(folder: str, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
 def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
     config, specs = adapter.config, adapter.specs
     return Source(
         path=adapter.folder,
         config=dict(config.raw),
         weight_file=adapter.tensors.path.name,
-        sha256={path.name: sha256(path) for path in adapter.files},
+        sha256={_below(adapter.folder, path): sha256(path) for path in adapter.files},
         base_model=config.base_model,
         revision=config.revision,
         task_type=config.task_type,
@@ -196,4 +231,6 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         scales={module: spec.scale for module, spec in specs.items()},
         zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
         notes=adapter.notes,
+        hub=adapter.hub,
+        kind=config.kind,
     )

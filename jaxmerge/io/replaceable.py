@@ -15,6 +15,7 @@ from jaxmerge.untrusted.json_text import read_json
 CARD_FILE = "README.md"
 STATISTICS_FILE = "statistics.json"  # in every folder of statistics
 STATISTICS_FORMAT = "jaxmerge-statistics-1"
+MODEL_FORMAT = "jaxmerge-model-1"  # of the record in a full model
 
 _PEFT = {CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE, CARD_FILE}  # of save_pretrained
 
@@ -98,10 +99,23 @@ def _of_adapter(folder: Path) -> tuple[str, ...]:
     if not any((folder / mark).is_file() for mark in (CONFIG_FILE, RECORD_FILE)):
         return ()
     record = _read(folder / RECORD_FILE)
-    written = _table(_table(record.get("output")).get("sha256"))
-    files = _PEFT | {RECORD_FILE} | written.keys()
+    if record.get("format") == MODEL_FORMAT:
+        return ()
+    files = _PEFT | {RECORD_FILE} | _written(record).keys()
     other = format_of_record(record)
     return (*map(_literal, files), *(other.owned if other else ()))
+
+
+def _of_model(folder: Path) -> tuple[str, ...]:
+    record = _read(folder / RECORD_FILE)
+    if record.get("format") != MODEL_FORMAT:
+        return ()
+    return tuple(map(_literal, {RECORD_FILE, CARD_FILE, *_written(record)}))
+
+
+def _written(record: dict[str, Any]) -> dict[str, Any]:
+    """The files of which a record has a digest."""
+    return _table(_table(record.get("output")).get("sha256"))
 
 
 def _of_statistics(folder: Path) -> tuple[str, ...]:
@@ -113,6 +127,7 @@ def _of_statistics(folder: Path) -> tuple[str, ...]:
 
 
 ADAPTER = Replaceable("an adapter", _of_adapter)
+MODEL = Replaceable("a full model that jaxmerge wrote", _of_model)
 STATISTICS = Replaceable("statistics", _of_statistics)
 
 

@@ -1,4 +1,4 @@
-"""An adapter whose weights lie in several files, as an index beside them lists."""
+"""Weights that lie in several files, as an index beside them lists."""
 
 import re
 from collections.abc import Mapping
@@ -14,13 +14,14 @@ _MOST_SHARDS = 1000
 
 
 class ShardedFile:
-    """The shards of one adapter as one table of tensors.
+    """The shards of one adapter or model as one table of tensors.
 
     The index and the shards must say the same: a shard that is missing, or a tensor
-    that only one of them has, would be a part of the adapter left out.
+    that only one of them has, would be a part of the weights left out.
 
     Attributes:
       path: the index.
+      files: the index and all shards.
       shards: file by file.
     """
 
@@ -40,8 +41,9 @@ class ShardedFile:
             if different:
                 raise AdapterError(
                     f"{path}: lists other tensors in {name} than that file holds "
-                    f"({listing(different)}); download or save the adapter again"
+                    f"({listing(different)}); download or save it again"
                 )
+        self.files = (path, *(shard.path for shard in self.shards.values()))
         self._places = places
         self.infos: dict[str, Described] = {
             key: self.shards[name].infos[key] for key, name in places.items()
@@ -54,13 +56,6 @@ class ShardedFile:
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor."""
         return self.holder(key).read(key)
-
-
-def files_of(tensors: TensorFile) -> tuple[Path, ...]:
-    """All files of which a weight file consists."""
-    if isinstance(tensors, ShardedFile):
-        return (tensors.path, *(shard.path for shard in tensors.shards.values()))
-    return (tensors.path,)
 
 
 def open_weights(path: Path) -> TensorFile:
@@ -84,5 +79,5 @@ def _weight_map(path: Path) -> dict[str, str]:
             )
         names.add(name)
     if len(names) > _MOST_SHARDS:
-        raise AdapterError(f"{path}: lists {len(names)} files, too many for an adapter")
+        raise AdapterError(f"{path}: lists {len(names)} files, too many for a model")
     return places

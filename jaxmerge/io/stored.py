@@ -51,7 +51,7 @@ def recorded_inputs(folder: Path) -> tuple[list[Path], list[str]]:
         ) from error
     found = [(Path(entry["path"]), entry["name"]) for entry in record["inputs"]]
     for place, name in found:
-        if not place.is_dir():
+        if not place.exists():
             raise AdapterError(
                 f"{place}: the adapter of {name} is not there; give the folders of all "
                 "adapters, in the order of the merge"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from jaxmerge.io.aliases import Shapes, aliases
 from jaxmerge.io.errors import either, listing
-from jaxmerge.io.factors import merged_layout
 from jaxmerge.io.frozen import base_difference
 from jaxmerge.io.fused import fused_beside_parts
 from jaxmerge.io.mending import Prefixes, mending_prefixes
+from jaxmerge.io.module_layout import merged_layout
 from jaxmerge.io.opening import OpenAdapter
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.refusals import Message, Option

@@ -1,5 +1,6 @@
 """Weight files as tables of tensors: headers at once, values on demand."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -44,6 +45,9 @@ class TensorFile(Protocol):
     def path(self) -> Path: ...
 
     @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
     def metadata(self) -> Mapping[str, str]: ...
 
     @property
@@ -59,6 +63,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         try:
             self._file = Safetensors(path)
         except (OSError, ValueError) as error:
@@ -86,8 +91,13 @@ class SafetensorsFile:
 
     def read(self, key: str) -> np.ndarray:
         """The values of one tensor."""
+        shape = self.infos[key].shape
+        return self.read_values(key, 0, math.prod(shape)).reshape(shape)
+
+    def read_values(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Some values of one tensor [stop - start], as they follow each other."""
         try:
-            return self._file.read(key)
+            return self._file.read_values(key, start, stop)
         except (OSError, ValueError) as error:
             raise AdapterError(f"{self.path}: {error}; {AGAIN}") from error
 

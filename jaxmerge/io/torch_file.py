@@ -44,6 +44,7 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         self.metadata: dict[str, str] = {}
         try:
             if zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""Merged updates -> one PEFT folder that every loader scales right."""
+"""Merged updates -> one adapter folder that every loader scales right."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
 from jaxmerge.io.errors import AdapterError, given, listing
 from jaxmerge.io.factors import read_factors
-from jaxmerge.io.files import CONFIG_FILE, sha256
+from jaxmerge.io.files import CONFIG_FILE, digests, sha256
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.opening import open_adapters
 from jaxmerge.io.options import HeadPolicy, ReadOptions, check_head_policy
@@ -86,11 +86,12 @@ def save_peft(
     force: bool = False,
     inputs: Sequence[Folder] = (),
 ) -> SaveReport:
-    """Writes merged updates as one PEFT adapter, reads it back, and only then shows it.
+    """Writes merged updates as one adapter, reads it back, and only then shows it.
 
     The adapter has one rank for all modules (smaller ones are padded with zeros),
     ``lora_alpha = r`` and no rsLoRA, so that PEFT, vLLM and llama.cpp all apply
-    ``b @ a`` as it is.
+    ``b @ a`` as it is. Adapters of image models become a file of their own kind
+    (`jaxmerge.io.image`), which diffusers, sd-scripts and ComfyUI scale alike.
 
     Args:
       out: folder to create.
@@ -100,7 +101,9 @@ def save_peft(
       energy: truncate to the smallest rank that keeps this share (0 < energy <= 1) of
         the squared Frobenius norm in every module.
       ragged: one rank per module, through ``rank_pattern`` and ``alpha_pattern``. PEFT
-        and diffusers honour them; llama.cpp and MaxText do not.
+        and diffusers honour them; llama.cpp and MaxText do not. Of image models only
+        kohya's files may be so, which sd-scripts and ComfyUI scale module by module,
+        but diffusers (0.42) does not.
       dense: what to do with dense updates: "error"; "truncate" them to ``rank`` or
         ``energy``; "full" writes all updates as ``delta.safetensors``, which holds
         ``<module>.weight`` in the shape of the base weight, to be added to it.
@@ -168,7 +171,7 @@ def save_peft(
         "heads": policy,
     }
     target = {"force": force, "inputs": [*(s.path for s in like.sources), *inputs]}
-    digests = _write_folder(out, output, settings, like=like, card=card, target=target)
+    files = _write_folder(out, output, settings, like=like, card=card, target=target)
     ranks = {module: found.rank for module, found in output.factors.items()}
     widest = max(ranks.values(), default=0)
     return SaveReport(
@@ -178,9 +181,9 @@ def save_peft(
         energy=_energy(updates, output),
         cast_error=output.cast_error,
         dtype=dtype.name,
-        files=digests,
+        files=files,
         omitted=tuple(sorted(like.stacks.keys() - updates.keys())),
-        max_lora_rank=vllm_max_lora_rank(widest) if widest else None,
+        max_lora_rank=vllm_max_lora_rank(widest) if output.config else None,
     )
 
 
@@ -237,27 +240,27 @@ def _write_folder(
         for name, tensors in output.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             safetensors.numpy.save_file(
-                {key: np.ascontiguousarray(value) for key, value in tensors.items()},
+                {key: np.asarray(value, order="C") for key, value in tensors.items()},
                 folder / name,
-                metadata={"format": "pt"},
+                metadata=output.header,
             )
             # safetensors makes its files private; give them the folder's permissions.
             (folder / name).chmod(folder.stat().st_mode & 0o666)
         if output.config is not None:
             _write_json(folder / CONFIG_FILE, output.config)
         _verify(folder, output)
-        digests = _digests(folder)
+        written = digests(folder)
         facts = {
             **settings,
-            "kind": "delta" if output.config is None else "adapter",
-            "sha256": digests,
+            "kind": "adapter" if output.factors else "delta",
+            "sha256": written,
         }
         record = build_record(like, card, facts)
         _write_json(folder / RECORD_FILE, record)
         shares = {module: found.energy for module, found in output.factors.items()}
         (folder / CARD_FILE).write_text(build_card(record, shares), encoding="utf-8")
         last = {name: sha256(folder / name) for name in (RECORD_FILE, CARD_FILE)}
-        found = {**digests, **last}
+        found = {**written, **last}
         return {name: found[name] for name in sorted(found, key=Path)}
 
 
@@ -270,7 +273,7 @@ def _verify(folder: Path, output: Output) -> None:
         )
         if not same:
             raise RuntimeError(f"{name} does not read back as it was written")
-    if output.config is None:
+    if not output.factors:
         return
     options = ReadOptions(heads="keep")
     (adapter,) = open_adapters([folder], options)
@@ -309,8 +312,3 @@ def _energy(updates: Mapping[str, Update], output: Output) -> dict[str, float]:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

@@ -1,6 +1,7 @@
 """What differs between two folders that should hold the same merge."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxmerge import io
 from jaxmerge.io.files import SAFETENSORS_FILE, read_object, sha256
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES
 from jaxmerge.io.tensors import Described, open_tensors
 from jaxmerge.types import AdapterStack
 
@@ -42,8 +44,8 @@ def differences(found: Path, expected: Path, files: Iterable[str]) -> list[Diffe
             continue
         elif name.endswith(".json"):
             result += _json_differences(name, ours, theirs)
-        elif name == SAFETENSORS_FILE:
-            result += _adapter_differences(found, expected)
+        elif name == SAFETENSORS_FILE or name in WEIGHT_FILES:
+            result += _adapter_differences(found, expected, name)
             result += _metadata_differences(name, ours, theirs)
         else:
             result += _tensor_differences(name, ours, theirs, _any)
@@ -76,12 +78,12 @@ def _as_json(values: dict[str, Any], key: str) -> str:
     return json.dumps(values[key], sort_keys=True) if key in values else "absent"
 
 
-def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
-    """Differences of two PEFT adapters by module, then of all other tensors."""
+def _adapter_differences(found: Path, expected: Path, name: str) -> list[Difference]:
+    """Differences of two adapters by module, then of all other tensors."""
     try:
         ours = io.load_peft([found], heads="keep", allow_zero=True)
     except io.AdapterError as error:
-        return [Difference(SAFETENSORS_FILE, f"cannot be read: {error}")]
+        return [Difference(name, f"cannot be read: {error}")]
     theirs = io.load_peft([expected], heads="keep", allow_zero=True)
     result = []
     for module in sorted(ours.stacks.keys() | theirs.stacks.keys()):
@@ -97,17 +99,19 @@ def _adapter_differences(found: Path, expected: Path) -> list[Difference]:
         if size > 0:
             result.append(Difference(f"module {module}", "differs", size))
 
-    files = (found / SAFETENSORS_FILE, expected / SAFETENSORS_FILE)
+    files = (found / name, expected / name)
     result += _dtype_differences(*files)
-    return result + _tensor_differences(SAFETENSORS_FILE, *files, _is_no_factor)
+    return result + _tensor_differences(name, *files, _is_no_factor)
+
+
+_FACTOR = re.compile(
+    r".+(\.lora_A\..+|\.lora_B\.weight|\.lora_embedding_[AB].*"
+    r"|\.lora_(down|up)\.weight|:\d+:(down|up))"
+)
 
 
 def _is_no_factor(key: str) -> bool:
-    return (
-        ".lora_A." not in key
-        and ".lora_B.weight" not in key
-        and (".lora_embedding_" not in key)
-    )
+    return _FACTOR.fullmatch(key) is None
 
 
 def _dtype_differences(ours: Path, theirs: Path) -> list[Difference]:

@@ -1,15 +1,21 @@
-"""PEFT folders to checkpoints of other formats, and back."""
+"""Adapters from one format of folders, or kind of file, to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 
 from jaxmerge.folders import Folder
-from jaxmerge.jobs.reading import ReadOptions
+from jaxmerge.io.formats import FormatName
+from jaxmerge.io.options import BridgeName
+from jaxmerge.jobs.reading import ReadOptions, one_adapter
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
+
+Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
+Target = Literal[FormatName, Named, BridgeName]
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Converted:
 
     Attributes:
       path: what was written.
-      format: "peft" or "orbax".
+      format: what was written, one of `Target`.
       adapters: their names.
       modules: how many modules they adapt.
       zero_modules: how many modules were left out, as their update is zero.
@@ -44,52 +50,85 @@ def convert(
     folders: Sequence[Folder],
     *,
     out: Folder,
-    to: str = "orbax",
+    to: str | None = None,
+    like: Folder | None = None,
     task: str | None = None,
+    component: str | None = None,
     ragged: bool = False,
     force: bool = False,
     **read: Unpack[ReadOptions],
 ) -> Converted:
-    """Converts PEFT folders to one checkpoint, or an adapter of a checkpoint to PEFT.
+    """Converts adapters from one format of folders, or kind of file, to another.
 
-    The direction follows from the input. Nothing is lost either way, but a PEFT folder
-    comes back with its scale folded into B (alpha = r).
+    Nothing is lost, but the scale is folded into B (alpha = r), and a checkpoint of a
+    library has the scale that its alpha leaves. Modules get the names of the kind that
+    is written, where they are certain.
 
     Args:
-      folders: PEFT folders, or one checkpoint.
+      folders: PEFT folders, files of image models or checkpoints of JAX libraries, or
+        one orbax checkpoint of this package.
       out: what to create.
-      to: format of the checkpoint, one of `jaxmerge.io.formats.FORMATS`.
+      to: "orbax", one checkpoint of several adapters; "peft", "diffusers" or "kohya",
+        one adapter; or the library "nnx", "qwix", "tunix" or "gemma". Checkpoints
+        become "peft" unless given, and everything else "orbax".
+      like: checkpoint of the model that the library is to load the result into; unless
+        given one of those that a merged folder was made of, if any.
       task: name of the adapter to take from a checkpoint that holds several.
-      ragged: give each module its own rank (PEFT only).
+      component: of a pipeline, such as "unet": which to take for a PEFT folder, or
+        which a PEFT folder is.
+      ragged: give each module its own rank (PEFT and kohya only).
       force: replace a folder that holds an adapter and nothing else.
-      **read: see `jaxmerge.io.load_peft`.
+      **read: see `jaxmerge.io.load_peft`; for a library ``lora_alpha`` is what it will
+        multiply with.
 
     Raises:
       Refusal: what cannot be converted exactly.
     """
     from jaxmerge import io
+    from jaxmerge.io.bridges.opened_tree import is_tree
     from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
-    from jaxmerge.io.stored import load_stored
 
-    check_target(out, force=force, inputs=folders)
-    if to not in FORMATS:
+    inputs = [*folders, *([] if like is None else [like])]
+    check_target(out, force=force, inputs=inputs)
+    trees = [folder for folder in folders if is_tree(Path(folder))]
+    stored = any(format_of(folder) for folder in folders)
+    kind = to or ("peft" if stored or trees else "orbax")
+    libraries = get_args(BridgeName)
+    expected = (*FORMATS, *get_args(Named), *libraries)
+    if kind not in expected:
         raise Refusal(
-            Option("to", to, quoted=True), f": expected {' or '.join(FORMATS)}"
+            Option("to", kind, quoted=True), f": expected {' or '.join(expected)}"
         )
-    if any(format_of(folder) for folder in folders):
-        if len(folders) > 1:
-            raise Refusal("give one checkpoint at a time")
-        adapters = _one_adapter(load_stored(folders[0], **read), folders[0], task)
-        target = {"force": force, "inputs": folders}
-        kind, dtype = "peft", _write_peft(out, adapters, ragged=ragged, **target)
-    else:
+    if like is not None and kind not in libraries:
+        raise Refusal(Option("like"), f" is for {', '.join(libraries)}")
+    if kind in libraries and trees:
+        raise Refusal(
+            f"{trees[0]}: is a checkpoint of a JAX library already; convert it with ",
+            Option("to", "peft", quoted=True),
+            " first, as only one alpha can be given at a time",
+        )
+    if kind in FORMATS and not stored:
         policy = read.get("heads", "error")
         adapters = io.load_peft(
             folders, **{**read, "heads": "keep" if policy == "error" else policy}
         )
-        resolve(FORMATS[to].save)(out, adapters, force=force)
-        kind, dtype = to, FORMATS[to].dtype
+        resolve(FORMATS[kind].save)(out, adapters, force=force)
+        dtype = FORMATS[kind].dtype
+    elif len(folders) > 1:
+        one = "give one adapter at a time; merge them to make one of several"
+        raise Refusal("give one checkpoint at a time" if stored else one)
+    else:
+        found = _opened(folders[0], kind, task, read)
+        target: dict[str, Any] = {"force": force, "inputs": inputs}
+        if kind in libraries:
+            adapters, library = found, cast(BridgeName, kind)
+            dtype = _write_tree(out, found, library, folders[0], like, read, target)
+        else:
+            kind = "peft" if kind in FORMATS else kind
+            adapters = _renamed(found, folders[0], kind, component)
+            card = {"pipeline": "concat"} if adapters is found else None
+            dtype = _write(out, adapters, ragged=ragged, card=card, **target)
     return Converted(
         path=str(out),
         format=kind,
@@ -101,31 +140,51 @@ def convert(
     )
 
 
-def _one_adapter(
-    value: "Adapters | dict[str, Any]", path: Folder, task: str | None
+def _opened(
+    folder: Folder, kind: str, task: str | None, read: ReadOptions
 ) -> "Adapters":
-    from jaxmerge.io import Adapters
+    """One adapter; of kohya's files under the names of diffusers, if it leaves them."""
+    from jaxmerge.io.formats import format_of
+    from jaxmerge.io.image import naming
+    from jaxmerge.io.opening import open_adapters
+    from jaxmerge.io.options import ReadOptions as Reading
+    from jaxmerge.io.read import load_opened
+    from jaxmerge.io.stored import load_stored
 
-    if not isinstance(value, Adapters):
+    if format_of(folder) is not None:
+        return one_adapter(load_stored(folder, **read), folder, task)
+    policy = read.get("heads", "error")
+    given = {**read, "heads": "keep" if policy == "error" else policy}
+    hub = bool(given.pop("hub", False))
+    options = Reading(**given)
+    opened = open_adapters([folder], options, hub=hub)
+    if opened[0].config.kind == "kohya" != kind:
+        opened = [naming.in_diffusers_names(adapter) for adapter in opened]
+    return load_opened(opened, options)
+
+
+def _renamed(
+    adapters: "Adapters", folder: Folder, kind: str, component: str | None
+) -> "Adapters":
+    """One adapter under the names of a kind of file."""
+    from jaxmerge.io.image import renaming
+
+    if adapters.kind == "numbered":
         raise Refusal(
-            f"{path}: holds merged updates without the layouts of an adapter; write "
-            "them with jaxmerge.io.save_peft(..., like=adapters)"
+            f"{folder}: its modules are numbered in the order of the trainer's "
+            "model, so their names are unknown; apply it to that model and save it "
+            "with PEFT"
         )
-    names = value.names
-    if task is None:
-        if len(names) != 1:
-            raise Refusal(
-                f"{path}: holds {', '.join(names)}; choose one with ", Option("task")
-            )
-        task = names[0]
-    if task not in names:
-        raise Refusal(f"{path}: no adapter {task!r}; there are {', '.join(names)}")
-    return value.task(task)
+    if adapters.kind == "peft" != kind:
+        adapters = renaming.to_diffusers_names(adapters, component)
+    if adapters.kind == "diffusers" and kind == "peft":
+        adapters = renaming.to_peft_names(adapters, component)
+    if adapters.kind == "diffusers" and kind == "kohya":
+        adapters = renaming.to_kohya_names(adapters)
+    return adapters
 
 
-def _write_peft(
-    out: Folder, adapter: "Adapters", *, ragged: bool, **target: Any
-) -> str:
+def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
     from jaxmerge import io
     from jaxmerge.stacks import concatenate
 
@@ -135,8 +194,35 @@ def _write_peft(
         like=adapter,
         biases={module: bias[0] for module, bias in adapter.biases.items()},
         heads="first",
-        ragged=ragged,
-        card={"pipeline": "concat"},
-        **target,
+        **options,
     )
     return report.dtype
+
+
+def _write_tree(
+    out: Folder,
+    adapter: "Adapters",
+    library: BridgeName,
+    folder: Folder,
+    like: Folder | None,
+    read: ReadOptions,
+    target: dict[str, Any],
+) -> str:
+    from jaxmerge.io.bridges.saved_trees import save_tree, tree_of_merge
+
+    made_of = tree_of_merge(folder, library)
+    alpha, scan_axis = read.get("lora_alpha"), read.get("scan_axis")
+    if made_of is not None:
+        like = made_of.like if like is None else like
+        alpha = made_of.alpha if alpha is None else alpha
+        scan_axis = made_of.scan_axis if scan_axis is None else scan_axis
+    found = save_tree(
+        out,
+        adapter,
+        library,
+        like=like,
+        alpha=alpha,
+        scan_axis=scan_axis,
+        **target,
+    )
+    return found.dtype

@@ -1,11 +1,9 @@
 """A merged folder on every task, beside the base and the own adapters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
-
-import numpy as np
 
 from jaxmerge import io
 from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
@@ -14,13 +12,13 @@ from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
     Folder,
     ReadOptions,
+    labels_of_all,
     read_model_inputs,
     refusing_bad_input,
 )
-from jaxmerge.refusals import Option, Refusal
 from jaxmerge.reports.scores import check_plot, write_plot
 from jaxmerge.stacks import task_updates
-from jaxmerge.tasks import load_labels, predictor
+from jaxmerge.tasks import predictor
 from jaxmerge.tasks.bases import check_layers
 
 
@@ -121,7 +119,7 @@ def evaluate(
     with refusing_bad_input(), progress("evaluating", passes) as advance:
         whole = io.load_peft([merged], heads="keep", allow_zero=True)
         check_layers(model, whole, unlabeled.inputs[adapters.names[0]])
-        labels = _labeled(load_labels(data, unlabeled, heads))
+        labels = labels_of_all(data, unlabeled, heads)
         predict = predictor(
             *(model, heads, unlabeled),
             batch=batch,
@@ -139,16 +137,3 @@ def evaluate(
         notes=(*adapters.notes, *unlabeled.notes),
         plot=drawn,
     )
-
-
-def _labeled(labels: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-    found = {task: classes for task, classes in labels.items() if classes is not None}
-    bare = [task for task in labels if task not in found]
-    if bare:
-        raise Refusal(
-            f"the data of {', '.join(bare)} have no labels, which accuracy needs: give "
-            "the number of its class as field label of every line, or in the array "
-            "labels, or leave the task out of ",
-            Option("names"),
-        )
-    return found

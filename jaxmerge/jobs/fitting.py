@@ -179,7 +179,7 @@ def learn(
     inputs = paths_of(*folders, base, data, text_heads, work)
     check_target(out, force=force, inputs=inputs)
     checkpoints = work_folder(work, out)
-    _check_apart(checkpoints, out)
+    check_apart(checkpoints, out)
     if loss not in WITH_HEADS:
         _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
     shares = [1.0] * len(folders) if preference is None else list(preference)
@@ -309,7 +309,7 @@ def _refuse_given(loss: str, **options: Any) -> None:
             )
 
 
-def _check_apart(work: Path, out: Path) -> None:
+def check_apart(work: Path, out: Path) -> None:
     """Refuses checkpoints in the folder that is to appear whole, or around it."""
     one, other = work.resolve(), out.resolve()
     if one.is_relative_to(other) or other.is_relative_to(one):

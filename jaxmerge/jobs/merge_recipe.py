@@ -11,10 +11,12 @@ from jaxmerge.refusals import Option
 from jaxmerge.spec import (
     Pipeline,
     PipelineError,
+    check_densities,
     check_statistics,
     check_weighted,
     parse,
 )
+from jaxmerge.spec.layerwise import PerModule, as_given
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
@@ -30,7 +32,10 @@ class MergeRecipe:
 
     Attributes:
       pipeline: what to run.
-      weights: one for each adapter, None for ones.
+      weights: one for each adapter, None for ones; see `jaxmerge.Pipeline.run`.
+      densities: one for each adapter, where the pipeline asks for them; None otherwise.
+      left_out: what takes no part, ``task@block``: the adapter of a task in all modules
+        whose name is, or begins with, that of the block.
       seed: seed of the steps that draw at random; None if there are none.
       statistics: statistics of the inputs of the tasks; None if no step needs them.
       sample: the base and inputs for a step that runs the model; None if there is none,
@@ -38,10 +43,12 @@ class MergeRecipe:
     """
 
     pipeline: Pipeline
-    weights: tuple[float, ...] | None = None
+    weights: PerModule | None = None
+    densities: PerModule | None = None
     seed: int | None = None
     statistics: "StatisticsFolder | None" = None
     sample: "SampleFiles | None" = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pipeline.learned:
@@ -51,6 +58,7 @@ class MergeRecipe:
             )
         check_statistics(self.pipeline, given=self.statistics is not None)
         check_weighted(self.pipeline, self.weights)
+        check_densities(self.pipeline, self.densities)
         if self.pipeline.random and self.seed is None:
             raise PipelineError(
                 f"pipeline {self.pipeline.text!r} draws at random, so it needs a seed; "
@@ -75,11 +83,12 @@ class MergeRecipe:
         """
         from jaxmerge.io import open_statistics
 
-        weights = record.get("weights")
         recipe = cls(
             pipeline=parse(record["pipeline"]),
-            weights=None if weights is None else tuple(weights),
+            weights=as_given(record.get("weights"), "weights"),
+            densities=as_given(record.get("densities"), "densities"),
             seed=record.get("seed"),
+            left_out=tuple(record.get("left_out", ())),
             statistics=open_statistics(read[ROLE]) if ROLE in read else None,
         )
         return recipe.bound(
@@ -95,8 +104,13 @@ class MergeRecipe:
         record: dict[str, Any] = {"pipeline": self.pipeline.text}
         if self.pipeline.own_steps:
             record["own_steps"] = self.pipeline.own_steps
-        if self.weights is not None:
-            record["weights"] = list(self.weights)
+        for name in ("weights", "densities"):
+            numbers = getattr(self, name)
+            if numbers is not None:
+                table = isinstance(numbers, Mapping)
+                record[name] = dict(numbers) if table else list(numbers)
+        if self.left_out:
+            record["left_out"] = list(self.left_out)
         if self.pipeline.random:
             record["seed"] = self.seed
         if self.statistics is not None:
@@ -132,7 +146,7 @@ class MergeRecipe:
           ValueError: what was read does not belong together.
         """
         self.check_model(base, data)
-        recipe = self.for_tasks(adapters.names)
+        recipe = self.for_tasks(adapters.names).for_modules(list(adapters.stacks))
         if base is None or data is None:  # then no step runs the model
             return recipe
         from jaxmerge.tasks import read_sample
@@ -169,6 +183,20 @@ class MergeRecipe:
         if self.statistics is None:
             return self
         return replace(self, statistics=self.statistics.of(tasks))
+
+    def for_modules(self, modules: Sequence[str]) -> "MergeRecipe":
+        """The recipe with what functions say of these modules, in their place."""
+
+        def called(numbers: PerModule | None, name: str) -> PerModule | None:
+            if not callable(numbers):
+                return numbers
+            return as_given({module: numbers(module) for module in modules}, name)
+
+        return replace(
+            self,
+            weights=called(self.weights, "weights"),
+            densities=called(self.densities, "densities"),
+        )
 
     def check_statistics(self, *adapters: Any, **options: Any) -> None:
         """`StatisticsFolder.check`, if there are statistics."""
@@ -211,17 +239,17 @@ class MergeRecipe:
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
         pipeline, seed = self.pipeline, self.seed
+        kept = adapters.without(self.left_out)
         updates = pipeline.run(
-            adapters.stacks,
+            kept.stacks,
             weights=self.weights,
+            densities=self.densities,
             key=jax.random.key(seed) if pipeline.random and seed is not None else None,
             stats=self.statistics,
-            sample=None if self.sample is None else self.sample.of(adapters),
+            sample=None if self.sample is None else self.sample.of(kept),
             chunk=chunk,
             report=advance,
         )
         unchanged.refuse()
-        biases = pipeline.merge_biases(
-            adapters.biases, adapters.stacks, weights=self.weights
-        )
+        biases = pipeline.merge_biases(kept.biases, kept.stacks, weights=self.weights)
         return updates, biases

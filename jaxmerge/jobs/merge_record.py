@@ -6,10 +6,12 @@ from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
+from jaxmerge.io.errors import listing
 from jaxmerge.io.fields import check_fields
 from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLE_OPTIONS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import STEPS, Pipeline, PipelineError, parse
+from jaxmerge.spec.checks import check_count
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
@@ -20,16 +22,27 @@ def read_record(folder: Folder) -> dict[str, Any]:
     """
     from jaxmerge.io.files import read_object
     from jaxmerge.io.formats import RECORD_FILE
-    from jaxmerge.io.places import adapter_folder
+    from jaxmerge.io.places import adapter_place
+    from jaxmerge.io.replaceable import MODEL_FORMAT
 
-    path = adapter_folder(Path(folder)) / RECORD_FILE
+    path = adapter_place(Path(folder)) / RECORD_FILE
     if not path.exists():
         raise AdapterError(
             f"{folder}: has no {RECORD_FILE}; only folders written by `jaxmerge.merge` "
             "or `jaxmerge.learn` can be verified"
         )
     record = read_object(path)
+    if record.get("format") == MODEL_FORMAT:
+        raise AdapterError(
+            f"{folder}: holds a full model, whose record has the digests of what it "
+            "was made from and of its files; verify the adapter that was put into it"
+        )
     check_fields(record, RECORD, path)
+    if "extracted" in record["recipe"]:
+        raise AdapterError(
+            f"{path}: is of an adapter between two full models; compute it again with "
+            "the options of the record to compare"
+        )
     kinds = [name for name in RECIPES if name in record["recipe"]]
     if not kinds:
         raise AdapterError(
@@ -95,11 +108,11 @@ def _check_recipe(record: Mapping[str, Any], path: Path) -> None:
 
 def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -> None:
     recipe, tasks = record["recipe"], len(record["inputs"])
-    weights = recipe.get("weights")
-    if weights is not None and len(weights) != tasks:
-        raise AdapterError(
-            f"{path}: field recipe.weights: {len(weights)} weights for {tasks} inputs"
-        )
+    for name in ("weights", "densities"):
+        try:
+            check_count(recipe.get(name), tasks, name)
+        except PipelineError as error:
+            raise AdapterError(f"{path}: field recipe.{name}: {error}") from error
     if pipeline.learned:
         raise AdapterError(
             f"{path}: field recipe.pipeline: {pipeline.text!r} has coefficients to "
@@ -109,6 +122,11 @@ def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -
         raise AdapterError(
             f"{path}: field recipe.seed: is missing, and {pipeline.text!r} draws at "
             "random"
+        )
+    if pipeline.each and recipe.get("densities") is None:
+        raise AdapterError(
+            f"{path}: field recipe.densities: is missing, and {pipeline.text!r} takes "
+            "a density of each input"
         )
     needed = {"statistics"} if pipeline.statistics else set[str]()
     needed |= {"base", "data"} if pipeline.model else set[str]()
@@ -147,12 +165,19 @@ def input_paths(
             f"{folder}: made of {len(recorded)} adapters, {len(paths)} are given"
         )
     for path in paths:
-        if not path.is_dir():
+        if not path.exists():
             raise AdapterError(
                 f"{path}: the input is not there; say where the inputs are now, in "
                 f"this order: {' '.join(entry.name for entry in recorded)}"
+                f"{_from(record)}"
             )
     return paths
+
+
+def _from(record: Mapping[str, Any]) -> str:
+    """Where inputs were downloaded, as the end of a message."""
+    ids = [entry["hub"] for entry in record["inputs"] if "hub" in entry]
+    return f"; from the Hub were downloaded {listing(ids)}" if ids else ""
 
 
 def paths_read(

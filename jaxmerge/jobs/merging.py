@@ -16,7 +16,9 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.spec import Pipeline, check_weights, parse
+from jaxmerge.spec import Pipeline, parse
+from jaxmerge.spec.checks import check_count
+from jaxmerge.spec.layerwise import PerModule, as_given
 
 if TYPE_CHECKING:
     from jaxmerge.io import SaveReport
@@ -62,7 +64,9 @@ def merge(
     pipeline: str | Pipeline,
     *,
     out: Folder,
-    weights: Sequence[float] | None = None,
+    weights: PerModule | None = None,
+    densities: PerModule | None = None,
+    leave_out: Sequence[str] = (),
     seed: int | None = None,
     stats: Folder | None = None,
     names: Sequence[str] | None = None,
@@ -91,7 +95,13 @@ def merge(
       pipeline: steps such as ``"elect|trim(density=0.2)|core|scale(0.3)"``, or the name
         of a method (`jaxmerge.spec.PRESETS`).
       out: folder to create.
-      weights: a weight for each adapter.
+      weights: a weight for each adapter. In the place of a number numbers over the
+        layers, ``[0.2, 0.8]``, or conditions on names of modules
+        (`jaxmerge.module_values`); or a function or a table from modules to weights.
+      densities: a density for each adapter, in the same ways, for a pipeline with
+        ``density=each``.
+      leave_out: adapters that take no part in a block of the model: ``task@block``,
+        a block being what the names of its modules begin with.
       seed: for steps that draw at random.
       stats: folder of `jaxmerge.collect`, for steps that need it.
       names: names of the tasks; by default those of the folders.
@@ -115,7 +125,14 @@ def merge(
     from jaxmerge import io
 
     clock, out = time.perf_counter(), Path(out)
-    recipe = merge_recipe(folders, pipeline, weights=weights, seed=seed, stats=stats)
+    recipe = merge_recipe(
+        *(folders, pipeline),
+        weights=weights,
+        densities=densities,
+        leave_out=leave_out,
+        seed=seed,
+        stats=stats,
+    )
     inputs = paths_of(*folders, stats, base, data)
     check_before(
         *(recipe, out),
@@ -176,7 +193,9 @@ def merge_recipe(
     folders: Sequence[Folder],
     pipeline: str | Pipeline,
     *,
-    weights: Sequence[float] | None = None,
+    weights: PerModule | None = None,
+    densities: PerModule | None = None,
+    leave_out: Sequence[str] = (),
     seed: int | None = None,
     stats: Folder | None = None,
 ) -> MergeRecipe:
@@ -185,12 +204,14 @@ def merge_recipe(
 
     recipe = MergeRecipe(
         parse(pipeline) if isinstance(pipeline, str) else pipeline,
-        None if weights is None else tuple(map(float, weights)),
+        as_given(weights, "weights"),
+        as_given(densities, "densities"),
         seed,
         None if stats is None else open_statistics(stats),
+        left_out=tuple(leave_out),
     )
-    if recipe.weights is not None:
-        check_weights(recipe.weights, len(folders))
+    for name in ("weights", "densities"):
+        check_count(getattr(recipe, name), len(folders), name)
     return recipe
 
 

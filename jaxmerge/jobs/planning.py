@@ -84,7 +84,7 @@ def plan(
     if recipe is not None:
         ranks = {name: module.ranks for name, module in found.modules.items()}
         check_ranks(recipe.pipeline, ranks)
-        recipe = recipe.for_tasks(named)
+        recipe = recipe.for_tasks(named).for_modules(list(found.modules))
         recipe.check_statistics(
             {name: module.shape[1] for name, module in found.modules.items()},
             [adapter.base_model for adapter in found.adapters],

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
+from jaxmerge.io.options import Alpha, HeadPolicy, Layout, ScanAxis, WeightFile
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxmerge.io import Adapters
     from jaxmerge.tasks import Base, Unlabeled
 
@@ -31,6 +33,9 @@ class ReadOptions(TypedDict, total=False):
     ignore_config_keys: Sequence[str]
     vera_inputs: int | Mapping[str, int] | None
     layout: Layout | None
+    hub: bool
+    lora_alpha: Alpha | None
+    scan_axis: ScanAxis | None
 
 
 class ModelInputs(NamedTuple):
@@ -46,6 +51,11 @@ class ModelInputs(NamedTuple):
     unlabeled: "Unlabeled"
     files: dict[str, Any]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading changed or left out."""
+        return (*self.adapters.notes, *self.unlabeled.notes)
+
 
 def read_adapters(
     folders: Sequence[Folder], names: Sequence[str] | None, read: ReadOptions
@@ -55,6 +65,29 @@ def read_adapters(
 
     adapters = io.load_peft(folders, **read)
     return replace(adapters, names=task_names(names, adapters.names))
+
+
+def one_adapter(
+    value: "Adapters | dict[str, Any]", path: Folder, task: str | None
+) -> "Adapters":
+    """The one adapter that was read, or the one of this name."""
+    from jaxmerge.io import Adapters
+
+    if not isinstance(value, Adapters):
+        raise Refusal(
+            f"{path}: holds merged updates without the layouts of an adapter; write "
+            "them with jaxmerge.io.save_peft(..., like=adapters)"
+        )
+    names = value.names
+    if task is None:
+        if len(names) != 1:
+            raise Refusal(
+                f"{path}: holds {', '.join(names)}; choose one with ", Option("task")
+            )
+        task = names[0]
+    if task not in names:
+        raise Refusal(f"{path}: no adapter {task!r}; there are {', '.join(names)}")
+    return value.task(task)
 
 
 def read_model_inputs(
@@ -100,6 +133,25 @@ def read_model_inputs(
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled, files)
+
+
+def labels_of_all(
+    data: Folder, unlabeled: "Unlabeled", heads: Mapping[str, Any]
+) -> "dict[str, np.ndarray]":
+    """task -> classes [N]; refuses tasks without labels."""
+    from jaxmerge.tasks import load_labels
+
+    labels = load_labels(data, unlabeled, heads)
+    found = {task: classes for task, classes in labels.items() if classes is not None}
+    bare = [task for task in labels if task not in found]
+    if bare:
+        raise Refusal(
+            f"the data of {', '.join(bare)} have no labels, which accuracy needs: give "
+            "the number of its class as field label of every line, or in the array "
+            "labels, or leave the task out of ",
+            Option("names"),
+        )
+    return found
 
 
 def task_names(

@@ -9,6 +9,7 @@ from jaxmerge.io.fields import (
     DIGEST,
     DIGESTS,
     FLAG,
+    HUB_ID,
     NUMBER,
     PATH,
     TEXT,
@@ -23,6 +24,20 @@ from jaxmerge.io.fields import (
     whole,
 )
 from jaxmerge.io.options import HeadPolicy
+from jaxmerge.refusals import Refusal
+from jaxmerge.spec.layerwise import as_given
+
+
+def numbers_of_tasks(value: Any) -> bool:
+    """Whether a value says a number of each input, in all modules or in each."""
+    if not isinstance(value, list | dict):
+        return False
+    try:
+        as_given(value, "")
+    except (Refusal, TypeError):
+        return False
+    return True
+
 
 ROLE_OPTIONS = {  # of what a merge reads beside the adapters -> option that names it
     "statistics": "stats",
@@ -40,6 +55,7 @@ _RANK = Value(
     lambda value: value == "auto" or COUNT.accepts(value),
 )
 _SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
+_NUMBERS = Value("numbers of the inputs", numbers_of_tasks)
 _STEPS = Value("a whole number of at least 0", whole(0))
 _INPUT = Fields(
     {
@@ -49,7 +65,8 @@ _INPUT = Fields(
         "revision": Maybe(TEXT),
         "weight_file": TEXT,
         "sha256": DIGESTS,
-    }
+    },
+    {"hub": HUB_ID},
 )
 _SETTINGS = {
     "rank": Maybe(_RANK),
@@ -74,7 +91,9 @@ RECORD = Fields(
 _OF_PIPELINE = Fields(
     {"pipeline": TEXT},
     {
-        "weights": Maybe(Items(NUMBER)),
+        "weights": Maybe(_NUMBERS),
+        "densities": Maybe(_NUMBERS),
+        "left_out": Items(TEXT),
         "own_steps": _OWN_STEPS,
         "seed": Maybe(WHOLE),
         "files": Table(_FILES, names=one_of(tuple(ROLE_OPTIONS))),

@@ -193,7 +193,7 @@ def _changed_files(
     folder: Path, digests: Mapping[str, str], says: str
 ) -> Iterator[Difference]:
     for name, digest in digests.items():
-        path = folder / name
+        path = folder if folder.is_file() else folder / name
         try:
             found = sha256(path) if path.is_file() else None
         except OSError as error:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -132,22 +132,40 @@ class Work:
             raise Refusal(
                 f"{self._path}: not the record of a fit ({error!r}); remove the folder"
             ) from None
-        self._refuse_other(identity)
+        told = "checkpoints of a fit"
+        refuse_other(self.folder, told, identity, self._identity, growing=("steps",))
         return anchors
 
-    def _refuse_other(self, known: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self._identity))
-        for name in sorted(known.keys() | now.keys()):
-            before, after = known.get(name), now.get(name)
-            if before == after or (name == "steps" and before <= after):
-                continue
-            is_value = isinstance(before, int | float | str)
-            values = f" ({before}, now {after})" if is_value else ""
-            raise Refusal(
-                f"{self.folder}: holds checkpoints of a fit with other {name}{values}",
-                "; remove it, or pass another ",
-                Option("work", "<folder>"),
-            )
+
+def refuse_other(
+    folder: Folder,
+    what: str,
+    known: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    growing: Collection[str] = (),
+) -> None:
+    """Refuses a folder that holds what other settings have made.
+
+    Args:
+      folder: the folder.
+      what: it holds.
+      known: settings that are recorded there.
+      settings: those of now.
+      growing: names of numbers that may have become larger.
+    """
+    now = json.loads(json.dumps(settings))
+    for name in sorted(known.keys() | now.keys()):
+        before, after = known.get(name), now.get(name)
+        if before == after or (name in growing and before <= after):
+            continue
+        is_value = isinstance(before, int | float | str)
+        values = f" ({before}, now {after})" if is_value else ""
+        raise Refusal(
+            f"{folder}: holds {what} with other {name}{values}; remove it, or pass ",
+            "another ",
+            Option("work", "<folder>"),
+        )
 
 
 def _locked(path: Path) -> int | None:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxmerge.doors import check_matrices, check_shapes
-from jaxmerge.mergers.trim import check_density
+from jaxmerge.mergers.trim import check_density, density_of
 from jaxmerge.types import RealLike, Rule
 
 
-def dare(rule: Rule, *, density: RealLike) -> Rule:
+def dare(rule: Rule, *, density: RealLike | None) -> Rule:
     """Drops entries at random and rescales the others: ``M * mask / density``.
 
     Every entry of every task is kept with probability ``density``, so the mean over
@@ -21,7 +21,8 @@ def dare(rule: Rule, *, density: RealLike) -> Rule:
       rule: what merges the thinned matrices: `total` for DARE, `elect` or
         `trim(elect)` for DARE-TIES.
       density: share of the entries to keep, in (0, 1]; the paper and KnOTS give the
-        share to drop. May be traced.
+        share to drop. May be traced. None where each task has its own: ``densities``
+        [T], given in the call.
 
     Returns:
       A rule that needs ``key``; it passes a fresh key on to ``rule``.
@@ -32,18 +33,26 @@ def dare(rule: Rule, *, density: RealLike) -> Rule:
     Source: arXiv 2311.03099. Deviation: the official codes draw from a global
     generator; here the draw depends on the key alone.
     """
-    check_density(density)
+    if density is not None:
+        check_density(density)
 
-    def merge(matrices: jax.Array, *, key: jax.Array, **extra: Any) -> jax.Array:
+    def merge(
+        matrices: jax.Array,
+        *,
+        key: jax.Array,
+        densities: jax.Array | None = None,
+        **extra: Any,
+    ) -> jax.Array:
         check_matrices(rule, matrices)
         here, rest = jax.random.split(key)
-        kept = jnp.asarray(density, matrices.dtype)
+        kept = jnp.asarray(density_of(dare, density, densities), matrices.dtype)
+        kept = kept[:, None, None] if kept.ndim else kept
         return rule(_thin(matrices, kept, here), key=rest, **extra)
 
     return merge
 
 
-def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
+def della(rule: Rule, *, density: RealLike | None, epsilon: float = 0.05) -> Rule:
     """Drops small entries with a higher probability (MagPrune of DELLA).
 
     Within each row the i-th smallest of q magnitudes is kept with probability
@@ -51,7 +60,8 @@ def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
 
     Args:
       rule: what merges the thinned matrices.
-      density: mean share of the entries to keep; may be traced.
+      density: mean share of the entries to keep; may be traced. None where each task
+        has its own: ``densities`` [T], given in the call.
       epsilon: half the width of the range of probabilities.
 
     Returns:
@@ -64,7 +74,7 @@ def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
     Source: arXiv 2406.11617. Deviations: probabilities outside (0, 1] are refused
     (the official code only warns); a row of one entry is kept with ``density``.
     """
-    if not isinstance(density, Tracer) and not (
+    if not (density is None or isinstance(density, Tracer)) and not (
         0 < density - epsilon <= density + epsilon <= 1
     ):
         raise ValueError(
@@ -72,10 +82,18 @@ def della(rule: Rule, *, density: RealLike, epsilon: float = 0.05) -> Rule:
             "outside (0, 1]; choose epsilon below density and at most 1 - density"
         )
 
-    def merge(matrices: jax.Array, *, key: jax.Array, **extra: Any) -> jax.Array:
+    def merge(
+        matrices: jax.Array,
+        *,
+        key: jax.Array,
+        densities: jax.Array | None = None,
+        **extra: Any,
+    ) -> jax.Array:
         check_matrices(rule, matrices)
         here, rest = jax.random.split(key)
-        kept = della_probabilities(matrices, density=density, epsilon=epsilon)
+        mean = jnp.asarray(density_of(della, density, densities), matrices.dtype)
+        mean = mean[:, None, None] if mean.ndim else mean
+        kept = della_probabilities(matrices, density=mean, epsilon=epsilon)
         return rule(_thin(matrices, kept, here), key=rest, **extra)
 
     return merge
@@ -94,7 +112,7 @@ def della_probabilities(
     columns = matrices.shape[-1]
     density = jnp.asarray(density, matrices.dtype)
     if columns == 1:
-        return jnp.full(matrices.shape, density)
+        return jnp.broadcast_to(density, matrices.shape)
     order = jnp.argsort(jnp.argsort(jnp.abs(matrices), axis=-1), axis=-1)
     position = order.astype(matrices.dtype) / (columns - 1)
     return density - epsilon + 2 * epsilon * position

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.doors import check_merged, check_stack
-from jaxmerge.stacks import concatenate, present_factors, task_weights
+from jaxmerge.stacks import concatenate, of_present, present_factors, task_weights
 from jaxmerge.types import AdapterStack, LowRank, Merger, Rule, Space, Update
 
 
@@ -143,7 +143,8 @@ def in_space(space: Space, rule: Rule) -> Merger:
     Tasks that do not adapt a module take no part in its merge. The rule receives the
     true ranks of the others as ``ranks``, the number of entries without null directions
     as ``size`` if the space has any, and everything else that is given in a call.
-    Task ``weights`` multiply the coordinates, so they do not change the basis.
+    Task ``weights`` multiply the coordinates, so they do not change the basis. Of
+    ``densities`` it gets those of the tasks that take part.
 
     >>> from jaxmerge.mergers.linear import total
     >>> from jaxmerge.stacks import stack_adapters
@@ -155,9 +156,15 @@ def in_space(space: Space, rule: Rule) -> Merger:
     """
 
     def merge(
-        stack: AdapterStack, *, weights: ArrayLike | None = None, **extra: Any
+        stack: AdapterStack,
+        *,
+        weights: ArrayLike | None = None,
+        densities: ArrayLike | None = None,
+        **extra: Any,
     ) -> Update:
         check_stack(rule, stack, extra)
+        if densities is not None:
+            extra["densities"] = of_present(stack, densities, name="densities")
         matrices, basis = space.project(stack)
         if weights is not None:
             matrices = matrices * task_weights(stack, weights)[:, None, None]

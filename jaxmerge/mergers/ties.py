@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.doors import check_matrices
-from jaxmerge.mergers.trim import counter, keep_largest
+from jaxmerge.mergers.trim import counter, density_of, keep_largest
 from jaxmerge.types import RealLike
 
 Sign = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q] in {-1, 0, 1}
@@ -106,10 +106,11 @@ def elect(
 def ties(
     matrices: jax.Array,
     *,
-    density: RealLike,
+    density: RealLike | None,
     sign: Sign = sign_of_sum,
     combine: Combine = mean_of_agreeing,
     size: jax.Array | None = None,
+    densities: jax.Array | None = None,
     **extra: Any,
 ) -> jax.Array:
     """TIES-Merging (arXiv 2306.01708): trim, elect, disjoint mean.
@@ -127,6 +128,7 @@ def ties(
       combine: merges the agreeing values, the others being 0: `mean_of_agreeing`,
         `sum_of_agreeing` or `largest_of_agreeing`.
       size: entries that count, p * q unless given; spaces with null directions give it.
+      densities: [T], share of each task, where ``density`` is None.
 
     Returns:
       [p, q]. The usual lambda is `jaxmerge.scale`.
@@ -142,5 +144,6 @@ def ties(
     [[ 0. -5.]]
     """
     check_matrices(ties, matrices, extra)
-    trimmed = keep_largest(matrices, density, size=size)
+    kept = density_of(ties, density, densities)
+    trimmed = keep_largest(matrices, kept, size=size)
     return elect(trimmed, sign=sign, combine=combine)

@@ -4,7 +4,7 @@ The threshold is found without sorting, with a density that may be traced, and o
 number of arrays: of one module here, of a whole model in `jaxmerge.trim_whole_model`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,14 +19,15 @@ from jaxmerge.refusals import Refusal
 from jaxmerge.types import RealLike, Rule
 
 
-def trim(rule: Rule, *, density: RealLike) -> Rule:
+def trim(rule: Rule, *, density: RealLike | None) -> Rule:
     """A rule that gets only the largest entries of each task, module by module.
 
     For one threshold over a whole model see `jaxmerge.trim_whole_model`.
 
     Args:
       rule: what merges the trimmed matrices.
-      density: share of the entries to keep, in (0, 1]; may be traced.
+      density: share of the entries to keep, in (0, 1]; may be traced. None where each
+        task has its own: ``densities`` [T], given in the call.
 
     Returns:
       Rule.
@@ -39,13 +40,19 @@ def trim(rule: Rule, *, density: RealLike) -> Rule:
     Source: TIES, arXiv 2306.01708, step 1. Deviation: exactly
     ``floor(density * size)`` entries are kept; the official code keeps one more.
     """
-    check_density(density)
+    if density is not None:
+        check_density(density)
 
     def merge(
-        matrices: jax.Array, *, size: jax.Array | None = None, **extra: Any
+        matrices: jax.Array,
+        *,
+        size: jax.Array | None = None,
+        densities: jax.Array | None = None,
+        **extra: Any,
     ) -> jax.Array:
         check_matrices(rule, matrices)
-        return rule(keep_largest(matrices, density, size=size), size=size, **extra)
+        kept = density_of(trim, density, densities)
+        return rule(keep_largest(matrices, kept, size=size), size=size, **extra)
 
     return merge
 
@@ -60,7 +67,8 @@ def keep_largest(
 
     Args:
       matrices: [T, p, q].
-      density: share of the entries to keep, in (0, 1]; may be traced.
+      density: share of the entries to keep, in (0, 1], of all tasks or [T] of each;
+        may be traced.
       size: entries that count, p * q unless given; zeros count among them.
 
     >>> print(keep_largest(jnp.array([[[1.0, -4.0, 2.0, 0.5]]]), 0.5))
@@ -78,7 +86,7 @@ def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
 
 def kept_count(
     density: RealLike, entries: int, *, size: int | jax.Array | None = None
-) -> int | jax.Array:
+) -> int | np.ndarray | jax.Array:
     """How many entries a density keeps: ``floor(density * size)`` of the share meant.
 
     A product that is a whole number up to the rounding of the density (four machine
@@ -87,7 +95,7 @@ def kept_count(
     keeps what each of its merges keeps by itself.
 
     Args:
-      density: share to keep, in (0, 1].
+      density: share to keep, in (0, 1], of all tasks or [T] of each.
       entries: how many there are.
       size: how many of them are no null directions (see `Space`); all unless given.
 
@@ -103,18 +111,40 @@ def kept_count(
     check_density(density)
     if isinstance(density, Tracer):
         return _traced_count(density, entries if size is None else size)
-    every = int(_whole(np, np.float64(density) * entries, _precision(density)))
+    wide = np.asarray(density, np.float64)
+    every = _whole(np, wide * entries, _precision(density))
+    every = every.astype(np.int64) if wide.ndim else int(every)
     if size is None:
         return every
     return jnp.where(size == entries, every, _traced_count(density, size))
 
 
 def check_density(density: RealLike) -> None:
-    """Refuses a density outside (0, 1], unless it is traced."""
-    if not isinstance(density, Tracer) and not 0 < float(density) <= 1:
+    """Refuses densities outside (0, 1], unless they are traced."""
+    if isinstance(density, Tracer):
+        return
+    shares = np.asarray(density)
+    if not ((shares > 0) & (shares <= 1)).all():
         raise ValueError(
             f"density is the share of entries to keep, in (0, 1]; got {density}"
         )
+
+
+def density_of(
+    step: Callable[..., Any], density: RealLike | None, densities: ArrayLike | None
+) -> Any:
+    """The density that is bound to a step, or those [T] that a call gives.
+
+    Raises:
+      Refusal: there is neither, or both.
+    """
+    if (density is None) == (densities is None):
+        found = "neither" if density is None else "both"
+        raise Refusal(
+            f"{step.__name__} needs the share of entries to keep, as its density or as "
+            f"densities=<one for each task> in the call; got {found}"
+        )
+    return jnp.asarray(densities) if density is None else density
 
 
 def magnitude_threshold(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:

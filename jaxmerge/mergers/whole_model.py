@@ -15,7 +15,13 @@ from jax.typing import ArrayLike
 from jaxmerge.doors import check_model
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.spaces import merged_in
-from jaxmerge.mergers.trim import above, check_density, kept_count, magnitude_threshold
+from jaxmerge.mergers.trim import (
+    above,
+    check_density,
+    density_of,
+    kept_count,
+    magnitude_threshold,
+)
 from jaxmerge.stacks import task_weights
 from jaxmerge.stats.matching import check_statistics
 from jaxmerge.stats.moments import Statistics
@@ -56,17 +62,14 @@ def each_module(merger: Merger) -> ModelMerger:
     [[6.]]
     """
 
-    def with_stats(stack: AdapterStack, stats: Statistics, **extra: Any) -> Update:
-        return merger(stack, stats=stats, **extra)
-
     def merge(
         stacks: Stacks, *, stats: Mapping[str, Statistics] | None = None, **extra: Any
     ) -> dict[str, Update]:
         check_model(merger, stacks)
-        if stats is None:
-            return map_modules(merger, stacks, **extra)
-        check_statistics(stacks, stats)
-        return map_modules(with_stats, stacks, stats, **extra)
+        if stats is not None:
+            check_statistics(stacks, stats)
+            extra["stats"] = stats
+        return map_modules(merger, stacks, **extra)
 
     return merge
 
@@ -127,7 +130,9 @@ def _as_given(stack: AdapterStack, *, merged: Update, **extra: Any) -> Update:
     return merged
 
 
-def trim_whole_model(rule: Rule, space: Space, *, density: RealLike) -> ModelMerger:
+def trim_whole_model(
+    rule: Rule, space: Space, *, density: RealLike | None
+) -> ModelMerger:
     """Merges with one trimming threshold for each task over all modules.
 
     TIES and KnOTS are published this way: a task's vector is that of the whole model,
@@ -138,11 +143,12 @@ def trim_whole_model(rule: Rule, space: Space, *, density: RealLike) -> ModelMer
       rule: what merges the trimmed matrices, usually `jaxmerge.elect`. Build space and
         rule once: a new closure or ``partial`` compiles again.
       space: `jaxmerge.full` for TIES, `jaxmerge.knots` for KnOTS-TIES.
-      density: share of all entries of a task to keep, in (0, 1]; may be traced.
+      density: share of all entries of a task to keep, in (0, 1]; may be traced. None
+        where each task has its own: ``densities`` [T], given in the call.
 
     Returns:
-      ModelMerger. A module that a task does not adapt counts as zeros; ``weights`` [T]
-      multiply the coordinates before trimming.
+      ModelMerger. A module that a task does not adapt counts as zeros; ``weights``, [T]
+      or module -> [T], multiply the coordinates before trimming.
 
     Raises:
       ValueError: a density outside (0, 1], unless it is traced.
@@ -159,24 +165,27 @@ def trim_whole_model(rule: Rule, space: Space, *, density: RealLike) -> ModelMer
     >>> print(merged["q"], merged["k"])
     [[0. 0.]] [[ 9. 18.]]
     """
-    check_density(density)
+    if density is not None:
+        check_density(density)
     project, merge_above = _project_every_task(space), _merge_above(space, rule)
 
     def merge(
         stacks: Stacks,
         *,
-        weights: ArrayLike | None = None,
+        weights: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        densities: ArrayLike | None = None,
         chunk: int | None = None,
         mesh: Mesh | None = None,
         **extra: Any,
     ) -> dict[str, Update]:
         check_model(trim_whole_model, stacks)
+        kept = density_of(trim_whole_model, density, densities)
         devices = {"chunk": chunk, "mesh": mesh}
         projected = map_modules(project, stacks, weights=weights, **devices)
         blocks = [matrices for matrices, _, _ in projected.values()]
         sizes = [size for _, _, size in projected.values()]
         size = None if space.size is None else sum(sizes)
-        count = kept_count(density, sum(block[0].size for block in blocks), size=size)
+        count = kept_count(kept, sum(block[0].size for block in blocks), size=size)
         threshold = magnitude_threshold(blocks, count)
         return map_modules(
             merge_above, stacks, projected, threshold=threshold, **extra, **devices

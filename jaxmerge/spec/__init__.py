@@ -3,8 +3,14 @@
 Importing this package does not import JAX; running a pipeline does.
 """
 
-from jaxmerge.spec.checks import check_statistics, check_weighted, check_weights
+from jaxmerge.spec.checks import (
+    check_densities,
+    check_statistics,
+    check_weighted,
+    check_weights,
+)
 from jaxmerge.spec.grammar import PipelineError
+from jaxmerge.spec.layerwise import layer_of, module_values
 from jaxmerge.spec.own import register_step
 from jaxmerge.spec.pipeline import Pipeline, parse
 from jaxmerge.spec.presets import PRESETS, method_markdown, method_table
@@ -15,11 +21,14 @@ __all__ = [
     "STEPS",
     "Pipeline",
     "PipelineError",
+    "check_densities",
     "check_statistics",
     "check_weighted",
     "check_weights",
+    "layer_of",
     "method_markdown",
     "method_table",
+    "module_values",
     "parse",
     "register_step",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmerge.spec.kinds import Accepts, Argument
+from jaxmerge.spec.kinds import EACH, Accepts, Argument
 
 
 def _one_of(module: str, *names: str) -> Accepts:
@@ -32,13 +32,15 @@ ELECTION = {
     "sign": Argument(SIGN, "sign_of_sum"),
     "combine": Argument(COMBINE, "mean_of_agreeing"),
 }
-DENSITY = {"density": Argument(SHARE)}
+DENSITY = {"density": Argument(SHARE._replace(each=True))}
 RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}
 
 
 def della_problem(arguments: Mapping[str, Any]) -> str:
     """What is wrong with the arguments of della together, "" if nothing."""
     density, epsilon = arguments["density"], arguments["epsilon"]
+    if density == EACH:
+        return ""
     if 0 < density - epsilon <= density + epsilon <= 1:
         return ""
     return (

@@ -11,7 +11,7 @@ from jaxmerge.magnitudes import at_ordinary_scale
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
 from jaxmerge.spec.grammar import Call
-from jaxmerge.spec.kinds import Kind, resolve
+from jaxmerge.spec.kinds import EACH, Kind, resolve
 from jaxmerge.types import (
     Calibration,
     Learned,
@@ -110,5 +110,7 @@ def _configured(call: Call) -> Callable[..., Any]:
     for keyword, value in call.arguments:
         choices = call.step.arguments[keyword].accepts.choices
         arguments[keyword] = resolve(choices[value]) if choices else value
+        if value == EACH:
+            arguments[keyword] = None  # given in the call, as densities
     function = resolve(call.step.target)
     return partial(function, **arguments) if arguments else function

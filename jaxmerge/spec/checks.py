@@ -7,16 +7,20 @@ import numpy as np
 
 from jaxmerge.refusals import Option
 from jaxmerge.spec.grammar import PipelineError
+from jaxmerge.spec.kinds import EACH
+from jaxmerge.spec.layerwise import module_values, varies
 
 if TYPE_CHECKING:
     import jax
 
     from jaxmerge.mergers.iteris import ModelSample
+    from jaxmerge.spec.layerwise import PerModule
     from jaxmerge.spec.pipeline import Pipeline
     from jaxmerge.stats.moments import Statistics
     from jaxmerge.types import AdapterStack, Update
 
     Stacks = Mapping[str, AdapterStack]
+    Numbers = np.ndarray | Mapping[str, np.ndarray] | None
 
 
 def check_statistics(pipeline: "Pipeline", *, given: bool) -> None:
@@ -147,26 +151,106 @@ def check_weighted(pipeline: "Pipeline", weights: Any) -> None:
         )
 
 
-def check_weights(weights: Sequence[float], tasks: int) -> np.ndarray:
+def check_weights(
+    weights: Sequence[float], tasks: int, *, name: str = "weights"
+) -> np.ndarray:
     """The weights as an array; PipelineError unless they are T finite numbers."""
     array = np.asarray(weights, np.float64)
     if array.shape != (tasks,):
         raise PipelineError(
-            f"{array.size} weights for {tasks} adapters; give one for each, in order"
+            f"{array.size} {name} for {tasks} adapters; give one for each, in order"
         )
     if not np.isfinite(array).all():
-        raise PipelineError(f"weights must be finite numbers, got {list(weights)}")
+        raise PipelineError(f"{name} must be finite numbers, got {list(weights)}")
     return array
 
 
-def checked_weights(
-    weights: Sequence[float] | None, stacks: "Stacks"
-) -> np.ndarray | None:
-    """The weights of the tasks of some adapters, None for ones."""
-    if weights is None:
-        return None
-    tasks = len(next(iter(stacks.values())).ranks) if stacks else len(weights)
-    return check_weights(weights, tasks)
+def check_count(numbers: "PerModule | None", tasks: int, name: str) -> None:
+    """PipelineError unless numbers of tasks are of T tasks, as far as that is known."""
+    rows = numbers.values() if isinstance(numbers, Mapping) else (numbers,)
+    for row in rows:
+        if isinstance(row, Sequence) and len(row) != tasks:
+            raise PipelineError(
+                f"{len(row)} {name} for {tasks} adapters; give one for each, in order"
+            )
+
+
+def checked_weights(weights: "PerModule | None", stacks: "Stacks") -> "Numbers":
+    """Weights [T] of some adapters, or module -> [T]; None for ones."""
+    return None if weights is None else _numbers(weights, stacks, "weights")
+
+
+def check_densities(pipeline: "Pipeline", densities: Any) -> None:
+    """Refuses missing densities of tasks, and those that no step asks for."""
+    steps = [c.name for c in pipeline.calls if EACH in dict(c.arguments).values()]
+    if len(steps) > 1:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r}: {' and '.join(steps)} both take the density "
+            "of each task; write a number in one of them"
+        )
+    option = Option("densities", "<number>,<number>")
+    if steps and densities is None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r}: {steps[0]} takes a density of each task; "
+            "give ",
+            option,
+        )
+    if not steps and densities is not None:
+        raise PipelineError(
+            f"pipeline {pipeline.text!r} asks for no density of each task; write "
+            f"density={EACH} in one of its steps, or leave out ",
+            Option("densities"),
+        )
+
+
+def checked_densities(
+    pipeline: "Pipeline", densities: "PerModule | None", stacks: "Stacks"
+) -> dict[str, Any]:
+    """The input ``densities``, [T] or module -> [T], if the pipeline asks for it.
+
+    Raises:
+      PipelineError: there are none, or the step that asks cannot use them.
+    """
+    check_densities(pipeline, densities)
+    if densities is None:
+        return {}
+    found = _numbers(densities, stacks, "densities")
+    (call,) = (c for c in pipeline.calls if EACH in dict(c.arguments).values())
+    by_module = found if isinstance(found, Mapping) else {"": found}
+    if isinstance(found, Mapping) and call.step.kind == "whole-model transform":
+        raise PipelineError(
+            f"pipeline {pipeline.text!r}: {call.name} has one threshold of each task "
+            "for all modules, so that a density cannot differ between them; trim each "
+            "module by itself, with trim"
+        )
+    for module, shares in by_module.items():
+        where = f"densities of module {module!r}" if module else "densities"
+        for share in shares.tolist():
+            problem = call.step.problem({**dict(call.arguments), "density": share})
+            if not 0 < share <= 1:
+                problem = f"expected numbers in (0, 1], got {share}"
+            if problem:
+                raise PipelineError(f"{where}: {problem}")
+    return {"densities": found}
+
+
+def _numbers(given: Any, stacks: "Stacks", name: str) -> Any:
+    """[T], or module -> [T], of what says the numbers of each task."""
+    counts = {len(stack.ranks) for stack in stacks.values()}
+    tasks = counts.pop() if counts else None
+    if callable(given):
+        given = {module: given(module) for module in stacks}
+    elif not isinstance(given, Mapping) and varies(given):
+        given = module_values(given, stacks, name=name)
+    if not isinstance(given, Mapping):
+        return check_weights(given, len(given) if tasks is None else tasks, name=name)
+    missing = [module for module in stacks if module not in given]
+    if missing:
+        raise PipelineError(f"{name}: none are given for module {missing[0]!r}")
+    return {
+        module: check_weights(given[module], len(stack.ranks), name=name)
+        for module, stack in stacks.items()
+    }
 
 
 def check_finite(updates: "Mapping[str, Update]") -> None:

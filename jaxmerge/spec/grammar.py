@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_names import counterpart
-from jaxmerge.spec.kinds import REQUIRED, Argument, Kind, Step
+from jaxmerge.spec.kinds import EACH, REQUIRED, Argument, Kind, Step
 from jaxmerge.spec.presets import PRESETS
 from jaxmerge.spec.steps import ALIASES, STEPS, names_of
 
@@ -85,7 +85,7 @@ def as_text(calls: Sequence[Call]) -> str:
 
 def read_calls(text: str) -> tuple[Call, ...]:
     """The steps of a text; PipelineError, without the text itself, if it is not one."""
-    segments = _segments(text)
+    segments = syntax_of(text)
     alone = segments[0].id if isinstance(segments[0], ast.Name) else ""
     if len(segments) == 1 and alone in PRESETS:
         return read_calls(PRESETS[alone].pipeline)
@@ -99,7 +99,7 @@ def read_calls(text: str) -> tuple[Call, ...]:
     return calls
 
 
-def _segments(text: Any) -> list[ast.expr]:
+def syntax_of(text: Any) -> list[ast.expr]:
     """The steps of a text as syntax trees."""
     if not isinstance(text, str):
         raise PipelineError(f"expected text, got {type(text).__name__}")
@@ -120,12 +120,12 @@ def _segments(text: Any) -> list[ast.expr]:
 
 
 def _read_call(node: ast.expr) -> Call:
-    name = _read_name(node)
-    step, given = STEPS[name], _given(name, node)
+    name = read_name(node)
+    step, given = STEPS[name], given_arguments(name, node)
     arguments = {}
     for keyword, argument in step.arguments.items():
         if keyword in given:
-            value = _read_value(f"{name}({keyword}=..)", argument, given[keyword])
+            value = read_value(f"{name}({keyword}=..)", argument, given[keyword])
         elif argument.default is REQUIRED:
             raise PipelineError(
                 f"{name} needs {keyword}: write {_usage(name)}{_as_method(name)}"
@@ -139,7 +139,7 @@ def _read_call(node: ast.expr) -> Call:
     return Call(name, tuple(arguments.items()))
 
 
-def _read_name(node: ast.expr) -> str:
+def read_name(node: ast.expr) -> str:
     known = [*STEPS, *ALIASES, *PRESETS]
     called = node.func if isinstance(node, ast.Call) else node
     if not isinstance(called, ast.Name):
@@ -160,7 +160,7 @@ def _read_name(node: ast.expr) -> str:
     raise PipelineError(f"unknown step {name!r}{meant}")
 
 
-def _given(name: str, node: ast.expr) -> dict[str, ast.expr]:
+def given_arguments(name: str, node: ast.expr) -> dict[str, ast.expr]:
     """The arguments that a call is written with, by keyword."""
     if not isinstance(node, ast.Call):
         return {}
@@ -182,7 +182,7 @@ def _given(name: str, node: ast.expr) -> dict[str, ast.expr]:
     return given
 
 
-def _read_value(where: str, argument: Argument, node: ast.expr) -> Any:
+def read_value(where: str, argument: Argument, node: ast.expr) -> Any:
     accepts, written = argument.accepts, ast.unparse(node)
     if accepts.choices:
         if written not in accepts.choices:
@@ -191,6 +191,8 @@ def _read_value(where: str, argument: Argument, node: ast.expr) -> Any:
                 + _nearest(written, accepts.choices)
             )
         return written
+    if accepts.each and written == EACH:
+        return EACH
     try:
         return accepts.read(ast.literal_eval(node))
     except (ValueError, TypeError, MemoryError, RecursionError):

@@ -17,18 +17,25 @@ Kind = Literal[
     "post",
 ]
 REQUIRED = object()
+EACH = "each"  # what the text of a pipeline says for a number that each task has
 
 
 Number = type[bool] | type[int] | type[float]
 
 
 class Accepts(NamedTuple):
-    """What an argument may be: how messages say it, its type and its bounds."""
+    """What an argument may be: how messages say it, its type and its bounds.
+
+    Attributes:
+      convert: None where the argument is one of ``choices``, name -> target.
+      each: it may also be `EACH`: every task has its own, given in the call.
+    """
 
     says: str
-    convert: Number | None = None  # None: the argument is one of `choices`
+    convert: Number | None = None
     within: Callable[[Any], bool] = lambda _: True
-    choices: Mapping[str, str] = {}  # name -> target
+    choices: Mapping[str, str] = {}
+    each: bool = False
 
     def read(self, value: Any) -> Any:
         """The value in its own type; ValueError if it is not accepted."""

@@ -13,16 +13,15 @@ a published method.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxmerge.refusals import Option
 from jaxmerge.spec import checks, memory
 from jaxmerge.spec.grammar import Call, PipelineError, as_text, read_calls
+from jaxmerge.spec.kinds import EACH
 from jaxmerge.spec.steps import names_of
 
 if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
@@ -31,6 +30,7 @@ if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
 
     from jaxmerge.mergers.iteris import ModelSample
     from jaxmerge.spec.kinds import Published
+    from jaxmerge.spec.layerwise import PerModule
     from jaxmerge.spec.memory import LoadsStatistics
     from jaxmerge.stats.moments import Statistics
     from jaxmerge.types import AdapterStack, Learned, ModelMerger, Update
@@ -74,6 +74,11 @@ class Pipeline:
         return any(call.step.random for call in self.calls)
 
     @property
+    def each(self) -> bool:
+        """Whether each task has a density of its own, so `run` needs ``densities``."""
+        return any(value == EACH for call in self.calls for _, value in call.arguments)
+
+    @property
     def statistics(self) -> bool:
         """Whether a step needs statistics of inputs, so that `run` needs ``stats``."""
         return any(call.step.statistics for call in self.calls)
@@ -102,8 +107,9 @@ class Pipeline:
         seed=0 dense='full'
         """
         found: list[Option] = []
-        if self.random:
-            found.append(Option("seed", "0"))
+        found += [Option("seed", "0")] if self.random else []
+        if self.each:
+            found.append(Option("densities", "<number>,<number>"))
         if self.statistics:
             found.append(Option("stats", "STATS"))
         if self.model or self.learned:
@@ -167,7 +173,8 @@ class Pipeline:
         self,
         stacks: "Mapping[str, AdapterStack]",
         *,
-        weights: Sequence[float] | None = None,
+        weights: "PerModule | None" = None,
+        densities: "PerModule | None" = None,
         key: "jax.Array | None" = None,
         stats: "Mapping[str, Statistics] | LoadsStatistics | None" = None,
         sample: "ModelSample | None" = None,
@@ -185,13 +192,15 @@ class Pipeline:
 
         Args:
           stacks: module -> its T adapters.
-          weights: [T], multiply the updates of the tasks; ones unless given.
+          weights: [T], multiply the updates; ones unless given. A number may be a
+            setting that varies over modules (`jaxmerge.module_values`); a table or a
+            function from modules to [T] will do too.
+          densities: [T], in the same ways; needed if `each`, refused otherwise.
           key: needed if `random`, not used otherwise.
           stats: module -> statistics of the inputs of all tasks, stacked
             (`jaxmerge.stack_moments`), or what loads them for some modules
             (`jaxmerge.io.open_statistics`); needed if `statistics`, refused otherwise.
-          sample: `jaxmerge.ModelSample`, the base model and inputs of every task;
-            needed if `model`, refused otherwise.
+          sample: `jaxmerge.ModelSample`; needed if `model`, refused otherwise.
           phis: module -> learned coefficients; needed if `learned`, refused otherwise.
           chunk: modules of one shape worked on at a time, see `jaxmerge.map_modules`.
           mesh: devices, see `jaxmerge.map_modules`.
@@ -223,6 +232,7 @@ class Pipeline:
             "weights": checks.checked_weights(weights, stacks),
             "key": checks.checked_key(self, key),
         }
+        given |= checks.checked_densities(self, densities, stacks)
         if sample is not None:
             given["sample"] = sample
         merger, factor = self._merger(phis)
@@ -255,7 +265,7 @@ class Pipeline:
         biases: "Mapping[str, jax.Array]",
         stacks: "Mapping[str, AdapterStack]",
         *,
-        weights: Sequence[float] | None = None,
+        weights: "PerModule | None" = None,
     ) -> "dict[str, jax.Array]":
         """Merges the biases that some LoRA layers have beside their update.
 
@@ -266,21 +276,14 @@ class Pipeline:
         Args:
           biases: module -> [T, m], zero where a task has none.
           stacks: module -> its T adapters.
-          weights: [T], as in `run`.
+          weights: as in `run`.
 
         Returns:
           module -> [m].
         """
-        from jaxmerge.magnitudes import weighted_sum
+        from jaxmerge.spec.biases import merged_biases
 
-        given = checks.checked_weights(weights, stacks)
-        summed = self.linear and not any(c.step.averages for c in self.calls)
-        merged = {}
-        for module, bias in biases.items():
-            share = self.scale / (1 if summed else len(stacks[module].present))
-            each = np.full(bias.shape[0], share) if given is None else share * given
-            merged[module] = weighted_sum(each, bias)
-        return merged
+        return merged_biases(self, biases, stacks, weights)
 
 
 @cache

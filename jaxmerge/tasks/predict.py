@@ -1,10 +1,11 @@
 """What a model says of every input of a task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.models import with_updates
@@ -13,8 +14,10 @@ from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import outputs_of
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
+from jaxmerge.updates import scale
 
 Predict = Callable[[str, Mapping[str, Update]], np.ndarray]
+Sweep = Callable[[str, Mapping[str, Update], Sequence[float]], np.ndarray]
 Report = Callable[[str, int], None]
 
 
@@ -60,5 +63,45 @@ def predictor(
                 "weights that are far too large"
             )
         return found
+
+    return predict
+
+
+def sweep_predictor(
+    base: Base, heads: Mapping[str, Any], unlabeled: Unlabeled, *, batch: int = 64
+) -> Sweep:
+    """The same for several multiples of one merge, in one compiled call for a batch.
+
+    One multiple is in memory at a time, so a sweep needs the memory of one merge.
+
+    Args:
+      base: see `predictor`, and so ``heads``, ``unlabeled`` and ``batch``.
+
+    Returns:
+      ``(task, updates, factors) -> logits [S, N, classes]``, or features [S, N, d]
+      without heads, in float32; what is not finite is not refused.
+    """
+
+    @jax.jit
+    def features(
+        params: Any, updates: Mapping[str, Update], inputs: Any, factors: jax.Array
+    ) -> jax.Array:
+        def multiple(by: jax.Array) -> jax.Array:
+            scaled = {name: scale(update, by=by) for name, update in updates.items()}
+            return with_updates(base.apply, scaled)(params, inputs)
+
+        return jnp.moveaxis(jax.lax.map(multiple, factors), 0, 1)
+
+    def predict(
+        task: str, updates: Mapping[str, Update], factors: Sequence[float]
+    ) -> np.ndarray:
+        each = jnp.asarray(factors, jnp.float32)
+
+        def answers(inputs: Any) -> jax.Array:
+            found = features(base.params, updates, inputs, each)
+            return base.logits(heads[task], found) if heads else found
+
+        found = outputs_of(base, unlabeled.inputs[task], batch, answers)
+        return np.moveaxis(found.astype(np.float32), 1, 0)
 
     return predict

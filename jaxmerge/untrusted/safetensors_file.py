@@ -4,6 +4,7 @@ A mapped file that another program cuts short ends the process that looks at it.
 header and values come from one open file, and what is missing is an error.
 """
 
+import math
 import os
 import weakref
 from collections.abc import Mapping
@@ -68,13 +69,29 @@ class Safetensors:
         Raises:
           ValueError: its dtype is not one of `DTYPES`, or the file has become shorter.
         """
+        shape = self.tensors[key].shape
+        return self.read_values(key, 0, math.prod(shape)).reshape(shape)
+
+    def read_values(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Some values of one tensor, as they follow each other in the file.
+
+        Args:
+          key: of the tensor.
+          start, stop: from which value to which.
+
+        Returns:
+          [stop - start].
+
+        Raises:
+          ValueError: as for `read`.
+        """
         entry = self.tensors[key]
         if entry.dtype not in DTYPES:
             raise ValueError(f"tensor {key!r} has dtype {entry.dtype}")
-        values = np.empty(entry.shape, DTYPES[entry.dtype])
-        place = values.reshape(-1).view(np.uint8)
+        values = np.empty(stop - start, DTYPES[entry.dtype])
+        place = values.view(np.uint8)
         with self._opened() as file:
-            file.seek(entry.start)
+            file.seek(entry.start + start * values.itemsize)
             if file.readinto(place.data) < place.size:
                 raise ValueError("was cut short while it was read")
         return values

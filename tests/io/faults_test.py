@@ -125,8 +125,6 @@ FAULTS: dict[str, Refused | Summed] = {
     "verify_record_read_options_unknown": Refused(r"field read_options\.zzz", VERIFY),
     "verify_record_seed_text": Refused(r"field recipe\.seed: .* found 'x'", VERIFY),
     "12-new-embeddings": Summed("left out 'new_embeddings.safetensors'"),
-    "14-diffusers-unet": Refused("diffusers.*get_peft_model_state_dict"),
-    "16-kohya": Refused("kohya.*convert_kohya_ss_sd_lora_to_peft.py"),
     "17-fp8": Summed(),
     "18-model-config-keys": Refused("_name_or_path.*vocab_size.*transformers"),
     "20-mlx": Refused("MLX.*transposed.*r = 4 and lora_alpha = 80"),

@@ -13,21 +13,17 @@ from jaxmerge.io.foreign import format_of_keys
 from jaxmerge.refusals import Option
 
 FORMATS = {
-    "kohya": "lora_unet_down_blocks_0_attn1_to_q.lora_down.weight",
-    "kohya's": "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha",
     "LyCORIS": "lora_unet_down_blocks_0_attn1_to_q.hada_w1_a",
-    "before PEFT": "unet.mid_block.attentions.0.attn1.to_q.lora.down.weight",
-    "layout before PEFT": "text_encoder.layers.0.q_proj.lora_linear_layer.up.weight",
+    "before PEFT": "model.attentions.0.attn1.to_q.lora.down.weight",
+    "layout before PEFT": "layers.0.q_proj.lora_linear_layer.up.weight",
     "XLabs": "double_blocks.0.processor.qkv_lora1.down.weight",
     "ComfyUI": "diffusion_model.layers.0.attention.qkv.lora_A.weight",
     "diffusion trainer": "transformer.single_blocks.0.linear.lora_up.weight",
-    "a file of diffusers;": "unet.mid_block.attentions.0.to_q.lora_A.weight",
     "torchtune": "layers.0.attn.q_proj.lora_a.weight",
     "MLX": "model.layers.0.self_attn.q_proj.lora_a",
     "AdapterHub": "bert.encoder.layer.0.query.loras.sst.lora_A",
     "LitGPT": "transformer.h.0.attn.attn.lora_A",
     "NeMo": "model.layers.0.adapter_layer.lora_kqv_adapter.linear_in.weight",
-    "cloneofsimo": "unet:12:down",
     "Sam_LoRA": "w_a_000",
 }
 
@@ -43,9 +39,16 @@ def test_a_file_without_a_config_is_named(tmp_path, name):
     assert str(folder / "weights.safetensors") in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["kohya", "torchtune", "MLX", "before PEFT"])
+IMAGE = {  # read without a config, see image_test.py
+    "kohya": "lora_unet_down_blocks_0_attn1_to_q.lora_down.weight",
+    "numbered": "unet:12:down",
+}
+
+
+@pytest.mark.parametrize("name", [*IMAGE, "torchtune", "MLX", "before PEFT"])
 def test_a_file_beside_a_config_of_peft_is_named_too(tmp_path, name):
-    folder = samples.write(tmp_path / "a", {FORMATS[name]: samples.random(4, 4)})
+    key = {**FORMATS, **IMAGE}[name]
+    folder = samples.write(tmp_path / "a", {key: samples.random(4, 4)})
     with pytest.raises(io.AdapterError, match=name):
         samples.load_one(folder)
 

@@ -18,6 +18,7 @@ from io_peft_net import (
     train,
 )
 
+import jaxmerge as jm
 from jaxmerge import io
 from jaxmerge.types import LowRank
 from jaxmerge.updates import dense, truncate
@@ -129,3 +130,53 @@ def test_multihead_attention(tmp_path):
     found = forward(reloaded(plain, tmp_path / "out"))
     np.testing.assert_allclose(found, forward(model), rtol=1e-5, atol=1e-6)
     assert np.abs(found - forward(plain)).max() > 1e-2
+
+
+COMBINED = {  # combination type -> weights and what it is given beside them
+    "cat": ([0.6, 0.9], {}),
+    "svd": ([0.6, 0.9], {"svd_rank": 3}),
+    "magnitude_prune_svd": ([0.6, 0.9], {"density": 0.5, "svd_rank": 3}),
+    "dare_linear_svd": ([0.6, 0.9], {"density": 1.0, "svd_rank": 3}),
+    "ties_svd": ([0.7, 0.7], {"density": 0.5, "svd_rank": 3}),
+    "dare_ties_svd": ([0.7, 0.7], {"density": 1.0, "svd_rank": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two adapters, with alpha = r and with alpha != r."""
+    from io_peft_net import Net
+
+    place = tmp_path_factory.mktemp("pair")
+    torch.manual_seed(0)
+    plain = Net().eval()
+    for seed, config in enumerate(
+        [{"r": 4, "lora_alpha": 8}, {"r": 2, "lora_alpha": 3}]
+    ):
+        train(plain, place / str(seed), seed=seed, target_modules=LINEAR, **config)
+    return plain, [place / "0", place / "1"]
+
+
+@pytest.mark.parametrize("method", COMBINED)
+def test_a_recipe_with_a_combination_type_is_the_merge_of_peft(pair, tmp_path, method):
+    """Random dropping is the same at density 1, where nothing is drawn."""
+    plain, folders = pair
+    weights, how = COMBINED[method]
+    parameters = {"density": how["density"]} if "density" in how else {}
+    recipe = {
+        "adapters": [
+            {"adapter": str(f), "parameters": {"weight": w, **parameters}}
+            for f, w in zip(folders, weights, strict=True)
+        ],
+        "merge_method": method,
+        "parameters": {k: v for k, v in how.items() if k != "density"},
+        "seed": 0,
+    }
+    jm.run_recipe(recipe, out=tmp_path / "out")
+    model = combined(plain, folders, weights, combination_type=method, **how)
+    layouts = io.load_peft(folders).layouts
+    updates = io.load_peft([tmp_path / "out"]).stacks
+    for module, delta in deltas(model).items():
+        ours = np.asarray(updates[module].b[0] @ updates[module].a[0])
+        ours = in_weight_shape(layouts[module], ours, delta.shape)
+        np.testing.assert_allclose(delta, ours, rtol=1e-4, atol=2e-5)

@@ -67,7 +67,7 @@ def test_a_file_of_an_adapter_names_its_folder(tmp_path, name):
         ("adapter.zip", "an archive"),
         ("adapter.tar.gz", "an archive"),
         ("model-f16.gguf", "llama.cpp"),
-        ("style.safetensors", "kohya"),
+        ("style.safetensors", "LyCORIS"),
         ("notes.txt", "not a folder; give the folder that holds adapter_config"),
         ("broken.safetensors", "not a complete weight file"),
     ],
@@ -75,7 +75,7 @@ def test_a_file_of_an_adapter_names_its_folder(tmp_path, name):
 def test_other_files_are_named(tmp_path, name, said):
     path = tmp_path / name
     if name == "style.safetensors":
-        key = "lora_unet_mid_block_attn1_to_q.lora_up.weight"
+        key = "lora_unet_mid_block_attn1_to_q.hada_w1_a"
         safetensors.numpy.save_file({key: np.zeros((2, 2), np.float32)}, path)
     else:
         path.write_bytes(b"x")

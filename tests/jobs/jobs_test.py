@@ -11,7 +11,11 @@ from learn_samples import TASKS
 import jaxmerge as jm
 from jaxmerge import cli
 
-JOBS = ("merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert")
+JOBS = (
+    *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert"),
+    *("bake", "extract"),
+)
+MORE = ("run_recipe", "push")  # commands that take none of the options of reading
 OTHERS = {"seconds", "path", "sha256", "files", "quiet", "as_json", "read", "progress"}
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -33,8 +37,8 @@ def told(report) -> dict:
 
 def test_help_starts_with_them():
     listed = jm.__doc__.split("* `")[1:]
-    assert tuple(line.partition("`")[0] for line in listed) == (*JOBS, "verify")
-    assert jm.__all__[: len(JOBS) + 1] == [*JOBS, "verify"]
+    assert tuple(line.partition("`")[0] for line in listed) == (*JOBS, "verify", *MORE)
+    assert jm.__all__[: len(listed)] == [*JOBS, "verify", *MORE]
 
 
 @pytest.mark.parametrize("name", [*JOBS, "verify"])
@@ -43,7 +47,7 @@ def test_a_function_takes_what_its_command_takes(name):
     (command,) = (c for c in cli.app.registered_commands if c.callback.__name__ == name)
     flags = set(inspect.signature(command.callback).parameters) - OTHERS
     function = inspect.signature(getattr(jm, name)).parameters
-    reading = set(jm.io.ReadOptions.__dataclass_fields__)
+    reading = {*jm.io.ReadOptions.__dataclass_fields__, "hub"}
     renamed = {"ignore_config_key": "ignore_config_keys", "vera_input": "vera_inputs"}
     taken = {renamed.get(flag, flag) for flag in flags}
     shown = {"dry_run", "modules"} if name != "collect" else set()

@@ -17,7 +17,18 @@ from jaxmerge.spec.steps import names_of
 
 # by the pipeline or the space, not by the text
 SUPPLIED = {
-    *("key", "weights", "stack", "stats", "ranks", "size", "sample", "chunk", "mesh")
+    *(
+        "key",
+        "weights",
+        "densities",
+        "stack",
+        "stats",
+        "ranks",
+        "size",
+        "sample",
+        "chunk",
+        "mesh",
+    )
 }
 
 

@@ -1,0 +1,62 @@
+"""What flags of reading say, as the values of the options."""
+
+from typing import Any
+
+import typer
+
+
+def axis(text: str) -> int:
+    """The axis of stacked layers."""
+    if text not in ("0", "1"):
+        raise typer.BadParameter(
+            f"expected 0, 1 or none, got {text!r}", param_hint="--scan-axis"
+        )
+    return int(text)
+
+
+def alphas(entries: list[str]) -> Any:
+    """One alpha for all modules, or a table by names."""
+    found = {}
+    for entry in entries:
+        name, _, value = entry.rpartition("=")
+        found[name] = alpha(value, "--lora-alpha")
+    if "" not in found:
+        return found or None
+    if len(found) > 1 or len(entries) > 1:
+        raise typer.BadParameter(
+            "give one alpha for all modules, or alphas by name",
+            param_hint="--lora-alpha",
+        )
+    return found[""]
+
+
+def alpha(text: str | None, option: str) -> float | str | None:
+    """A number, or the word "rank"."""
+    if text in (None, "rank"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a number or 'rank', got {text!r}", param_hint=option
+        ) from None
+
+
+def vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
+    """One size for all modules, or a table by names."""
+    sizes = {}
+    for entry in entries:
+        name, _, count = entry.rpartition("=")
+        if not count.isdecimal():
+            raise typer.BadParameter(
+                f"expected a size or name=size, got {entry!r}",
+                param_hint="--vera-input",
+            )
+        sizes[name] = int(count)
+    if "" not in sizes:
+        return sizes or None
+    if len(sizes) > 1:
+        raise typer.BadParameter(
+            "give one size for all modules, or sizes by name", param_hint="--vera-input"
+        )
+    return sizes[""]

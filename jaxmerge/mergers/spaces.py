@@ -54,17 +54,13 @@ def project_core(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
 def core_factors(stack: AdapterStack) -> tuple[LowRank, LowRank]:
     """The adapters in the coordinates of their core space, still as factors.
 
-    These are ``U^T B_t`` and ``A_t V``. The decompositions have them too, as ``S V^T``,
-    but with the rounding errors of the largest adapter: a zero one would not be zero.
-
     Returns:
-      LowRank(b [T, p, R], a [T, R, q]) of the present tasks, padded with zeros, and
-      the basis as in `project_core`.
+      LowRank(b = U^T B_t [T, p, R], a = A_t V [T, R, q]) of the present tasks, padded
+      with zeros, and the basis as in `project_core`.
     """
     everyone = concatenate(stack)
-    u, _, _ = linalg.svd(everyone.b)
-    _, _, vt = linalg.svd(everyone.a)
-    columns, rows = linalg.matmul(u.T, everyone.b), linalg.matmul(everyone.a, vt.T)
+    u, columns = linalg.column_basis(everyone.b)
+    rows, vt = linalg.row_basis(everyone.a)
     b, a, most, first = [], [], max(stack.ranks), 0
     for rank in (stack.ranks[t] for t in stack.present):
         taken, padding = slice(first, first + rank), (0, most - rank)
@@ -211,11 +207,13 @@ def knots_unscaled_space(rule: Rule) -> Merger:
 
 
 def _knots_basis(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
-    blocks = []
-    for t in stack.present:
-        u, s, _ = linalg.svd(stack.a[t, : stack.ranks[t], :])
-        blocks.append(linalg.matmul(stack.b[t, :, : stack.ranks[t]], u * s[None, :]))
-    u, s, _ = linalg.svd(jnp.concatenate(blocks, axis=1))
+    b, a = present_factors(stack)
+    left, sizes, _ = linalg.svd(a)
+    scaled = linalg.matmul(b, left * sizes[:, None, :])
+    ranks = [min(stack.ranks[t], left.shape[2]) for t in stack.present]
+    u, s, _ = linalg.svd(
+        jnp.concatenate([x[:, :rank] for x, rank in zip(scaled, ranks, strict=True)], 1)
+    )
     return u, s
 
 

@@ -16,8 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.doors import check_matrices, check_stack
-from jaxmerge.mergers.spaces import core_factors
-from jaxmerge.stacks import task_weights
+from jaxmerge.stacks import present_factors, task_weights
 from jaxmerge.types import AdapterStack, LowRank
 from jaxmerge.updates import dense, isotropize
 
@@ -77,12 +76,10 @@ def tsv_m(
     m, n = stack.b.shape[1], stack.a.shape[2]
     ranks = tuple(stack.ranks[t] for t in stack.present)
     counts = _directions_per_task(ranks, min(m, n))
-    factors, basis = core_factors(stack)
-    u, s, vt = linalg.svd_of_product(*factors)
+    u, s, vt = linalg.svd_of_product(*present_factors(stack))
     taking_part = jnp.broadcast_to(weights[:, None] != 0, s.shape)
     u, s, vt = linalg.keep_directions(u, s * weights[:, None], vt, taking_part)
-    small = _reduce_interference(u, s, vt, counts)
-    return LowRank(linalg.matmul(basis.b, small.b), linalg.matmul(small.a, basis.a))
+    return _reduce_interference(u, s, vt, counts)
 
 
 def iso_c(matrices: jax.Array, **extra: Any) -> jax.Array:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.doors import check_inputs, check_modules
@@ -55,7 +56,8 @@ def map_modules(
         depends neither on the order nor on the other modules.
       chunk: modules of one shape that are worked on at a time; bounds the memory. By
         default all of them, on a CPU one: decompositions run one after the other there
-        anyway, and the arrays of one module stay in its cache.
+        anyway, and the arrays of one module stay in its cache. One at a time they are
+        not stacked, and models of any depth share a program.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
         (`module_mesh`); no data moves between devices. Results come back gathered.
       extras: names of further inputs that a part of ``fn`` takes, beside those of
@@ -90,7 +92,6 @@ def map_modules(
         missing = sorted(set(modules) - set(tree))
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
-    groups: dict[Any, list[str]] = {}
     trees = {
         name: (
             (modules[name], *(tree[name] for tree in rest)),
@@ -98,13 +99,20 @@ def map_modules(
         )
         for name in modules
     }
+    if chunk is None and jax.default_backend() == "cpu":
+        chunk = 1
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((trees, key, extra)))
+    if chunk == 1 and mesh is None and not traced:
+        return {
+            name: _run_one(fn, tree, None if key is None else (key, _hash(name)), extra)
+            for name, tree in trees.items()
+        }
+    groups: dict[Any, list[str]] = {}
     for name, tree in trees.items():
         leaves, structure = jax.tree.flatten(tree)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         groups.setdefault((structure, shapes), []).append(name)
 
-    if chunk is None and jax.default_backend() == "cpu":
-        chunk = 1
     results: dict[str, Result] = {}
     for names in groups.values():
         keys = None if key is None else module_keys(key, names)
@@ -127,8 +135,25 @@ def _value(name: str, value: Any) -> Any:
 
 def module_keys(key: jax.Array, names: list[str]) -> jax.Array:
     """One key for each module, from the run's key and the module's name alone."""
-    hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    hashes = np.array([_hash(name) for name in names])
     return jax.vmap(partial(jax.random.fold_in, key))(hashes)
+
+
+def _hash(name: str) -> np.uint32:
+    return np.uint32(zlib.crc32(name.encode()))
+
+
+@partial(jax.jit, static_argnums=0)
+def _run_one(
+    fn: Callable[..., Any],
+    tree: Any,
+    key: tuple[jax.Array, np.uint32] | None,
+    extra: dict[str, Any],
+) -> Any:
+    """One module: nothing is stacked, and the program knows no number of modules."""
+    given, own = tree
+    more = {} if key is None else {"key": jax.random.fold_in(*key)}
+    return fn(*given, **{**extra, **own}, **more)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -81,12 +81,16 @@ def scale(update: Update, *, by: ArrayLike, **extra: Any) -> Update:
 
 
 def singular_value_decomposition(
-    update: Update,
+    update: Update, *, rank: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Singular value decomposition of an update: u [m, d], s [d], vt [d, n]."""
+    """Singular value decomposition of an update: u [m, d], s [d], vt [d, n].
+
+    d = min(m, n, its rank), and at most ``rank``.
+    """
     if isinstance(update, LowRank):
-        return linalg.svd_of_product(*update)
-    return linalg.svd(update)
+        return linalg.svd_of_product(*update, rank)
+    u, s, vt = linalg.svd(update)
+    return u[:, :rank], s[:rank], vt[:rank]
 
 
 def truncate(update: Update, *, rank: int, **extra: Any) -> LowRank:
@@ -112,9 +116,8 @@ def truncate(update: Update, *, rank: int, **extra: Any) -> LowRank:
     if rank < 1:
         raise ValueError(f"truncate: rank must be at least 1, got {rank}")
     near, unit = near_one(update)
-    u, s, vt = singular_value_decomposition(near)
-    kept = LowRank(b=u[:, :rank] * s[None, :rank], a=vt[:rank])
-    return LowRank(b=kept.b / unit.b, a=kept.a / unit.a)
+    u, s, vt = singular_value_decomposition(near, rank=rank)
+    return LowRank(b=u * s[None, :] / unit.b, a=vt / unit.a)
 
 
 def isotropize(update: Update, **extra: Any) -> Update:

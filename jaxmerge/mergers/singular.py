@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.doors import check_matrices, check_stack
-from jaxmerge.stacks import task_weights
+from jaxmerge.stacks import present_factors, task_weights
 from jaxmerge.types import AdapterStack, LowRank
 from jaxmerge.updates import dense, isotropize
 
@@ -53,10 +53,7 @@ def tsv(
     tasks, p, q = matrices.shape
     u, s, vt = linalg.svd(matrices)
     counts = _directions_per_task(ranks or (min(p, q),) * tasks, min(p, q))
-    left = [u[t, :, :k] for t, k in enumerate(counts)]
-    values = [s[t, :k] for t, k in enumerate(counts)]
-    right = [vt[t, :k, :] for t, k in enumerate(counts)]
-    return linalg.matmul(*_reduce_interference(left, values, right))
+    return linalg.matmul(*_reduce_interference(u, s, vt, counts))
 
 
 def tsv_m(
@@ -79,15 +76,10 @@ def tsv_m(
     m, n = stack.b.shape[1], stack.a.shape[2]
     ranks = tuple(stack.ranks[t] for t in stack.present)
     counts = _directions_per_task(ranks, min(m, n))
-    left, values, right = [], [], []
-    for t, k, weight in zip(stack.present, counts, weights, strict=True):
-        r = stack.ranks[t]
-        u, s, vt = linalg.svd_of_product(stack.b[t, :, :r], stack.a[t, :r, :])
-        u, s, vt = linalg.keep_directions(u, s, vt, jnp.full(s.shape, weight != 0))
-        left.append(u[:, :k])
-        values.append(s[:k] * weight)
-        right.append(vt[:k])
-    return _reduce_interference(left, values, right)
+    u, s, vt = linalg.svd_of_product(*present_factors(stack))
+    taking_part = jnp.broadcast_to(weights[:, None] != 0, s.shape)
+    u, s, vt = linalg.keep_directions(u, s * weights[:, None], vt, taking_part)
+    return _reduce_interference(u, s, vt, counts)
 
 
 def iso_c(matrices: jax.Array, **extra: Any) -> jax.Array:
@@ -205,8 +197,10 @@ def _directions_per_task(ranks: Sequence[int], size: int) -> tuple[int, ...]:
 
 
 def _reduce_interference(
-    left: Sequence[jax.Array], values: Sequence[jax.Array], right: Sequence[jax.Array]
+    u: jax.Array, s: jax.Array, vt: jax.Array, counts: Sequence[int]
 ) -> LowRank:
-    u = linalg.polar(jnp.concatenate(left, axis=1))
-    vt = linalg.polar(jnp.concatenate(right, axis=0))
-    return LowRank(b=u * jnp.concatenate(values)[None, :], a=vt)
+    """The leading triplets of every task side by side, with orthonormal vectors."""
+    left = jnp.concatenate([u[t, :, :k] for t, k in enumerate(counts)], axis=1)
+    right = jnp.concatenate([vt[t, :k, :] for t, k in enumerate(counts)], axis=0)
+    values = jnp.concatenate([s[t, :k] for t, k in enumerate(counts)])
+    return LowRank(b=linalg.polar(left) * values[None, :], a=linalg.polar(right))

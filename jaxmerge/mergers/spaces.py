@@ -47,13 +47,27 @@ def project_core(stack: AdapterStack) -> tuple[jax.Array, LowRank]:
     changes nothing. Directions that are rounding noise are zero here and arbitrary
     there.
     """
+    factors, basis = core_factors(stack)
+    return linalg.matmul(*factors), basis
+
+
+def core_factors(stack: AdapterStack) -> tuple[LowRank, LowRank]:
+    """The adapters in the coordinates of their core space, still as factors.
+
+    Returns:
+      LowRank(b = U^T B_t [T, p, R], a = A_t V [T, R, q]) of the present tasks, padded
+      with zeros, and the basis as in `project_core`.
+    """
     everyone = concatenate(stack)
-    u, _, _ = linalg.svd(everyone.b)
-    _, _, vt = linalg.svd(everyone.a)
-    b, a = present_factors(stack)
-    rows = linalg.einsum("mp,tmr->tpr", u, b)
-    columns = linalg.einsum("trn,qn->trq", a, vt)
-    return linalg.matmul(rows, columns), LowRank(b=u, a=vt)
+    u, columns = linalg.column_basis(everyone.b)
+    rows, vt = linalg.row_basis(everyone.a)
+    b, a, most, first = [], [], max(stack.ranks), 0
+    for rank in (stack.ranks[t] for t in stack.present):
+        taken, padding = slice(first, first + rank), (0, most - rank)
+        b.append(jnp.pad(columns[:, taken], ((0, 0), padding)))
+        a.append(jnp.pad(rows[taken], (padding, (0, 0))))
+        first += rank
+    return LowRank(b=jnp.stack(b), a=jnp.stack(a)), LowRank(b=u, a=vt)
 
 
 def rebuild_core(matrix: jax.Array, basis: LowRank) -> LowRank:
@@ -193,11 +207,13 @@ def knots_unscaled_space(rule: Rule) -> Merger:
 
 
 def _knots_basis(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
-    blocks = []
-    for t in stack.present:
-        u, s, _ = linalg.svd(stack.a[t, : stack.ranks[t], :])
-        blocks.append(linalg.matmul(stack.b[t, :, : stack.ranks[t]], u * s[None, :]))
-    u, s, _ = linalg.svd(jnp.concatenate(blocks, axis=1))
+    b, a = present_factors(stack)
+    left, sizes, _ = linalg.svd(a)
+    scaled = linalg.matmul(b, left * sizes[:, None, :])
+    ranks = [min(stack.ranks[t], left.shape[2]) for t in stack.present]
+    u, s, _ = linalg.svd(
+        jnp.concatenate([x[:, :rank] for x, rank in zip(scaled, ranks, strict=True)], 1)
+    )
     return u, s
 
 

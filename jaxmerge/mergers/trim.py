@@ -177,7 +177,23 @@ def magnitude_threshold(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Ar
                 f"{block.dtype} {block.shape} beside {blocks[0].dtype} "
                 f"{blocks[0].shape}"
             )
-    return _bisect(blocks, count)
+    if len(blocks) > 1:
+        return _bisect(blocks, count)
+    return _bisect_each(blocks[0], count)
+
+
+@jax.jit
+def _bisect_each(block: jax.Array, count: ArrayLike) -> jax.Array:
+    """`_bisect` of one array; on a CPU task by task, so that a task stays in cache."""
+    count = jnp.broadcast_to(count, block.shape[:1])
+
+    def one_by_one(block: jax.Array, count: jax.Array) -> jax.Array:
+        return lax.map(lambda x: _bisect([x[0][None]], x[1][None])[0], (block, count))
+
+    def together(block: jax.Array, count: jax.Array) -> jax.Array:
+        return _bisect([block], count)
+
+    return lax.platform_dependent(block, count, cpu=one_by_one, default=together)
 
 
 @jax.jit

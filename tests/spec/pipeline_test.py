@@ -180,11 +180,11 @@ def test_weights_are_checked(model):
 def test_pipelines_that_differ_in_scale_share_their_programs(text, pair):
     stats = {"stats": inputs_of(pair)} if parse(text).statistics else {}
     run(f"{text}|scale(0.1)", pair, **stats)
-    compiled = mapping._run._cache_size()
+    compiled = mapping._run_one._cache_size()
     for by in (0.2, 0.3, 1, -2.5):
         run(f"{text}|scale({by})", pair, **stats)
     run(text, pair, **stats)
-    assert mapping._run._cache_size() == compiled
+    assert mapping._run_one._cache_size() == compiled
 
 
 def test_statistics_are_needed_or_refused(pair):

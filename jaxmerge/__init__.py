@@ -4,6 +4,7 @@ The main jobs, each from folders to a folder or a report, as the command line do
 
 * `merge`: adapters into one adapter, by a pipeline such as ``"tsv|core|scale(0.2)"``;
 * `learn`: the same with coefficients learned from inputs without labels;
+* `tune`: scales, densities, weights and masks of a merge, by a loss or a score;
 * `evaluate`: a merge on every task, beside the base and the own adapters;
 * `check`: is each adapter, alone, better than its base;
 * `collect`: statistics of inputs, for the merges that need them;

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(?:jaxmerge|python3?|pip|make|hf|git) .*$", re.M)
 EXAMPLE = "python -m experiments.example"
-RUN = ["README.md", "diagnostics.md", "guide.md", "image_models.md", "serving.md"]
+RUN = [
+    *("README.md", "diagnostics.md", "guide.md", "image_models.md"),
+    *("jax_checkpoints.md", "serving.md"),
+]
 KINDS = ("console", "refused", "transcript", "setup", "elsewhere")
 ALONE = ["statistics.md", "tutorial.md"]  # have tests of their own
 

@@ -195,6 +195,7 @@ array_calls = {
     "svc": [lambda: jm.svc(PLANE, stack=OTHER), lambda: jm.svc(PLANE, stack=CUBE)],
     "restore_norm": [lambda: jm.restore_norm(PLANE, stack=OTHER)],
     "task_updates": [lambda: jm.task_updates(MODEL, 2)],
+    "leave_out": [lambda: jm.leave_out(PLANE, {0}), lambda: jm.leave_out(MODEL, {0})],
     "tara_a": [lambda: METHOD.apply(ROW, METHOD.prepare(STACK))],
     "fit": [
         lambda: fit(MODEL, losses, batches(), SGD),  # losses that are no scalars
@@ -213,7 +214,9 @@ for calls in (rule_calls, stack_calls, model_calls, update_calls, array_calls):
 WITHOUT = {
     "files, options and text": {
         *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan"),
-        *("convert", "verify", "parse", "register_step"),
+        *("convert", "verify", "parse", "register_step", "tune", "bake", "extract"),
+        *("run_recipe", "recipe_of", "recipe_text", "push", "layer_of"),
+        "module_values",
     },
     "a type, checked where it is used": {
         *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),

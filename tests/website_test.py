@@ -13,20 +13,20 @@ from jaxmerge.spec import STEPS
 sys.path.insert(0, str(ROOT / "website"))
 
 import api
-import methods
 import names
 import pictures
+import step_pages
 
 import jaxmerge as jm
 
 
 def test_every_step_has_its_line_among_the_choices():
-    assert methods.choices().keys() == STEPS.keys()
+    assert step_pages.choices().keys() == STEPS.keys()
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_page_of_a_step_says_what_the_table_says(name):
-    page, step = methods.page(name), STEPS[name]
+    page, step = step_pages.page(name), STEPS[name]
     assert page.startswith(f"# {name}\n")
     assert step.says[1:] in page
     assert step.arxiv in page

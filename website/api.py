@@ -3,8 +3,8 @@
 from importlib import import_module
 from types import ModuleType
 
-from methods import documented
 from names import GROUPS, PACKAGES
+from step_pages import documented
 
 from jaxmerge.spec import STEPS
 

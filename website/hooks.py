@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import api
-import methods
 import notebooks
 import pictures
+import step_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -36,7 +36,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.edit_uri = ""
     sections = {title: part for entry in config.nav for title, part in entry.items()}
     steps: list[Any] = ["methods/index.md"]
-    for kind in methods.KINDS:
+    for kind in step_pages.KINDS:
         of_kind = [name for name, step in STEPS.items() if step.kind == kind]
         steps.append({kind.capitalize(): [f"methods/{name}.md" for name in of_kind]})
     sections["Methods"].append({"All steps": steps})
@@ -47,13 +47,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds every page that is made."""
     made: dict[str, str | bytes] = {
-        "methods/index.md": methods.overview(),
+        "methods/index.md": step_pages.overview(),
         "api.md": api.page(),
     }
     for name in api.PACKAGES:
         made[f"api/{name}.md"] = api.package(name)
     for name in STEPS:
-        made[f"methods/{name}.md"] = methods.page(name)
+        made[f"methods/{name}.md"] = step_pages.page(name)
     for name in pictures.PICTURED:
         made[f"methods/{name}.svg"] = pictures.picture(name)
     for source, target in TAKEN.items():

@@ -36,8 +36,8 @@ def bake(
     head: Annotated[
         Path | None,
         typer.Option(
-            help="Safetensors file with further saved modules, such as "
-            "merged/heads/cars.safetensors."
+            help="Safetensors file with further saved modules, such as one of the "
+            "folder heads of a merge."
         ),
     ] = None,
     new_heads: Annotated[

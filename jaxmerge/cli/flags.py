@@ -159,17 +159,19 @@ def _read_options(
     layout: Annotated[
         Layout | None,
         typer.Option(
-            help="Layout of weight files without a config; the JAX library whose "
-            "checkpoint it is."
+            metavar="NAME",
+            help="Layout of weight files without a config (diffusers); the JAX "
+            "library whose checkpoint it is (nnx, qwix, tunix or gemma).",
         ),
     ] = None,
     lora_alpha: Annotated[
         list[str] | None,
         typer.Option(
             *("--lora-alpha", "--alpha"),
-            metavar="NUMBER|rank|NAME=NUMBER",
-            help="Alpha of checkpoints of JAX libraries, which hold none; for all "
-            "modules or by a pattern of names, 'rank' for a scale of 1. Repeatable.",
+            metavar="ALPHA",
+            help="Alpha of checkpoints of JAX libraries, which hold none: a number, "
+            "'rank' for a scale of 1, or NAME=NUMBER by a pattern of names. "
+            "Repeatable.",
         ),
     ] = None,
     scan_axis: Annotated[
@@ -184,8 +186,8 @@ def _read_options(
         bool,
         typer.Option(
             "--hub",
-            help="Download adapters given as owner/name@revision:subfolder: configs "
-            "and safetensors only.",
+            help="Download adapters that are given as ids on the Hub, such as "
+            "owner/name: configs and safetensors only.",
         ),
     ] = False,
 ) -> dict[str, Any]:

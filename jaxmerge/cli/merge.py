@@ -56,7 +56,7 @@ def merge(
         typer.Option(
             metavar="TASK@BLOCK",
             help="Leave the adapter of a task out of a block of the model, such as "
-            "cars@bert.encoder.layer.0. Repeatable.",
+            "cars@encoder.layer.0. Repeatable.",
         ),
     ] = None,
     densities: Annotated[

@@ -214,7 +214,7 @@ def _read_heads(adapter: OpenAdapter) -> dict[str, np.ndarray]:
 
 
 def _below(folder: str, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
+    return path.name if path == Path(folder) else path.relative_to(folder).as_posix()
 
 
 def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:

@@ -135,8 +135,9 @@ def _checked_number(value: Any, where: str) -> float:
     plain = value.item() if isinstance(value, np.generic) else value
     if not number(plain):
         raise Refusal(
-            f"{where}: expected a number, a list of numbers over the layers, or a list "
-            f"of conditions such as {{filter: self_attn, value: 0.5}}; got {value!r}"
+            f"{where}: expected a finite number, a list of numbers over the layers, or "
+            "a list of conditions such as {filter: self_attn, value: 0.5}; got "
+            f"{value!r}"
         )
     return float(plain)
 

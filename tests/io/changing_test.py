@@ -50,7 +50,7 @@ CHANGES = (replace, write_in_place, exchange_folders, change_the_config, remove)
 def test_an_adapter_that_changes_is_refused(change, moment, tmp_path, monkeypatch):
     folder = samples.write(tmp_path / "in")
     place, name = {
-        "opened": (opening, "_specs"),
+        "opened": (opening, "specs_of"),
         "read": (read, "_read_all"),
         "hashed": (read, "_source"),
     }[moment]

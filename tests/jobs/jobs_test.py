@@ -12,8 +12,8 @@ import jaxmerge as jm
 from jaxmerge import cli
 
 JOBS = (
-    *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan", "convert"),
-    *("bake", "extract"),
+    *("merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan"),
+    *("convert", "bake", "extract"),
 )
 MORE = ("run_recipe", "push")  # commands that take none of the options of reading
 OTHERS = {"seconds", "path", "sha256", "files", "quiet", "as_json", "read", "progress"}

@@ -60,7 +60,7 @@ def convert(
     Several PEFT folders become one orbax checkpoint, of which --task takes one out.
     --to nnx, qwix, tunix or gemma writes a checkpoint of that library; --to peft,
     diffusers or kohya one adapter as that kind, where the names of its modules are
-    certain. Nothing is lost, but the scale is folded into B (alpha = r).
+    certain. No update is lost, but the scale is folded into B (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting

@@ -284,7 +284,7 @@ def _lines(found: "Tuned") -> Iterator[Any]:
     yield table(columns, [_cells(row) for row in best])
     if len(found.rows) > len(best):
         yield f"and {len(found.rows) - len(best)} more"
-    yield f"repeat    jaxmerge merge ADAPTER... {_flags(found)}"
+    yield f"repeat    jaxmerge merge ADAPTER... {_flags(found)}, as they were read here"
     if found.merged is not None:
         saved = found.merged
         yield f"{saved.saved.path}: the best merge, {len(saved.saved.energy)} modules"

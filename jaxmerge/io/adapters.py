@@ -119,12 +119,14 @@ class Adapters:
         """
         tasks: dict[str, set[int]] = {}
         for entry in left_out:
-            name, _, block = entry.partition("@")
+            name, at, block = entry.partition("@")
             modules = [m for m in self.stacks if f"{m}.".startswith(f"{block}.")]
-            if name not in self.names or not modules:
+            if name not in self.names or not (at and modules):
                 known = ", ".join(self.names)
                 wrong = f"no task is named {name!r}, there are {known}"
-                if name in self.names:
+                if not at:
+                    wrong = "no block of the model"
+                elif name in self.names:
                     wrong = f"no adapted module is {block!r} or lies in it"
                 raise Refusal(
                     Option("leave_out", (entry,), quoted=True, listed=True),

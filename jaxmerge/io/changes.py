@@ -1,6 +1,6 @@
 """What an adapter changes in a full model: which of its tensors, and by what."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -98,7 +98,7 @@ def changes_of(
     shapes = {key: info.shape for key, info in model.tensors.infos.items()}
     if tie is not None:
         shapes.setdefault(tie.head, shapes[tie.embedding])
-    front = _front(adapters, shapes, model)
+    front = _front(list(adapters.stacks), shapes, model)
     changes = Changes(notes=front.notes)
     for module, stack in adapters.stacks.items():
         key = _key(front.of(module), shapes)
@@ -167,15 +167,17 @@ def deltas_of(file: SafetensorsFile, model: BaseModel) -> Changes:
       AdapterError: a weight that the model lacks, or that is of another shape there.
     """
     shapes = {key: info.shape for key, info in model.tensors.infos.items()}
-    changes = Changes()
+    front = _front([k.removesuffix(".weight") for k in file.infos], shapes, model)
+    changes = Changes(notes=front.notes)
     for key, info in file.infos.items():
-        if shapes.get(key) != info.shape:
+        place = f"{front.of(key.removesuffix('.weight'))}.weight"
+        if shapes.get(place) != info.shape:
             raise AdapterError(
                 f"{file.path}: {key!r} {list(info.shape)} is not a weight of "
                 f"{model.folder}; it belongs to another base model"
             )
         columns = int(np.prod(info.shape[1:]))
-        changes.additions[key] = Stored(file, key, columns)
+        changes.additions[place] = Stored(file, key, columns)
     return changes
 
 
@@ -228,14 +230,13 @@ class _Front(NamedTuple):
 
 
 def _front(
-    adapters: Adapters, shapes: Mapping[str, object], model: BaseModel
+    names: Sequence[str], shapes: Mapping[str, object], model: BaseModel
 ) -> _Front:
     """The one change of the front of names with which every module is there.
 
     transformers stores a model with or without the name of its inner part in front of
     all (``transformer.`` of GPT-2), and reads both.
     """
-    names = list(adapters.stacks)
     missing = [name for name in names if _key(name, shapes) is None]
     if not missing:
         return _Front()

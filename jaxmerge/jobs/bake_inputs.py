@@ -81,6 +81,12 @@ def _further(
         return {}, {}
     path = checked_file(Path(head))
     file = SafetensorsFile(path)
+    strange = [k for k in file.infos if ".lora_" in k or k.startswith("base_model.")]
+    if strange:
+        raise Refusal(
+            f"{path}: holds tensors of an adapter ({strange[0]!r}), not saved modules; "
+            "give a file of the folder heads of a merge"
+        )
     found = {
         key: read_finite(file, key) if info.dtype in FLOATING else file.read(key)
         for key, info in file.infos.items()
@@ -120,4 +126,4 @@ def _deltas(
         "weight_file": path.name,
         "sha256": {path.name: sha256(path)},
     }
-    return Given(changes, None, [entry], {}, files, ())
+    return Given(changes, None, [entry], {}, files, changes.notes)

@@ -60,9 +60,9 @@ def convert(
 ) -> Converted:
     """Converts adapters from one format of folders, or kind of file, to another.
 
-    Nothing is lost, but the scale is folded into B (alpha = r), and a checkpoint of a
-    library has the scale that its alpha leaves. Modules get the names of the kind that
-    is written, where they are certain.
+    No update is lost, but the scale is folded into B (alpha = r), and a checkpoint of
+    a library has the scale that its alpha leaves, and no place for saved modules.
+    Modules get the names of the kind that is written, where they are certain.
 
     Args:
       folders: PEFT folders, files of image models or checkpoints of JAX libraries, or
@@ -86,9 +86,11 @@ def convert(
     """
     from jaxmerge import io
     from jaxmerge.io.bridges.opened_tree import is_tree
+    from jaxmerge.io.errors import listing
     from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
 
+    notes: tuple[str, ...] = ()
     inputs = [*folders, *([] if like is None else [like])]
     check_target(out, force=force, inputs=inputs)
     trees = [folder for folder in folders if is_tree(Path(folder))]
@@ -108,7 +110,17 @@ def convert(
             Option("to", "peft", quoted=True),
             " first, as only one alpha can be given at a time",
         )
-    if kind in FORMATS and not stored:
+    if kind in FORMATS and stored:
+        raise Refusal(
+            f"{folders[0]}: is a checkpoint of this kind already; convert it with ",
+            Option("to", "peft", quoted=True),
+        )
+    if kind in FORMATS and (task, component) != (None, None):
+        raise Refusal(
+            *(Option("task"), " and ", Option("component")),
+            f" are of one adapter, and {kind} holds all that are given",
+        )
+    if kind in FORMATS:
         policy = read.get("heads", "error")
         adapters = io.load_peft(
             folders, **{**read, "heads": "keep" if policy == "error" else policy}
@@ -124,10 +136,15 @@ def convert(
         if kind in libraries:
             adapters, library = found, cast(BridgeName, kind)
             dtype = _write_tree(out, found, library, folders[0], like, read, target)
+            if found.heads[0]:
+                notes = (
+                    f"left out {listing(found.heads[0])}: a tree of {kind} has no "
+                    "place for saved modules",
+                )
         else:
-            kind = "peft" if kind in FORMATS else kind
             adapters = _renamed(found, folders[0], kind, component)
-            card = {"pipeline": "concat"} if adapters is found else None
+            same = adapters is found and kind == "peft"
+            card = {"pipeline": "concat"} if same else None
             dtype = _write(out, adapters, ragged=ragged, card=card, **target)
     return Converted(
         path=str(out),
@@ -136,7 +153,7 @@ def convert(
         modules=len(adapters.stacks),
         zero_modules=sum(len(source.zero_modules) for source in adapters.sources),
         dtype=dtype,
-        notes=adapters.notes,
+        notes=(*adapters.notes, *notes),
     )
 
 
@@ -160,7 +177,7 @@ def _opened(
     opened = open_adapters([folder], options, hub=hub)
     if opened[0].config.kind == "kohya" != kind:
         opened = [naming.in_diffusers_names(adapter) for adapter in opened]
-    return load_opened(opened, options)
+    return one_adapter(load_opened(opened, options), folder, task)
 
 
 def _renamed(
@@ -174,6 +191,11 @@ def _renamed(
             f"{folder}: its modules are numbered in the order of the trainer's "
             "model, so their names are unknown; apply it to that model and save it "
             "with PEFT"
+        )
+    if component is not None and (adapters.kind == "peft") == (kind == "peft"):
+        raise Refusal(
+            Option("component"),
+            " says which part of a pipeline a PEFT folder is; none is read or written",
         )
     if adapters.kind == "peft" != kind:
         adapters = renaming.to_diffusers_names(adapters, component)

@@ -37,6 +37,11 @@ def read_record(folder: Folder) -> dict[str, Any]:
             f"{folder}: holds a full model, whose record has the digests of what it "
             "was made from and of its files; verify the adapter that was put into it"
         )
+    if str(record.get("format")).startswith("jaxmerge-"):
+        raise AdapterError(
+            f"{folder}: is a checkpoint, not a merge, and has no record of one; verify "
+            "the folder that it was converted from"
+        )
     check_fields(record, RECORD, path)
     if "extracted" in record["recipe"]:
         raise AdapterError(

@@ -7,7 +7,18 @@ from typing import Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, show
-from jaxmerge.io.fields import DIGESTS, check_fields
+from jaxmerge.io.fields import (
+    COUNT,
+    DIGESTS,
+    FLAG,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    Items,
+    Value,
+    check_fields,
+    one_of,
+)
 from jaxmerge.io.files import sha256
 from jaxmerge.io.hub_ids import fetch, hub_id, meant_as_id
 from jaxmerge.io.options import ReadOptions
@@ -16,11 +27,22 @@ from jaxmerge.spec.foreign_methods import translated
 from jaxmerge.spec.layerwise import Setting, checked_setting
 from jaxmerge.untrusted.yaml_text import read_yaml
 
+
+def _rank(value: Any) -> bool:
+    return value == "auto" or COUNT.accepts(value)
+
+
 _READING = tuple(option.name for option in fields(ReadOptions))
-_MERGING = (
-    *("seed", "stats", "base", "data", "limit", "batch", "max_length", "rank"),
-    *("energy", "ragged", "dense", "chunk"),
-)
+_MERGING = {  # options of `jaxmerge.merge`, and what they may be
+    "leave_out": Items(TEXT),
+    "seed": WHOLE,
+    **dict.fromkeys(("stats", "base", "data"), TEXT),
+    **dict.fromkeys(("limit", "batch", "max_length", "chunk"), COUNT),
+    "rank": Value("a whole number of at least 1 or auto", _rank),
+    "energy": NUMBER,
+    "ragged": FLAG,
+    "dense": one_of(("error", "truncate", "full")),
+}
 _PATHS = ("stats", "base", "data")
 _OWN = (
     *("models", "adapters", "pipeline", "merge_method", "parameters", "base_model"),
@@ -64,7 +86,7 @@ class RecipeFile:
             named = meant_as_id(folder) if hub and digests else None
             place = Path(folder) if named is None else fetch(named).path
             for name, digest in digests.items():
-                path = place / name
+                path = place if place.is_file() else place / name
                 if not path.is_file():
                     raise AdapterError(f"{path}: is missing, and the recipe names it")
                 if sha256(path) != digest:
@@ -111,6 +133,10 @@ def _read(values: dict[str, Any], where: Path, name: str) -> RecipeFile:
     densities = _settings(entries, shared, "density")
     shared = {k: v for k, v in shared.items() if k not in ("weight", "density")}
     options = {k: values[k] for k in (*_MERGING, *_READING) if k in values}
+    for option in _MERGING.keys() & options.keys():
+        if isinstance(options[option], Path):
+            options[option] = str(options[option])
+        check_fields(options[option], _MERGING[option], name, option)
     options |= {k: str(where / _text(options[k], k)) for k in _PATHS if k in options}
     if "out" in values:
         options["out"] = where / _text(values["out"], "out")

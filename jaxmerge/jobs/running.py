@@ -131,6 +131,8 @@ def recipe_of(folder: Folder) -> dict[str, Any]:
             entry.setdefault("parameters", {})[parameter] = value
     if said.get("seed") is not None:
         found["seed"] = said["seed"]
+    if said.get("left_out"):
+        found["leave_out"] = list(said["left_out"])
     for role, entry in said.get("files", {}).items():
         found[ROLE_OPTIONS[role]] = entry["path"]
     found |= said.get("sample", {})

@@ -58,7 +58,7 @@ def test_a_module_without_any_adapter_is_left_out_of_the_merge(folders, tmp_path
         ("cars@h.1", "no adapted module is 'h.1' or lies in it"),
         ("cars@h.0.", "no adapted module is 'h.0.'"),
         ("cras@h.0", "no task is named 'cras', there are cars, dtd, svhn"),
-        ("cars", "no adapted module is ''"),
+        ("cars", "no block of the model; write <task>@<block>"),
     ],
 )
 def test_what_does_not_exist_is_refused(folders, tmp_path, entry, said):

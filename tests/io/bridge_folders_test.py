@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 
+import io_samples as samples
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -179,3 +180,30 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     except jm.io.AdapterError:
         return
     np.testing.assert_array_equal(found["layers_0.fc"].shape, (3, 4))
+
+
+def test_the_alpha_of_a_record_counts(tmp_path):
+    """What this package wrote is not read with another alpha, and says so."""
+    one = write(tmp_path / "one")
+    peft = jm.convert([one], out=tmp_path / "peft", lora_alpha=6).path
+    tree = jm.convert([peft], to="qwix", out=tmp_path / "tree", lora_alpha=8).path
+    asked = jm.io.load_peft([tree], lora_alpha=16)
+    (module,) = asked.stacks
+    right = jm.io.load_peft([tree]).stacks[module]
+    np.testing.assert_array_equal(asked.stacks[module].b, right.b)
+    assert any("lora_alpha of its record, 8" in note for note in asked.notes)
+
+
+def test_saved_modules_have_no_place_in_a_tree(tmp_path):
+    head = {"base_model.model.score.weight": samples.random(3, 6)}
+    folder = samples.write(tmp_path / "in", samples.linear("h.0", m=8, n=6) | head)
+    found = jm.convert([folder], to="qwix", out=tmp_path / "tree", lora_alpha=8)
+    assert any("no place for saved modules" in note for note in found.notes)
+    stored = jm.convert([folder], out=tmp_path / "stored", heads="keep").path
+    with pytest.raises(jm.Refusal, match="checkpoint of this kind already"):
+        jm.convert([stored], to="orbax", out=tmp_path / "again")
+    for options in ({"task": "nope"}, {"component": "unet"}):
+        with pytest.raises(jm.Refusal):
+            jm.convert([folder], to="peft", out=tmp_path / "peft", **options)
+    with pytest.raises(jm.Refusal, match="is a checkpoint, not a merge"):
+        jm.verify(stored)

@@ -115,6 +115,16 @@ def test_the_base_may_lack_or_have_a_name_in_front(tmp_path):
         key = f"{front}{UP.removeprefix('model.')}.weight"
         change = tensors_of(tmp_path / "out")[key] - tensors_of(tmp_path / "base")[key]
         samples.close(change, updates[UP], 1e-5)
+        dense = place_of_dense(tmp_path)
+        jm.bake(dense, base=tmp_path / "base", out=tmp_path / "b", force=True)
+        whole = tensors_of(tmp_path / "b")[key]
+        np.testing.assert_allclose(whole, tensors_of(tmp_path / "out")[key], atol=1e-6)
+
+
+def place_of_dense(place):
+    if not (place / "dense").exists():
+        jm.merge([place / "a"], "total|full", dense="full", out=place / "dense")
+    return place / "dense"
 
 
 def test_embeddings_convolutions_biases_and_attention(tmp_path):
@@ -221,6 +231,8 @@ def test_merges_with_their_heads_and_dense_merges(place):
         head=place / "dense/heads/one.safetensors",
         new_heads=True,
     )
+    with pytest.raises(jm.Refusal, match="tensors of an adapter"):
+        bake(place, head=place / "one/adapter_model.safetensors", force=True)
     dense = tensors_of(place / "b")
     assert dense.keys() == lowrank.keys()
     for key, value in dense.items():

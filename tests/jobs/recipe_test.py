@@ -149,7 +149,10 @@ REFUSED = [
         "b: has no weight, others have",
     ),
     ({**A, "pipeline": "concat", "parameters": {"lambda": 1}}, "in its steps"),
-    ({**A, "pipeline": "concat", "parameters": {"weight": "x"}}, "expected a number"),
+    (
+        {**A, "pipeline": "concat", "parameters": {"weight": "x"}},
+        "expected a finite number",
+    ),
     ({**A, "pipeline": "concat", "hub": True}, "hub: is not known"),
     ({**A, "pipeline": "concat", "stats": 3}, "stats: expected text"),
 ]
@@ -175,3 +178,28 @@ def test_a_file_is_named_in_what_is_refused(place):
     assert "names no folder to create; give --out" in refuse("run", path)
     assert "no such folder" in refuse("run", place / "x" / "y.yaml", "--print")
     assert not (place / "x").exists()
+
+
+def test_a_recipe_repeats_what_was_left_out(place):
+    folders = [place / "in" / name for name in ("cars", "dtd")]
+    left = ["cars@h.0"]
+    jm.merge(folders, "average", out="merged", heads="keep", leave_out=left)
+    assert jm.recipe_of("merged")["leave_out"] == left
+    jm.run_recipe("merged", out="again")
+    first, second = (
+        (place / name / WEIGHTS).read_bytes() for name in ("merged", "again")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("ragged", "no"), ("energy", "0.8"), ("energy", True), ("chunk", "2")),
+        *(("seed", "1"), ("rank", 0), ("dense", "yes"), ("leave_out", "a@h.0")),
+    ],
+)
+def test_options_of_another_type_are_refused(option, value):
+    recipe = {"adapters": ["a", "b"], "pipeline": "concat", option: value}
+    with pytest.raises(jm.Refusal, match=f"field {option}"):
+        jm.run_recipe(recipe, out="out")

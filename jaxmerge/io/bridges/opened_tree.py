@@ -88,12 +88,16 @@ def open_folder(
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:
     """Opens a checkpoint that a JAX library saved."""
     record = folder / RECORD_FILE
-    alpha = options.lora_alpha
-    if alpha is None and record.is_file():  # what this package wrote says it
-        alpha = checked_alphas(
+    alpha, said = options.lora_alpha, None
+    if record.is_file():  # what this package wrote says it
+        said = checked_alphas(
             read_object(record).get("lora_alpha"), f"{record}: lora_alpha"
         )
-    return open_tree(OrbaxTree(folder), options, alpha)
+    known = alpha if said is None else said
+    config, tensors, table = open_tree(OrbaxTree(folder), options, known)
+    if alpha is not None and known != alpha:
+        table.notes.append(f"read with the lora_alpha of its record, {known}")
+    return config, tensors, table
 
 
 def open_tree(

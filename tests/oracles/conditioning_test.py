@@ -12,6 +12,7 @@ import pytest
 from golden import distance, least
 
 import jaxmerge as jm
+from jaxmerge.linalg import decompositions
 
 DRAWS = 6
 
@@ -161,9 +162,17 @@ def exact_and_tolerance(example):
     return stack, exact, least(np.float32) + conditioning.rounding(moves)
 
 
+def as_on_other_devices(*arrays, cpu, default):
+    return default(*arrays)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_rounding_stays_within_and_comes_near(name):
-    """Other orders of rows and columns round differently, as other processors do."""
+def test_rounding_stays_within_and_comes_near(name, monkeypatch):
+    """Other orders of rows and columns round differently, as other processors do.
+
+    It comes near where decompositions round in single precision, as on other devices;
+    on a CPU they do not.
+    """
     example, rng = EXAMPLES[name], np.random.default_rng(0)
     stack, exact, tolerance = exact_and_tolerance(example)
     found = []
@@ -172,8 +181,11 @@ def test_rounding_stays_within_and_comes_near(name):
         moved = stack.replace(
             b=np.float32(stack.b[:, rows]), a=np.float32(stack.a[:, :, columns])
         )
-        single = merge(example.merger(example.rank), moved)
-        found.append(distance(single, exact[rows][:, columns]))
+        merger, right = example.merger(example.rank), exact[rows][:, columns]
+        assert distance(merge(merger, moved), right) < tolerance
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(decompositions, "_by_platform", as_on_other_devices)
+            found.append(distance(jm.dense(merger(moved)), right))
     assert tolerance / 100 < max(found) < tolerance < conditioning.WIDEST
 
 

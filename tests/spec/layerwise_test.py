@@ -135,7 +135,7 @@ REFUSED = [
     ({"weights": [0.5, [], 1]}, "weights[1]: an empty list"),
     ({"weights": [0.5, "1", 1]}, "got '1'"),
     ({"weights": [0.5, [1, True], 1]}, "got True"),
-    ({"weights": [[float("nan"), 1], 1, 1]}, "expected a number"),
+    ({"weights": [[float("nan"), 1], 1, 1]}, "expected a finite number"),
     ({"weights": [[0, 1], 1]}, "2 weights for 3 adapters"),
     ({"weights": [[{"filter": "atn", "value": 1}], 1, 1]}, "did you mean 'attn'?"),
     ({"weights": [[{"filter": "attn", "value": 1}], 1, 1]}, "no condition fits module"),

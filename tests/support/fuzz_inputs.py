@@ -14,6 +14,7 @@ from jaxmerge.io.opening import open_adapters
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.stored import recorded_inputs
 from jaxmerge.io.torch_file import TorchFile
+from jaxmerge.jobs import recipe_file as recipes
 from jaxmerge.jobs.merge_record import input_paths
 from jaxmerge.jobs.merge_record import read_record as read_merge_record
 from jaxmerge.jobs.reading import refusing_bad_input
@@ -142,6 +143,48 @@ def read_old_layout(folder: Path) -> None:
     options = ReadOptions(layout="diffusers", assume_alpha="rank", heads="keep")
     (opened,) = open_adapters([folder], options)
     assert opened.specs
+
+
+def image_file(folder: Path) -> None:
+    module = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{module}.lora_down.weight": samples.random(2, 4)}
+    tensors[f"{module}.lora_up.weight"] = samples.random(3, 2)
+    tensors[f"{module}.alpha"] = np.array(1, np.float32)
+    safetensors.numpy.save_file(tensors, folder / "style.safetensors")
+
+
+def read_image_file(folder: Path) -> None:
+    adapters = io.load_peft(
+        [folder / "style.safetensors"], heads="keep", allow_zero=True
+    )
+    assert all(np.isfinite(stack.b).all() for stack in adapters.stacks.values())
+
+
+def jax_tree(folder: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    tree = {"fc": {"lora_a": samples.random(4, 2), "lora_b": samples.random(2, 3)}}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "tree", tree)
+
+
+def read_jax_tree(folder: Path) -> None:
+    options = ReadOptions(lora_alpha="rank", heads="keep")
+    (opened,) = open_adapters([folder / "tree"], options)
+    assert opened.specs
+
+
+def recipe_file(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(
+        "adapters:\n  - {adapter: a, parameters: {weight: [0.2, 0.8]}}\n"
+        "  - adapter: b\n    parameters:\n      weight: [{filter: q, value: 1}, "
+        "{value: 2}]\npipeline: tsv_m|scale(0.5)\nseed: 1\nragged: true\nout: c\n"
+    )
+
+
+def read_recipe_file(folder: Path) -> None:
+    found = recipes.read_recipe(folder / "recipe.yaml")
+    assert found.folders
 
 
 def merge_record(folder: Path) -> None:

@@ -60,6 +60,9 @@ READERS: Mapping[str, Reader] = {
     "pipelines as text": Reader(inputs.recipe, inputs.read_recipe, 12),
     "texts": Reader(inputs.texts, inputs.read_texts, 6),
     "images": Reader(inputs.images, inputs.read_images, 6),
+    "files of image models": Reader(inputs.image_file, inputs.read_image_file, 8),
+    "trees of JAX libraries": Reader(inputs.jax_tree, inputs.read_jax_tree, 1),
+    "recipes": Reader(inputs.recipe_file, inputs.read_recipe_file, 8),
     "vectors of classes": Reader(inputs.vectors, inputs.read_vectors, 4),
     "base": Reader(inputs.base_folder, inputs.read_base, 4),
 }

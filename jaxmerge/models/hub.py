@@ -148,6 +148,8 @@ def from_flax(params: Any) -> dict[str, jax.Array]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / INDEX

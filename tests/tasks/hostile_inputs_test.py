@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from jaxmerge.models import hub
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.images import read_images
 from jaxmerge.tasks.texts import read_texts
@@ -81,3 +82,8 @@ def test_lines_of_texts_that_mean_nothing(tmp_path, line, message):
     path.write_bytes(line + b"\n")
     with pytest.raises(Refusal, match=message):
         read_texts(path)
+
+
+def test_a_base_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="nothing: no such folder"):
+        hub.read_tensors(tmp_path / "nothing")

@@ -18,6 +18,7 @@ from jaxmerge.io.replaceable import (
 )
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.refusals import Option
+from jaxmerge.untrusted.text import is_plain
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
@@ -209,8 +210,7 @@ def open_statistics(folder: Folder) -> StatisticsFolder:
     path = folder / STATISTICS_FILE
     if not path.is_file():
         raise AdapterError(
-            f"{folder}: no {STATISTICS_FILE}; give a folder that `jaxmerge.collect` "
-            "wrote"
+            f"{folder}: no {STATISTICS_FILE}; give a folder of `jaxmerge.collect`"
         )
     try:
         record = json_of(path)
@@ -315,6 +315,6 @@ def _shapes(task: str, statistics: "Mapping[str, Statistics]") -> dict[str, Any]
 def _check_name(task: str, where: Path) -> None:
     """A name may have folders in front, as those of adapters, below this one."""
     parts = PurePosixPath(task).parts
-    plain = not any(part.startswith((".", "/")) for part in parts)
-    if not parts or not plain or task != "/".join(parts):
+    below = not any(part.startswith((".", "/")) for part in parts)
+    if not (parts and below and is_plain(task)) or task != "/".join(parts):
         raise AdapterError(f"{where}: {task!r} cannot be the name of a task's file")

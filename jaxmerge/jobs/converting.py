@@ -121,10 +121,7 @@ def convert(
             f" are of one adapter, and {kind} holds all that are given",
         )
     if kind in FORMATS:
-        policy = read.get("heads", "error")
-        adapters = io.load_peft(
-            folders, **{**read, "heads": "keep" if policy == "error" else policy}
-        )
+        adapters = io.load_peft(folders, **_keeping_heads(read))
         resolve(FORMATS[kind].save)(out, adapters, force=force)
         dtype = FORMATS[kind].dtype
     elif len(folders) > 1:
@@ -157,6 +154,12 @@ def convert(
     )
 
 
+def _keeping_heads(read: ReadOptions) -> ReadOptions:
+    """Options with which saved modules are kept, unless another policy is given."""
+    policy = read.get("heads", "error")
+    return {**read, "heads": "keep" if policy == "error" else policy}
+
+
 def _opened(
     folder: Folder, kind: str, task: str | None, read: ReadOptions
 ) -> "Adapters":
@@ -170,8 +173,7 @@ def _opened(
 
     if format_of(folder) is not None:
         return one_adapter(load_stored(folder, **read), folder, task)
-    policy = read.get("heads", "error")
-    given = {**read, "heads": "keep" if policy == "error" else policy}
+    given: dict[str, Any] = {**_keeping_heads(read)}
     hub = bool(given.pop("hub", False))
     options = Reading(**given)
     opened = open_adapters([folder], options, hub=hub)

@@ -11,26 +11,19 @@ from jaxmerge.io.fields import (
     COUNT,
     DIGESTS,
     FLAG,
-    NUMBER,
     TEXT,
     WHOLE,
     Items,
-    Value,
     check_fields,
-    one_of,
 )
 from jaxmerge.io.files import sha256
 from jaxmerge.io.hub_ids import fetch, hub_id, meant_as_id
 from jaxmerge.io.options import ReadOptions
+from jaxmerge.jobs.record_fields import DENSE, RANK, SHARE
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_methods import translated
 from jaxmerge.spec.layerwise import Setting, checked_setting
 from jaxmerge.untrusted.yaml_text import read_yaml
-
-
-def _rank(value: Any) -> bool:
-    return value == "auto" or COUNT.accepts(value)
-
 
 _READING = tuple(option.name for option in fields(ReadOptions))
 _MERGING = {  # options of `jaxmerge.merge`, and what they may be
@@ -38,10 +31,10 @@ _MERGING = {  # options of `jaxmerge.merge`, and what they may be
     "seed": WHOLE,
     **dict.fromkeys(("stats", "base", "data"), TEXT),
     **dict.fromkeys(("limit", "batch", "max_length", "chunk"), COUNT),
-    "rank": Value("a whole number of at least 1 or auto", _rank),
-    "energy": NUMBER,
+    "rank": RANK,
+    "energy": SHARE,
     "ragged": FLAG,
-    "dense": one_of(("error", "truncate", "full")),
+    "dense": DENSE,
 }
 _PATHS = ("stats", "base", "data")
 _OWN = (

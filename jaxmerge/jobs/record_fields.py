@@ -50,11 +50,12 @@ _OWN_STEPS = Table(
     names=Value("names of steps", lambda name: name.isidentifier() and name.isascii()),
 )
 _FILES = Fields({"path": PATH, "sha256": DIGESTS})
-_RANK = Value(
+RANK = Value(
     "a whole number of at least 1 or 'auto'",
     lambda value: value == "auto" or COUNT.accepts(value),
 )
-_SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
+SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
+DENSE = one_of(("error", "truncate", "full"))
 _NUMBERS = Value("numbers of the inputs", numbers_of_tasks)
 _STEPS = Value("a whole number of at least 0", whole(0))
 _INPUT = Fields(
@@ -69,10 +70,10 @@ _INPUT = Fields(
     {"hub": HUB_ID},
 )
 _SETTINGS = {
-    "rank": Maybe(_RANK),
-    "energy": Maybe(_SHARE),
+    "rank": Maybe(RANK),
+    "energy": Maybe(SHARE),
     "ragged": FLAG,
-    "dense": one_of(("error", "truncate", "full")),
+    "dense": DENSE,
     "dtype": one_of(("float32", "float16", "bfloat16")),
     "heads": one_of((*get_args(HeadPolicy), "table")),
 }

@@ -18,11 +18,16 @@ def read_json(path: Path, *, largest: int = LARGEST, most: int = MOST) -> Any:
       OSError: the file cannot be read.
       ValueError: as for `parse_json`.
     """
+    return parse_json(read_bounded(path, largest), most=most)
+
+
+def read_bounded(path: Path, largest: int) -> bytes:
+    """What is in a file; ValueError for more than ``largest`` bytes."""
     with path.open("rb") as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise ValueError(f"too large, more than {largest >> 20} MiB")
-    return parse_json(data, most=most)
+    return data
 
 
 def parse_json(

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from jaxmerge.untrusted.json_text import read_bounded
+
 LARGEST = 2**20  # bytes of a file
 _DEEPEST = 24  # lists and tables inside of each other
 _PLAIN = {
@@ -63,11 +65,7 @@ def read_yaml(path: Path) -> Any:
       OSError: the file cannot be read.
       ValueError: as for `parse_yaml`.
     """
-    with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"too large, more than {LARGEST >> 20} MiB")
-    return parse_yaml(data)
+    return parse_yaml(read_bounded(path, LARGEST))
 
 
 def parse_yaml(data: bytes) -> Any:

@@ -51,6 +51,11 @@ class BertConfig:
                 f"hidden_size is not a multiple of num_attention_heads: {self}"
             )
 
+    @property
+    def longest_input(self) -> int:
+        """Largest number of tokens of an input."""
+        return self.max_position_embeddings
+
 
 class BertOutput(NamedTuple):
     """What the encoder gives: every token, and the pooled first token."""
@@ -184,12 +189,13 @@ class BertModel(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
-        ids, visible = read_inputs(inputs, optional=["token_type_ids"])
-        length, positions = ids.shape[1], self.config.max_position_embeddings
-        if length > positions:
-            raise ValueError(
-                f"{length} tokens, the model has {positions} positions; truncate them"
-            )
+        config = self.config
+        ids, visible = read_inputs(
+            inputs,
+            words=config.vocab_size,
+            longest=config.longest_input,
+            optional=["token_type_ids"],
+        )
         types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
         hidden = Embeddings(self.config, name="embeddings")(ids, types)
         hidden = Encoder(self.config, name="encoder")(hidden, visible)

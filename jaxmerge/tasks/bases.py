@@ -12,17 +12,18 @@ from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.models import (
     bert_apply,
+    decoder_apply,
     head_logits,
     hub,
-    llama_apply,
     load_bert,
-    load_llama,
+    load_decoder,
     load_vision,
     vision_apply,
     with_taps,
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.models.decoder_hub import ARCHITECTURES
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
@@ -38,7 +39,7 @@ class Base(NamedTuple):
     Attributes:
       folder: where it lies.
       inputs: what it reads.
-      config: sizes of the model, a ``BertConfig``, ``LlamaConfig`` or ``VisionConfig``.
+      config: its sizes, a ``BertConfig``, ``DecoderConfig`` or ``VisionConfig``.
       params: its parameters.
       apply: ``(params, inputs [B, ...]) -> features [B, d]``.
       logits: ``(head, features) -> [B, classes]``.
@@ -87,8 +88,9 @@ class Base(NamedTuple):
 def load_base(folder: Folder) -> Base:
     """Reads the base model of adapters.
 
-    ``bert`` and ``llama`` read texts and have the heads of sequence classification;
-    ``clip`` and ``clip_vision_model`` read images and have zero-shot heads.
+    Models of texts, BERT and decoders as Llama, have the heads of sequence
+    classification; ``clip`` and ``clip_vision_model`` read images and have zero-shot
+    heads.
 
     Args:
       folder: with ``config.json`` and safetensors weights.
@@ -177,9 +179,9 @@ def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
     return _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
 
 
-def _load_llama(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_llama(folder)
-    return _of_texts(folder, raw, config, params, llama_apply(config), "score")
+def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_decoder(folder)
+    return _of_texts(folder, raw, config, params, decoder_apply(config), "score")
 
 
 def _of_texts(
@@ -281,7 +283,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "bert": _Kind("texts", _load_bert),
-    "llama": _Kind("texts", _load_llama),
+    **dict.fromkeys(ARCHITECTURES, _Kind("texts", _load_decoder)),
     "clip": _Kind("images", _load_vision),
     "clip_vision_model": _Kind("images", _load_vision),
 }

@@ -23,7 +23,9 @@ from jaxmerge.models import (
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.models.bert import PREFIXES
 from jaxmerge.models.decoder_hub import ARCHITECTURES
+from jaxmerge.models.linear_head import TWO_LAYERS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
@@ -43,8 +45,9 @@ class Base(NamedTuple):
       params: its parameters.
       apply: ``(params, inputs [B, ...]) -> features [B, d]``.
       logits: ``(head, features) -> [B, classes]``.
-      head_module: layer that adapters save as their head; None where heads are the text
-        vectors of classes.
+      head_module: module that adapters save as their head; None where heads are the
+        text vectors of classes.
+      head_layers: names of its linear layers; empty where it is one itself.
       logit_scale: what multiplies the logits; None if the folder does not tell.
       pad_id: number of the token that fills texts up.
       token_types: whether texts come with the number of their part.
@@ -58,10 +61,18 @@ class Base(NamedTuple):
     apply: Apply
     logits: Callable[[Any, jax.Array], jax.Array]
     head_module: str | None
+    head_layers: tuple[str, ...]
     logit_scale: float | None
     pad_id: int
     token_types: bool
     files: tuple[str, ...]
+
+    @property
+    def head_keys(self) -> tuple[str, ...]:
+        """Names of the weights of a head that adapters save, without its biases."""
+        layers = [f"{self.head_module}.{name}" for name in self.head_layers]
+        modules = layers or [self.head_module] * (self.head_module is not None)
+        return tuple(f"{module}.weight" for module in modules)
 
     def scale(self, given: float | None = None) -> float:
         """The factor of the logits: ``given``, or what the folder says.
@@ -176,7 +187,9 @@ def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:
 
 def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_bert(folder)
-    return _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+    layers = () if config.has_pooler else TWO_LAYERS
+    base = _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+    return base._replace(head_layers=layers, token_types=config.has_pooler)
 
 
 def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
@@ -201,9 +214,10 @@ def _of_texts(
         apply=apply,
         logits=head_logits,
         head_module=head_module,
+        head_layers=(),
         logit_scale=1.0,
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
-        token_types=head_module == "classifier",
+        token_types=False,
         files=_files(folder, "texts"),
     )
 
@@ -226,6 +240,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         apply=apply,
         logits=cosines,
         head_module=None,
+        head_layers=(),
         logit_scale=scale[0] if scale else None,
         pad_id=0,
         token_types=False,
@@ -282,7 +297,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "bert": _Kind("texts", _load_bert),
+    **dict.fromkeys(PREFIXES, _Kind("texts", _load_bert)),
     **dict.fromkeys(ARCHITECTURES, _Kind("texts", _load_decoder)),
     "clip": _Kind("images", _load_vision),
     "clip_vision_model": _Kind("images", _load_vision),

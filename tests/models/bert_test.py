@@ -189,7 +189,7 @@ def drop_pooler(folder):
     [
         (lambda f: change_config(f, num_hidden_layers=2), r"missing .*layer\.1"),
         (lambda f: change_config(f, hidden_act="swish"), "swish.*not one of gelu"),
-        (lambda f: change_config(f, model_type="roberta"), "'roberta' is not bert"),
+        (lambda f: change_config(f, model_type="gpt2"), "'gpt2' is not one of"),
         (lambda f: change_config(f, num_attention_heads=3), "not a multiple"),
         (lambda f: change_config(f, intermediate_size=8), "dense.*model has"),
         (lambda f: change_config(f, is_decoder=True), "is_decoder True cannot"),

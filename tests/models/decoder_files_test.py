@@ -30,6 +30,7 @@ from jaxmerge.models import (
     init_decoder,
     load_decoder,
     save_decoder,
+    vocabulary_head,
 )
 from jaxmerge.models.decoder_hub import config_from_hub
 
@@ -160,6 +161,13 @@ def change_config(folder, **changes):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 cannot"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
         ({"head_dim": 3}, "head_dim is odd"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sees at least itself"),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"]},
+            "'sliding_attention' without a sliding_window",
+        ),
+        ({"model_type": "qwen3", "layer_types": []}, "layer_types .*each of 1 layers"),
+        ({"rope_parameters": {"full_attention": {}}}, "of full_attention alone"),
         ({"head_dim": None, "num_attention_heads": 6}, "multiple of num_attention"),
     ],
 )
@@ -190,6 +198,8 @@ def test_output_layers_that_are_not_what_the_config_says(tmp_path):
         ValueError, match=r"without lm_head\.weight.*AutoModelForCausal"
     ):
         load_decoder(tmp_path, head=True)
+    with pytest.raises(ValueError, match=r"without lm_head.*head=True"):
+        vocabulary_head(config)(params)
     change_config(tmp_path, tie_word_embeddings=True)
     words = load_file(tmp_path / "model.safetensors")["embed_tokens.weight"]
     stored_otherwise(tmp_path, **{"lm_head.weight": words})

@@ -73,7 +73,9 @@ def compare_stages(reference, folder, capfd, tolerance=1e-5):
     expected, logits = stages_of(reference, inputs)
     ours, output = stages_here(config, params, inputs)
     assert len(ours) == len(expected)
-    ours.append(jnp.einsum("bsd,vd->bsv", output.hidden, vocabulary_head(params)))
+    ours.append(
+        jnp.einsum("bsd,vd->bsv", output.hidden, vocabulary_head(config)(params))
+    )
     dtype = jax.tree.leaves(params)[0].dtype
     for stage, theirs in zip(ours, [*expected, logits], strict=True):
         assert stage.dtype == dtype

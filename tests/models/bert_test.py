@@ -266,6 +266,7 @@ def minilm_folder():
     return Path(spec.origin).parent / "model"
 
 
+@pytest.mark.thorough
 def test_minilm_equals_transformers_on_its_real_weights():
     folder = minilm_folder()
     config, params = load_bert(folder)

@@ -25,6 +25,7 @@ ITERIS_SCALES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 ITERIS_INPUTS = 64  # of each task, which every round runs twice
 RATES = (5e-3, 1e-2, 2e-2, 4e-2)
 ENTROPY_RATES = (1e-3, 2e-3, 5e-3, 1e-2)  # the first is that of TARA's paper
+ALL_FACTORS_RATES = (5e-4, 1e-3, 2e-3, 5e-3)  # of every factor; above, vision8 diverges
 LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
 
 
@@ -82,7 +83,7 @@ class Trained:
 
     name: str
     loss: str
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = ALL_FACTORS_RATES
 
 
 def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:

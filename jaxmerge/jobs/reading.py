@@ -129,7 +129,7 @@ def read_model_inputs(
         if with_heads:
             heads = task_heads(model, adapters, text_heads)
         else:
-            check_saved(adapters, model.head_module)
+            check_saved(adapters, model)
         check_fit(model, adapters, heads, unlabeled)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled, files)

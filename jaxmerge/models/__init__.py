@@ -3,10 +3,16 @@
 from jaxmerge.models.adapt import with_taps, with_updates
 from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
+from jaxmerge.models.decoder import (
+    Decoder,
+    decoder_apply,
+    init_decoder,
+    vocabulary_head,
+)
+from jaxmerge.models.decoder_config import DecoderConfig
+from jaxmerge.models.decoder_hub import load_decoder, save_decoder
 from jaxmerge.models.kernels import add_to_params, layer_weights, linear_layers
 from jaxmerge.models.linear_head import head_from_hub, head_logits
-from jaxmerge.models.llama import Llama, LlamaConfig, init_llama, llama_apply
-from jaxmerge.models.llama_hub import load_llama, save_llama
 from jaxmerge.models.rope import Llama3Scaling
 from jaxmerge.models.vit import (
     VisionConfig,
@@ -19,28 +25,29 @@ from jaxmerge.models.vit_hub import load_vision, save_vision
 __all__ = [
     "Bert",
     "BertConfig",
-    "Llama",
+    "Decoder",
+    "DecoderConfig",
     "Llama3Scaling",
-    "LlamaConfig",
     "VisionConfig",
     "VisionTower",
     "add_to_params",
     "bert_apply",
+    "decoder_apply",
     "head_from_hub",
     "head_logits",
     "init_bert",
-    "init_llama",
+    "init_decoder",
     "init_vision",
     "layer_weights",
     "linear_layers",
-    "llama_apply",
     "load_bert",
-    "load_llama",
+    "load_decoder",
     "load_vision",
     "save_bert",
-    "save_llama",
+    "save_decoder",
     "save_vision",
     "vision_apply",
+    "vocabulary_head",
     "with_taps",
     "with_updates",
 ]

@@ -1,7 +1,7 @@
-"""BERT's encoder, in Flax, with the module names of Hugging Face.
+"""The encoder of BERT and RoBERTa, in Flax, with Hugging Face's module names.
 
 Every linear layer is an ``nn.Dense`` whose path is its name in
-``BertForSequenceClassification``, as in
+``BertForSequenceClassification`` and its like, as in
 ``bert.encoder.layer.0.attention.self.query``, so that updates from PEFT adapters reach
 it by name (`jaxmerge.models.adapt`). Letters: B texts, S tokens, d hidden size.
 
@@ -28,10 +28,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+PREFIXES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """Sizes of a BERT, named as in ``config.json``."""
+    """Sizes of a BERT or, by ``model_type``, a RoBERTa, named as in ``config.json``.
 
+    A RoBERTa numbers tokens from ``pad_token_id + 1`` on, leaving out those with that
+    id, and has no pooler: its heads read the first token as it is.
+    """
+
+    model_type: str = "bert"
     vocab_size: int = 30522
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -41,8 +49,12 @@ class BertConfig:
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
 
     def __post_init__(self) -> None:
+        if self.model_type not in PREFIXES:
+            known = ", ".join(PREFIXES)
+            raise ValueError(f"model_type {self.model_type!r} is not one of {known}")
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {known}")
@@ -51,12 +63,27 @@ class BertConfig:
                 f"hidden_size is not a multiple of num_attention_heads: {self}"
             )
 
+    @property
+    def longest_input(self) -> int:
+        """Largest number of tokens of an input."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position embeddings that the first token gets."""
+        return 0 if self.has_pooler else self.pad_token_id + 1
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether heads read the first token through a pooler, as BERT's do."""
+        return self.model_type == "bert"
+
 
 class BertOutput(NamedTuple):
-    """What the encoder gives: every token, and the pooled first token."""
+    """What the encoder gives: every token, and what heads read of the first one."""
 
     hidden: jax.Array  # [B, S, d], of no meaning where attention_mask is 0
-    pooled: jax.Array  # [B, d], after the pooler's tanh
+    pooled: jax.Array  # [B, d], in BERT after the pooler's tanh
 
 
 def _norm(config: BertConfig) -> nn.LayerNorm:
@@ -73,13 +100,21 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, token_types: jax.Array) -> jax.Array:
-        config, length = self.config, input_ids.shape[1]
+        config = self.config
         embed = partial(nn.Embed, features=config.hidden_size)
         words = embed(config.vocab_size, name="word_embeddings")(input_ids)
         types = embed(config.type_vocab_size, name="token_type_embeddings")
         positions = embed(config.max_position_embeddings, name="position_embeddings")
-        summed = words + types(token_types) + positions(jnp.arange(length))[None]
+        summed = words + types(token_types) + positions(self._numbers(input_ids))
         return _norm(config)(summed)
+
+    def _numbers(self, ids: jax.Array) -> jax.Array:
+        """Rows of the position embeddings, [B, S]."""
+        first = self.config.first_position
+        if self.config.has_pooler:
+            return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        counted = ids != self.config.pad_token_id
+        return jnp.where(counted, jnp.cumsum(counted, axis=1) + (first - 1), first - 1)
 
 
 class SelfAttention(nn.Module):
@@ -178,32 +213,35 @@ class Pooler(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings, encoder and, where there is one, the pooler."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
-        ids, visible = read_inputs(inputs, optional=["token_type_ids"])
-        length, positions = ids.shape[1], self.config.max_position_embeddings
-        if length > positions:
-            raise ValueError(
-                f"{length} tokens, the model has {positions} positions; truncate them"
-            )
+        config = self.config
+        ids, visible = read_inputs(
+            inputs,
+            words=config.vocab_size,
+            longest=config.longest_input,
+            optional=["token_type_ids"],
+        )
         types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
         hidden = Embeddings(self.config, name="embeddings")(ids, types)
         hidden = Encoder(self.config, name="encoder")(hidden, visible)
-        return BertOutput(hidden, Pooler(self.config, name="pooler")(hidden))
+        if not config.has_pooler:
+            return BertOutput(hidden, hidden[:, 0])
+        return BertOutput(hidden, Pooler(config, name="pooler")(hidden))
 
 
 class Bert(nn.Module):
-    """Holds the model under the name ``bert``, as models with a head do."""
+    """Holds the model under the name that it has in models with a head."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
-        return BertModel(self.config, name="bert")(inputs)
+        return BertModel(self.config, name=PREFIXES[self.config.model_type])(inputs)
 
 
 def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:

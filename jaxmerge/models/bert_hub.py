@@ -1,4 +1,4 @@
-"""BERT folders of Hugging Face, read and written without torch."""
+"""Folders of BERT and RoBERTa, read and written without torch."""
 
 import dataclasses
 from functools import partial
@@ -9,17 +9,23 @@ import jax.numpy as jnp
 
 from jaxmerge.folders import Folder
 from jaxmerge.models import hub
-from jaxmerge.models.bert import BertConfig, init_bert
+from jaxmerge.models.bert import PREFIXES, BertConfig, init_bert
 
-HEADS = ("cls.", "classifier.", "qa_outputs.")  # layers after the encoder, left unread
+HEADS = ("cls.", "classifier.", "qa_outputs.", "lm_head.")  # left unread
+_ARCHITECTURES = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
 
 
 def load_bert(
     folder: Folder, *, dtype: Any = jnp.float32
 ) -> tuple[BertConfig, dict[str, Any]]:
-    """Reads the encoder of a Hugging Face BERT folder.
+    """Reads the encoder of a Hugging Face folder of BERT, RoBERTa or XLM-RoBERTa.
 
-    Reads BertModel and BertFor... checkpoints, whose heads are left unread.
+    Reads the ``...Model`` and ``...For...`` checkpoints, whose heads are left unread,
+    and so is the pooler of a RoBERTa, as its classifiers do not have one.
 
     Args:
       folder: folder with ``config.json`` and safetensors weights.
@@ -37,8 +43,12 @@ def load_bert(
     tensors = hub.read_tensors(folder, keep=_of_encoder)
     try:
         config = _config_from_hub(raw)
-        tensors = {_current_name(key): value for key, value in tensors.items()}
-        if "bert.pooler.dense.weight" not in tensors:
+        prefix = PREFIXES[config.model_type]
+        tensors = {_current_name(key, prefix): x for key, x in tensors.items()}
+        if not config.has_pooler:
+            pooler = f"{prefix}.pooler."
+            tensors = {k: x for k, x in tensors.items() if not k.startswith(pooler)}
+        elif "bert.pooler.dense.weight" not in tensors:
             raise ValueError(
                 "stored without a pooler, as masked language models are, so it has no "
                 "pooled features; save it from BertModel or "
@@ -51,9 +61,9 @@ def load_bert(
 
 
 def save_bert(folder: Folder, config: BertConfig, params: Any) -> None:
-    """Writes a BERT as a folder that transformers' BertModel and `load_bert` read."""
-    raw = {"architectures": ["BertModel"], "model_type": "bert"}
-    tensors = hub.from_flax(params["bert"])
+    """Writes an encoder as a folder that transformers and `load_bert` read."""
+    raw = {"architectures": [_ARCHITECTURES[config.model_type]]}
+    tensors = hub.from_flax(params[PREFIXES[config.model_type]])
     hub.write_folder(folder, raw | dataclasses.asdict(config), tensors)
 
 
@@ -61,9 +71,9 @@ def _of_encoder(key: str) -> bool:
     return not key.startswith(HEADS) and not key.endswith(".position_ids")
 
 
-def _current_name(key: str) -> str:
+def _current_name(key: str, prefix: str) -> str:
     """A stored key with the prefix, and without the names of TensorFlow's norms."""
-    key = key if key.startswith("bert.") else f"bert.{key}"
+    key = key if key.startswith(f"{prefix}.") else f"{prefix}.{key}"
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if key.endswith(f"LayerNorm{old}"):
             return key.removesuffix(old) + new
@@ -71,8 +81,6 @@ def _current_name(key: str) -> str:
 
 
 def _config_from_hub(raw: dict[str, Any]) -> BertConfig:
-    if raw.get("model_type") != "bert":
-        raise ValueError(f"model_type {raw.get('model_type')!r} is not bert")
     hub.refuse_others(
         raw,
         {
@@ -82,5 +90,8 @@ def _config_from_hub(raw: dict[str, Any]) -> BertConfig:
             "quantization_config": None,
         },
     )
+    kind = raw.get("model_type")
+    given: dict[str, Any] = {"model_type": kind, "pad_token_id": int(kind != "bert")}
     fields = {field.name for field in dataclasses.fields(BertConfig)}
-    return BertConfig(**{k: v for k, v in raw.items() if k in fields})
+    given |= {k: v for k, v in raw.items() if k in fields and v is not None}
+    return BertConfig(**given)

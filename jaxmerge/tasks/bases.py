@@ -12,17 +12,20 @@ from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.models import (
     bert_apply,
+    decoder_apply,
     head_logits,
     hub,
-    llama_apply,
     load_bert,
-    load_llama,
+    load_decoder,
     load_vision,
     vision_apply,
     with_taps,
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.models.bert import PREFIXES
+from jaxmerge.models.decoder_hub import ARCHITECTURES
+from jaxmerge.models.linear_head import TWO_LAYERS, cosines
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
@@ -38,12 +41,13 @@ class Base(NamedTuple):
     Attributes:
       folder: where it lies.
       inputs: what it reads.
-      config: sizes of the model, a ``BertConfig``, ``LlamaConfig`` or ``VisionConfig``.
+      config: its sizes, a ``BertConfig``, ``DecoderConfig`` or ``VisionConfig``.
       params: its parameters.
       apply: ``(params, inputs [B, ...]) -> features [B, d]``.
       logits: ``(head, features) -> [B, classes]``.
-      head_module: layer that adapters save as their head; None where heads are the text
-        vectors of classes.
+      head_module: module that adapters save as their head; None where heads are the
+        text vectors of classes.
+      head_layers: names of its linear layers; empty where it is one itself.
       logit_scale: what multiplies the logits; None if the folder does not tell.
       pad_id: number of the token that fills texts up.
       token_types: whether texts come with the number of their part.
@@ -57,10 +61,18 @@ class Base(NamedTuple):
     apply: Apply
     logits: Callable[[Any, jax.Array], jax.Array]
     head_module: str | None
+    head_layers: tuple[str, ...]
     logit_scale: float | None
     pad_id: int
     token_types: bool
     files: tuple[str, ...]
+
+    @property
+    def head_keys(self) -> tuple[str, ...]:
+        """Names of the weights of a head that adapters save, without its biases."""
+        layers = [f"{self.head_module}.{name}" for name in self.head_layers]
+        modules = layers or [self.head_module] * (self.head_module is not None)
+        return tuple(f"{module}.weight" for module in modules)
 
     def scale(self, given: float | None = None) -> float:
         """The factor of the logits: ``given``, or what the folder says.
@@ -87,8 +99,9 @@ class Base(NamedTuple):
 def load_base(folder: Folder) -> Base:
     """Reads the base model of adapters.
 
-    ``bert`` and ``llama`` read texts and have the heads of sequence classification;
-    ``clip`` and ``clip_vision_model`` read images and have zero-shot heads.
+    Models of texts, BERT and decoders as Llama, have the heads of sequence
+    classification; ``clip`` and ``clip_vision_model`` read images and have zero-shot
+    heads.
 
     Args:
       folder: with ``config.json`` and safetensors weights.
@@ -174,12 +187,14 @@ def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:
 
 def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_bert(folder)
-    return _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+    layers = () if config.has_pooler else TWO_LAYERS
+    base = _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+    return base._replace(head_layers=layers, token_types=config.has_pooler)
 
 
-def _load_llama(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_llama(folder)
-    return _of_texts(folder, raw, config, params, llama_apply(config), "score")
+def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_decoder(folder)
+    return _of_texts(folder, raw, config, params, decoder_apply(config), "score")
 
 
 def _of_texts(
@@ -199,9 +214,10 @@ def _of_texts(
         apply=apply,
         logits=head_logits,
         head_module=head_module,
+        head_layers=(),
         logit_scale=1.0,
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
-        token_types=head_module == "classifier",
+        token_types=False,
         files=_files(folder, "texts"),
     )
 
@@ -224,24 +240,12 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         apply=apply,
         logits=cosines,
         head_module=None,
+        head_layers=(),
         logit_scale=scale[0] if scale else None,
         pad_id=0,
         token_types=False,
         files=_files(folder, "images"),
     )
-
-
-def cosines(vectors: jax.Array, features: jax.Array) -> jax.Array:
-    """Cosine similarity of features [B, d] with the vectors of classes [C, d]: [B, C].
-
-    >>> print(cosines(jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([[3.0, 4.0]])))
-    [[0.6 0.8]]
-    """
-    return jnp.matmul(_unit(features.astype(vectors.dtype)), _unit(vectors).T)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.Array]:
@@ -280,8 +284,8 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "bert": _Kind("texts", _load_bert),
-    "llama": _Kind("texts", _load_llama),
+    **dict.fromkeys(PREFIXES, _Kind("texts", _load_bert)),
+    **dict.fromkeys(ARCHITECTURES, _Kind("texts", _load_decoder)),
     "clip": _Kind("images", _load_vision),
     "clip_vision_model": _Kind("images", _load_vision),
 }

@@ -12,6 +12,7 @@ from jaxmerge.io import Adapters
 from jaxmerge.io.errors import listing
 from jaxmerge.io.tensors import SafetensorsFile, read_finite
 from jaxmerge.models import head_from_hub
+from jaxmerge.models.linear_head import TWO_LAYERS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
 from jaxmerge.tasks.unlabeled import Unlabeled
@@ -37,7 +38,7 @@ def task_heads(
                 " are for CLIP; the heads of a model of texts are those that the ",
                 "adapters save",
             )
-        return saved_heads(adapters, base.head_module)
+        return saved_heads(adapters, base)
     if vectors is None:
         raise Refusal(
             f"{base.folder}: a vision tower without heads; give ",
@@ -59,51 +60,52 @@ def head_shape(head: Any) -> tuple[int, int]:
     >>> head_shape({"kernel": jnp.ones((8, 3))}), head_shape(jnp.ones((3, 8)))
     ((3, 8), (3, 8))
     """
-    if isinstance(head, dict):
-        features, classes = head["kernel"].shape
-        return classes, features
-    return head.shape
+    if not isinstance(head, dict):
+        return head.shape
+    first, last = (head.get(name, head) for name in TWO_LAYERS)
+    return last["kernel"].shape[1], first["kernel"].shape[0]
 
 
-def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Array]]:
-    """task -> the linear head that its adapter saved.
+def saved_heads(adapters: Adapters, base: Base) -> dict[str, dict[str, Any]]:
+    """task -> the head that its adapter saved, as `head_logits` takes it.
 
     Args:
       adapters: read with their heads.
-      module: "classifier" of BERT, "score" of Llama.
+      base: says which module that is: "classifier" of BERT, "score" of Llama.
 
     Raises:
       ValueError: an adapter without this head, or with other saved modules, which the
         base model would lack.
     """
-    heads = {}
+    heads, module = {}, base.head_module or ""
     for name, source, saved in zip(
         adapters.names, adapters.sources, adapters.heads, strict=True
     ):
-        if f"{module}.weight" not in saved:
+        missing = [key for key in base.head_keys if key not in saved]
+        if missing:
             raise Refusal(
-                f"{source.path}: saves no head {module}.weight, so the task has no "
+                f"{source.path}: saves no head {missing[0]}, so the task has no "
                 f"predictions; train it with modules_to_save=[{module!r}]"
             )
         try:
-            heads[name] = head_from_hub(saved, module)
+            heads[name] = head_from_hub(saved, module, layers=base.head_layers)
         except ValueError as error:
             raise Refusal(f"{source.path}: {error}") from None
-    check_saved(adapters, module)
+    check_saved(adapters, base)
     return heads
 
 
-def check_saved(adapters: Adapters, head: str | None) -> None:
+def check_saved(adapters: Adapters, base: Base) -> None:
     """Refuses adapters that save modules of the model beside their head.
 
     Args:
       adapters: read with their heads.
-      head: "classifier" of BERT, "score" of Llama; None if there is none to save.
+      base: says which module is their head, if there is one to save.
 
     Raises:
       ValueError: a module in which the base with this adapter would differ from it.
     """
-    own = {f"{head}.weight", f"{head}.bias"}
+    own = {key for weight in base.head_keys for key in _with_bias(weight)}
     for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         others = sorted(saved.keys() - own)
         if others:
@@ -111,6 +113,10 @@ def check_saved(adapters: Adapters, head: str | None) -> None:
                 f"{source.path}: saves {listing(others)} beside its head, but all "
                 "tasks share the base model; train without modules of its own"
             )
+
+
+def _with_bias(weight: str) -> tuple[str, str]:
+    return weight, weight.removesuffix("weight") + "bias"
 
 
 def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
@@ -125,7 +131,7 @@ def check_adapters(base: Base, adapters: Adapters, inputs: Any) -> None:
       ValueError: as for `check_layers`, `check_saved` and `refuse_biases`.
     """
     check_layers(base, adapters, inputs)
-    check_saved(adapters, base.head_module)
+    check_saved(adapters, base)
     refuse_biases(adapters)
 
 

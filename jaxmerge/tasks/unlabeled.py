@@ -90,7 +90,7 @@ def load_unlabeled(
             rows[task] = len(images)
             inputs[task] = images[spread(len(images), limit)]
     else:
-        positions = base.config.max_position_embeddings
+        positions = base.config.longest_input
         max_length = max_length or min(DEFAULT_LENGTH, positions)
         if max_length > positions:
             raise Refusal(

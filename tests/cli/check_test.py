@@ -353,6 +353,7 @@ def test_what_does_not_belong_together_is_refused(place, tmp_path):
 # --- real adapters -------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_a_real_adapter_is_as_right_as_in_torch(shared, capfd):

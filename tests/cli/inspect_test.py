@@ -420,6 +420,7 @@ def test_a_browser_shows_the_page_at_any_width(report, tmp_path, width):
 # --- real adapters -----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_real_adapters_agree_with_what_is_known_of_them(shared):
     """Medical and sports began with the same A; legal and tigrinya did not."""
     names = ("legal", "medical", "sports", "tigrinya")

@@ -42,6 +42,7 @@ def arguments(place, *flags):
     return ["learn", *folders, *where, "-p", "adamerging", "--start", "method", *flags]
 
 
+@pytest.mark.thorough
 def test_it_is_the_fit_of_null_space_ratios(place, tmp_path):
     out = tmp_path / "out"
     flags = ["--loss", "null-space", "--rate", 0.05, "--steps", 12, "-o", out]
@@ -124,6 +125,7 @@ def test_an_adapter_that_sees_nothing_is_refused_before_the_fit(place, tmp_path)
     succeed(*flags, "--loss", "features", "--steps", "2", "-o", tmp_path / "out")
 
 
+@pytest.mark.thorough
 def test_checkpoints_that_another_version_left_are_refused(
     place, tmp_path, monkeypatch
 ):

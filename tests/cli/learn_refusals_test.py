@@ -57,7 +57,10 @@ def rewrite_data(text):
         (another_head, ["cars: saves no head classifier.weight"]),
         (unknown_module, ["encoder.layer.0", "nearest", "--add-prefix"]),
         (lora_bias, ["LoRA bias"]),
-        (another_base, ["config.json: model_type 't5'", "bert, llama, clip"]),
+        (
+            another_base,
+            ["model_type 't5'", "bert, roberta", "llama, mistral"],
+        ),
         (lambda place: shutil.rmtree(place / "base"), ["base: no config.json"]),
         (
             lambda place: (place / "base" / "tokenizer.json").unlink(),

@@ -206,6 +206,7 @@ def test_what_is_known_by_position_is_not_used_for_other_tasks(
     assert "other order of tasks" in refuse(*ask(bert, out, **given))
 
 
+@pytest.mark.thorough
 def test_a_kept_work_folder_lengthens_a_fit(bert, tmp_path):
     work = tmp_path / "work"
     succeed(*ask(bert, tmp_path / "short", steps=10, work=work))

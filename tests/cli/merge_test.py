@@ -219,6 +219,7 @@ def test_json_is_one_document_and_quiet_is_silent(folders, tmp_path):
 # --- adapters of other people ------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_gpt2_domains(shared, tmp_path):
     """Four trainers' folders; the last has twice the scale of the others."""
     place = shared / "adapters" / "gpt2_domains"
@@ -239,6 +240,7 @@ def test_gpt2_domains(shared, tmp_path):
         close({"": samples.update(merged.stacks[module])}, {"": expected})
 
 
+@pytest.mark.thorough
 def test_minilm_nli6(shared, tmp_path):
     """Six classifiers with heads of their own."""
     names = ("mnli", "qnli", "snli", "rte", "sick", "scitail")

@@ -88,6 +88,7 @@ def entropies_of(place):
     return losses, sorted(adapters.stacks)
 
 
+@pytest.mark.thorough
 def test_numbers_are_those_of_finite_differences(place, report):
     losses, modules = entropies_of(place)
     found, step = report["reactions"], 1e-4

@@ -21,11 +21,11 @@ from experiments.methods import BUDGET, METHODS, ClosedForm
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment, candidates
 from jaxmerge.models import (
-    LlamaConfig,
+    DecoderConfig,
     VisionConfig,
-    init_llama,
+    init_decoder,
     init_vision,
-    save_llama,
+    save_decoder,
     save_vision,
 )
 
@@ -40,7 +40,7 @@ CLIP = VisionConfig(
     patch_size=4,
     projection_dim=6,
 )
-LLAMA = LlamaConfig(
+LLAMA = DecoderConfig(
     vocab_size=20,
     hidden_size=8,
     intermediate_size=16,
@@ -133,7 +133,7 @@ def clip(clip_folder, few, monkeypatch):
 @pytest.fixture
 def llama(tmp_path, few, monkeypatch):
     """A tiny Llama with its tokenizer, adapters with heads, and texts."""
-    save_llama(tmp_path / "llama", LLAMA, init_llama(LLAMA, jax.random.key(0)))
+    save_decoder(tmp_path / "llama", LLAMA, init_decoder(LLAMA, jax.random.key(0)))
     vocabulary = {str(number): number for number in range(20)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -116,6 +116,7 @@ def test_tokens_equal_those_of_transformers(suite, minilm, tmp_path):
         read_pairs(suite.base, tmp_path, "dev", length=LENGTH)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("name", ["mnli", "scitail"])
 def test_logits_equal_those_of_peft_in_torch(name, suite, minilm, capfd):

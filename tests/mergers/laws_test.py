@@ -27,7 +27,16 @@ INPUTS = {  # nine directions in all where they fit, so that tests share program
 }
 
 
-@pytest.fixture(scope="module", params=INPUTS)
+RARE = ("absent", "overfull")  # degenerate_test has them for every merger as well
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, marks=pytest.mark.thorough if case in RARE else ())
+        for case in INPUTS
+    ],
+)
 def case(request):
     """Tests of one kind of adapters run one after the other."""
     return request.param
@@ -98,7 +107,9 @@ PICO_IN_CORE = Method(jm.pico(jm.core_space(jm.tsv)))
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 16), (16, 3), (1, 5), (3, 3)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(np.float32, marks=pytest.mark.thorough), np.float64]
+)
 def test_more_tasks_than_directions(m, n, dtype):
     """As in a score layer of few classes: every task still has a say in TSV-M."""
     stack = random_stack((2, 1, 2, 2), m, n, dtype=dtype)

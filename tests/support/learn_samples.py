@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxmerge.models import (
     BertConfig,
-    LlamaConfig,
+    DecoderConfig,
     VisionConfig,
     init_bert,
-    init_llama,
+    init_decoder,
     init_vision,
     save_bert,
-    save_llama,
+    save_decoder,
     save_vision,
 )
 
@@ -58,8 +58,8 @@ def bert(folder: Path) -> Path:
 
 
 def llama(folder: Path) -> Path:
-    config = LlamaConfig(vocab_size=50, num_key_value_heads=1, **SIZES)
-    save_llama(folder, config, init_llama(config, jax.random.key(0)))
+    config = DecoderConfig(vocab_size=50, num_key_value_heads=1, **SIZES)
+    save_decoder(folder, config, init_decoder(config, jax.random.key(0)))
     save_tokenizer(folder)
     return folder
 

@@ -42,6 +42,14 @@ def bert(kind="BertForSequenceClassification"):
     return _made(getattr(transformers, kind), config)
 
 
+def classifier(family, **sizes):
+    """A classifier of texts of two classes, whose padding no text of ours holds."""
+    config = getattr(transformers, f"{family}Config")(
+        **_SIZES | sizes, max_position_embeddings=64, pad_token_id=38
+    )
+    return _made(getattr(transformers, f"{family}ForSequenceClassification"), config)
+
+
 def clip():
     """A vision tower, whose first layer is a convolution."""
     sizes = {name: size for name, size in _SIZES.items() if name != "vocab_size"}
@@ -71,10 +79,10 @@ def outputs(model):
     return found.numpy()
 
 
-def adapted(folder, out, **config):
+def adapted(folder, out, *, seed=2, **config):
     """An adapter with random factors on a saved model; saved, and given with it."""
     config = {"r": 3, "lora_alpha": 5, "init_lora_weights": False, **config}
-    torch.manual_seed(2)
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(_base(folder), peft.LoraConfig(**config)).eval()

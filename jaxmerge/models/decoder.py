@@ -1,17 +1,17 @@
-"""Llama's decoder as a sequence classifier, with the module names of Hugging Face.
+"""The decoder of Llama, Mistral, Qwen2 and Qwen3, with Hugging Face's module names.
 
-Every linear layer is an ``nn.Dense`` whose path is its name in
-``LlamaForSequenceClassification``, as in ``model.layers.0.self_attn.q_proj``, so that
-updates from PEFT adapters reach it by name (`jaxmerge.models.adapt`); the head
-``score`` is kept apart (`jaxmerge.models.linear_head`). Letters: B texts, S tokens, d
-hidden size, D features of one attention head.
+One model; fields of its config say what differs. Every linear layer is an ``nn.Dense``
+whose path is its name in ``LlamaForSequenceClassification`` and its like, as in
+``model.layers.0.self_attn.q_proj``, so that updates from PEFT adapters reach it by name
+(`jaxmerge.models.adapt`). Heads are kept apart: ``score`` of a classifier in
+`jaxmerge.models.linear_head`, that of a language model in `vocabulary_head`. Letters: B
+texts, S tokens, d hidden size, D features of one attention head, V tokens known.
 
 Inputs are a dict of integer arrays [B, S]: ``input_ids`` and ``attention_mask`` (0
 marks padding, on either side).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,63 +19,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.models.rope import Llama3Scaling, frequencies, rotate
+from jaxmerge.models.decoder_config import DecoderConfig
+from jaxmerge.models.rope import frequencies, rotate
 from jaxmerge.models.text_inputs import Inputs, read_inputs
 
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
-    """Sizes of a Llama, named as in ``config.json``.
-
-    ``num_key_value_heads`` defaults to one for each attention head and ``head_dim`` to
-    an equal share of the hidden size. ``pad_token_id`` says which token ends a text, as
-    in transformers; where it is None, ``attention_mask`` does.
-    """
-
-    vocab_size: int = 128256
-    hidden_size: int = 4096
-    intermediate_size: int = 14336
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    max_position_embeddings: int = 8192
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500000.0
-    rope_scaling: Llama3Scaling | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    pad_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        heads = self.num_attention_heads
-        if self.head_dim is None and self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size is not a multiple of num_attention_heads: {self}"
-            )
-        object.__setattr__(self, "num_key_value_heads", self.key_value_heads)
-        object.__setattr__(self, "head_dim", self.head_size)
-        if heads % self.key_value_heads:
-            raise ValueError(
-                f"num_attention_heads is not a multiple of num_key_value_heads: {self}"
-            )
-        if self.head_size % 2:
-            raise ValueError(f"head_dim is odd, so it has no pairs to rotate: {self}")
-
-    @property
-    def key_value_heads(self) -> int:
-        """``num_key_value_heads``, or its default."""
-        given = self.num_key_value_heads
-        return self.num_attention_heads if given is None else given
-
-    @property
-    def head_size(self) -> int:
-        """``head_dim``, or its default."""
-        given = self.head_dim
-        return self.hidden_size // self.num_attention_heads if given is None else given
+LM_HEAD = "lm_head"  # output layer of a language model, apart from the decoder
 
 
-class LlamaOutput(NamedTuple):
+class DecoderOutput(NamedTuple):
     """What the decoder gives: every token, and the last one of each text."""
 
     hidden: jax.Array  # [B, S, d], of no meaning where attention_mask is 0
@@ -98,23 +49,31 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention to the past: [B, S, d] -> [B, S, d]."""
+    """Grouped-query attention to the past, or to a window of it: [B, S, d] -> itself.
 
-    config: LlamaConfig
+    A window is a band of the mask: exact, at the cost of attention to all of the past.
+    """
+
+    config: DecoderConfig
+    window: int | None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
         config, size = self.config, self.config.head_size
-        dense = partial(nn.Dense, use_bias=config.attention_bias, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype)
 
         def heads(count: int, name: str) -> jax.Array:
-            projected = dense(count * size, name=name)(hidden)
+            biased = config.attention_bias
+            projected = dense(count * size, use_bias=biased, name=name)(hidden)
             return projected.reshape(*hidden.shape[:-1], count, size)
 
         query = heads(config.num_attention_heads, "q_proj")
         key = heads(config.key_value_heads, "k_proj")
         value = heads(config.key_value_heads, "v_proj")
+        if config.head_norm:
+            query = RMSNorm(config.rms_norm_eps, name="q_norm")(query)
+            key = RMSNorm(config.rms_norm_eps, name="k_norm")(key)
         speeds = frequencies(size, theta=config.rope_theta, scaling=config.rope_scaling)
         positions = jnp.arange(hidden.shape[1], dtype=jnp.float32)
         radians = positions[:, None] * jnp.asarray(speeds)[None, :]
@@ -124,15 +83,17 @@ class SelfAttention(nn.Module):
             value,
             mask=visible[:, None, None, :],
             is_causal=True,
+            local_window_size=None if self.window is None else (self.window - 1, 0),
         )
         joined = mixed.reshape(*hidden.shape[:-1], -1)
-        return dense(config.hidden_size, name="o_proj")(joined)
+        biased = config.output_bias
+        return dense(config.hidden_size, use_bias=biased, name="o_proj")(joined)
 
 
 class FeedForward(nn.Module):
     """SwiGLU: ``down(silu(gate(x)) * up(x))``, [B, S, d] -> [B, S, d]."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     dtype: Any = None
 
     @nn.compact
@@ -147,13 +108,16 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm transformer block: [B, S, d] -> [B, S, d]."""
 
-    config: LlamaConfig
+    config: DecoderConfig
+    window: int | None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
         norm = partial(RMSNorm, self.config.rms_norm_eps)
-        attention = SelfAttention(self.config, self.dtype, name="self_attn")
+        attention = SelfAttention(
+            self.config, self.window, self.dtype, name="self_attn"
+        )
         hidden = hidden + attention(norm(name="input_layernorm")(hidden), visible)
         feed_forward = FeedForward(self.config, self.dtype, name="mlp")
         return hidden + feed_forward(norm(name="post_attention_layernorm")(hidden))
@@ -162,21 +126,22 @@ class DecoderLayer(nn.Module):
 class DecoderLayers(nn.Module):
     """The blocks, named "0", "1", ... as entries of torch's ModuleList are."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     dtype: Any = None
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
         for index in range(self.config.num_hidden_layers):
-            layer = DecoderLayer(self.config, self.dtype, name=str(index))
+            window = self.config.window(index)
+            layer = DecoderLayer(self.config, window, self.dtype, name=str(index))
             hidden = layer(hidden, visible)
         return hidden
 
 
-class LlamaModel(nn.Module):
+class DecoderModel(nn.Module):
     """Embeddings, blocks and the final norm: -> [B, S, d]."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     dtype: Any = None
 
     @nn.compact
@@ -189,34 +154,49 @@ class LlamaModel(nn.Module):
         return RMSNorm(config.rms_norm_eps, name="norm")(hidden)
 
 
-class Llama(nn.Module):
+class Decoder(nn.Module):
     """Holds the model under the name ``model``, and picks the last token of a text."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, inputs: Inputs) -> LlamaOutput:
-        ids, visible = read_inputs(inputs)
-        hidden = LlamaModel(self.config, self.dtype, name="model")(ids, visible)
-        pad = self.config.pad_token_id
+    def __call__(self, inputs: Inputs) -> DecoderOutput:
+        config = self.config
+        ids, visible = read_inputs(
+            inputs, words=config.vocab_size, longest=config.longest_input
+        )
+        hidden = DecoderModel(config, self.dtype, name="model")(ids, visible)
+        pad = config.pad_token_id
         counted = visible if pad is None else ids != pad
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
         last = jnp.where(counted, positions, 0).max(axis=1)
         chosen = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return LlamaOutput(hidden, chosen[:, 0])
+        return DecoderOutput(hidden, chosen[:, 0])
 
 
-def init_llama(config: LlamaConfig, key: jax.Array) -> dict[str, Any]:
-    """Random parameters of a Llama, a nested dict with Hugging Face's names."""
+def init_decoder(
+    config: DecoderConfig, key: jax.Array, *, head: bool = False
+) -> dict[str, Any]:
+    """Random parameters of a decoder, a nested dict with Hugging Face's names.
+
+    Args:
+      config: sizes of the model.
+      key: of the random numbers.
+      head: add the output layer of a language model, where it has one of its own.
+    """
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
-    variables = Llama(config).init(key, inputs)
-    return dict(variables["params"])
+    params = dict(Decoder(config).init(key, inputs)["params"])
+    if head and not config.tie_word_embeddings:
+        shape = (config.vocab_size, config.hidden_size)
+        rows = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
+        params[LM_HEAD] = {"embedding": rows(key, shape, jnp.float32)}
+    return params
 
 
-def llama_apply(
-    config: LlamaConfig,
+def decoder_apply(
+    config: DecoderConfig,
     *,
     output: Literal["last", "hidden"] = "last",
     dtype: Any = None,
@@ -226,24 +206,59 @@ def llama_apply(
     Args:
       config: sizes of the model.
       output: "last" for what the head ``score`` reads, the last token of each text;
-        "hidden" for every token.
+        "hidden" for every token, as `vocabulary_head` reads it.
       dtype: in which linear layers compute; None is that of the parameters. Norms,
         rotations and attention weights are float32 inside.
 
     Returns:
-      ``apply(params, inputs)`` from a dict of arrays [B, S] to [B, d] or [B, S, d].
+      ``apply(params, inputs)`` from a dict of arrays [B, S] to [B, d] or [B, S, d]. It
+      raises ValueError for inputs of unequal shapes or other names, for more tokens
+      than ``max_position_embeddings`` and, where inputs are not traced, for tokens
+      beyond the vocabulary.
 
-    >>> config = LlamaConfig(vocab_size=10, hidden_size=8, intermediate_size=16,
+    >>> config = DecoderConfig(vocab_size=10, hidden_size=8, intermediate_size=16,
     ...     num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
-    >>> params = init_llama(config, jax.random.key(0))
+    >>> params = init_decoder(config, jax.random.key(0))
     >>> ids = jnp.ones((3, 5), jnp.int32)
     >>> inputs = {"input_ids": ids, "attention_mask": ids}
-    >>> llama_apply(config)(params, inputs).shape
+    >>> decoder_apply(config)(params, inputs).shape
     (3, 8)
     """
-    if output not in LlamaOutput._fields:
+    if output not in DecoderOutput._fields:
         raise ValueError(f"output {output!r} is not one of last, hidden")
-    model = Llama(config, dtype)
+    model = Decoder(config, dtype)
     return lambda params, inputs: getattr(
         model.apply({"params": params}, inputs), output
     )
+
+
+def vocabulary_head(config: DecoderConfig) -> Callable[[Any], jax.Array]:
+    """The output layer of a language model as a pure function of its parameters.
+
+    Logits of the next token are ``hidden @ head.T``.
+
+    Args:
+      config: says whether the layer is tied to the embeddings.
+
+    Returns:
+      ``head(params)`` [V, d], a row for each token. It raises ValueError for parameters
+      that were read without the layer.
+
+    >>> config = DecoderConfig(vocab_size=10, hidden_size=8, intermediate_size=16,
+    ...     num_hidden_layers=1, num_attention_heads=2)
+    >>> params = init_decoder(config, jax.random.key(0), head=True)
+    >>> vocabulary_head(config)(params).shape
+    (10, 8)
+    """
+
+    def head(params: Any) -> jax.Array:
+        if config.tie_word_embeddings:
+            return params["model"]["embed_tokens"]["embedding"]
+        if LM_HEAD not in params:
+            raise ValueError(
+                f"parameters without {LM_HEAD}, which is not tied to the embeddings; "
+                "read them by load_decoder(folder, head=True)"
+            )
+        return params[LM_HEAD]["embedding"]
+
+    return head

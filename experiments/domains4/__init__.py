@@ -1,0 +1,1 @@
+"""A small language model and the base folder that its adapters belong to."""

@@ -20,8 +20,9 @@ from jaxmerge.learning.distillation import (
     Taught,
     distillation,
     feature_distillation,
+    token_distillation,
 )
-from jaxmerge.learning.entropies import information
+from jaxmerge.learning.entropies import information, token_entropies
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
@@ -31,6 +32,7 @@ from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import Predict, predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
@@ -183,12 +185,18 @@ def _losses(
     unlabeled: Unlabeled,
 ) -> Losses:
     model, scale = (base.apply, base.logits, heads), recipe.logit_scale
+    tau, vocabulary = recipe.temperature, base.vocabulary
+    of_tokens = None if vocabulary is None else counted_tokens
     match recipe.loss:
+        case "distillation" if vocabulary is not None:
+            tokens = {"mask": of_tokens, "temperature": tau}
+            return token_distillation(base.apply, vocabulary, **tokens)
         case "distillation":
-            tau = recipe.temperature
             return distillation(*model, logit_scale=scale, temperature=tau)
         case "features":
-            return feature_distillation(base.apply)
+            return feature_distillation(base.apply, mask=of_tokens)
+        case "entropy" if vocabulary is not None:
+            return token_entropies(base.apply, vocabulary, mask=of_tokens)
         case "entropy":
             return entropies(*model, logit_scale=scale)
         case "information":

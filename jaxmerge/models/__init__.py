@@ -5,7 +5,13 @@ from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
 from jaxmerge.models.kernels import add_to_params, layer_weights, linear_layers
 from jaxmerge.models.linear_head import head_from_hub, head_logits
-from jaxmerge.models.llama import Llama, LlamaConfig, init_llama, llama_apply
+from jaxmerge.models.llama import (
+    Llama,
+    LlamaConfig,
+    init_llama,
+    llama_apply,
+    vocabulary_of,
+)
 from jaxmerge.models.llama_hub import load_llama, save_llama
 from jaxmerge.models.rope import Llama3Scaling
 from jaxmerge.models.vit import (
@@ -41,6 +47,7 @@ __all__ = [
     "save_llama",
     "save_vision",
     "vision_apply",
+    "vocabulary_of",
     "with_taps",
     "with_updates",
 ]

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jaxmerge.models.rope import Llama3Scaling, frequencies, rotate
 from jaxmerge.models.text_inputs import Inputs, read_inputs
 
+LM_HEAD = "lm_head"  # layer of a causal language model that is apart from the decoder
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -247,3 +249,13 @@ def llama_apply(
     return lambda params, inputs: getattr(
         model.apply({"params": params}, inputs), output
     )
+
+
+def vocabulary_of(params: Any) -> jax.Array:
+    """The matrix [V, d] whose products with hidden states are logits of next tokens.
+
+    That of ``lm_head`` where the parameters hold one, otherwise the embeddings, which
+    are then tied to it.
+    """
+    layer = params[LM_HEAD] if LM_HEAD in params else params["model"]["embed_tokens"]
+    return layer["embedding"]

@@ -8,22 +8,25 @@ import jax
 
 from jaxmerge.folders import Folder
 from jaxmerge.models import hub
-from jaxmerge.models.llama import LlamaConfig, init_llama
+from jaxmerge.models.llama import LM_HEAD, LlamaConfig, init_llama
 from jaxmerge.models.rope import Llama3Scaling
 
 HEADS = ("lm_head.", "score.")  # layers after the decoder, left unread
 
 
 def load_llama(
-    folder: Folder, *, dtype: Any = None
+    folder: Folder, *, dtype: Any = None, vocabulary: bool = False
 ) -> tuple[LlamaConfig, dict[str, Any]]:
     """Reads the decoder of a Hugging Face Llama folder, of one file or many.
 
-    Reads LlamaModel and LlamaFor... checkpoints, whose heads are left unread.
+    Reads LlamaModel and LlamaFor... checkpoints, whose heads are left unread unless
+    asked for.
 
     Args:
       folder: folder with ``config.json`` and safetensors weights.
       dtype: floating type of the parameters; None keeps the stored one.
+      vocabulary: read ``lm_head`` too, unless it is tied to the embeddings, for
+        `vocabulary_of`.
 
     Returns:
       The config and the parameters for `llama_apply`.
@@ -33,14 +36,21 @@ def load_llama(
         here, or weights that do not fit the config; the message names the folder.
     """
     raw = hub.read_config(folder)
-    tensors = hub.read_tensors(folder, keep=_of_decoder)
+    own_head = vocabulary and not raw.get("tie_word_embeddings", False)
+
+    def is_read(key: str) -> bool:
+        return _of_decoder(key) or (own_head and key == f"{LM_HEAD}.weight")
+
+    tensors = hub.read_tensors(folder, keep=is_read)
     try:
         config = _config_from_hub(raw)
         tensors = {
-            key if key.startswith("model.") else f"model.{key}": value
+            key if key.startswith(("model.", f"{LM_HEAD}.")) else f"model.{key}": value
             for key, value in tensors.items()
         }
         template = jax.eval_shape(partial(init_llama, config), jax.random.key(0))
+        if own_head:
+            template[LM_HEAD] = dict(template["model"]["embed_tokens"])
         return config, hub.to_flax(tensors, template, dtype=dtype)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None

@@ -22,6 +22,8 @@ def task_heads(
 ) -> dict[str, Any]:
     """The head of every task, by name, as ``base.logits`` takes it.
 
+    Empty for a causal language model, whose head is that of the base.
+
     Args:
       base: says where its heads come from.
       adapters: read with their heads.
@@ -30,6 +32,14 @@ def task_heads(
     Raises:
       ValueError: a head that is missing, or of the wrong kind of model.
     """
+    if base.causal:
+        if vectors is not None:
+            raise Refusal(
+                Option("text_heads", str(vectors), quoted=True),
+                " are for CLIP; a causal language model brings its own head",
+            )
+        check_saved(adapters, None)
+        return {}
     if base.head_module is not None:
         if vectors is not None:
             raise Refusal(
@@ -98,7 +108,8 @@ def check_saved(adapters: Adapters, head: str | None) -> None:
 
     Args:
       adapters: read with their heads.
-      head: "classifier" of BERT, "score" of Llama; None if there is none to save.
+      head: "classifier" of BERT, "score" of Llama; None if there is none to save, as
+        in a causal language model, whose head belongs to the base.
 
     Raises:
       ValueError: a module in which the base with this adapter would differ from it.
@@ -107,9 +118,10 @@ def check_saved(adapters: Adapters, head: str | None) -> None:
     for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         others = sorted(saved.keys() - own)
         if others:
+            beside = "" if head is None else " beside its head"
             raise Refusal(
-                f"{source.path}: saves {listing(others)} beside its head, but all "
-                "tasks share the base model; train without modules of its own"
+                f"{source.path}: saves {listing(others)}{beside}, but all tasks share "
+                "the base model; train without modules of its own"
             )
 
 

@@ -105,7 +105,11 @@ def fit_recipe(
     Raises:
       FloatingPointError: a loss or its gradient is not finite; names task and step.
     """
-    losses = _losses(recipe, base, adapters, heads, unlabeled)
+    losses = model_losses(
+        *(recipe.loss, base, adapters, heads, unlabeled),
+        temperature=recipe.temperature,
+        logit_scale=recipe.logit_scale,
+    )
     predict = predictor(base, heads, unlabeled)
     if recipe.loss in TAUGHT:
         unlabeled = _taught(predict, adapters, unlabeled)
@@ -177,22 +181,26 @@ def warnings(
             )
 
 
-def _losses(
-    recipe: LearnRecipe,
+def model_losses(
+    loss: str,
     base: Base,
     adapters: Adapters,
     heads: Mapping[str, Any],
     unlabeled: Unlabeled,
+    *,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
 ) -> Losses:
-    model, scale = (base.apply, base.logits, heads), recipe.logit_scale
-    tau, vocabulary = recipe.temperature, base.vocabulary
+    """The losses of all tasks through a base, by their name in `LOSSES`."""
+    model, scale = (base.apply, base.logits, heads), logit_scale
+    vocabulary = base.vocabulary
     of_tokens = None if vocabulary is None else counted_tokens
-    match recipe.loss:
+    match loss:
         case "distillation" if vocabulary is not None:
-            tokens = {"mask": of_tokens, "temperature": tau}
-            return token_distillation(base.apply, vocabulary, **tokens)
+            how = {"mask": of_tokens, "temperature": temperature}
+            return token_distillation(base.apply, vocabulary, **how)
         case "distillation":
-            return distillation(*model, logit_scale=scale, temperature=tau)
+            return distillation(*model, logit_scale=scale, temperature=temperature)
         case "features":
             return feature_distillation(base.apply, mask=of_tokens)
         case "entropy" if vocabulary is not None:

@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import Any
 
 from jaxmerge.io import Adapters, open_statistics
-from jaxmerge.jobs.learn_recipe import LOSSES, WITH_HEADS
+from jaxmerge.jobs.fit_recipe import model_losses
+from jaxmerge.jobs.learn_recipe import LOSSES, TAUGHT, WITH_HEADS, check_loss
 from jaxmerge.jobs.reading import Folder, ModelInputs, labels_of_all
 from jaxmerge.jobs.tuning_scores import check_command
 from jaxmerge.learning.null_space import check_seen
@@ -16,7 +17,9 @@ from jaxmerge.tuning.measures import (
     loss_of_answers,
     measure_accuracy,
     measure_answers,
+    measure_losses,
     measure_null_spaces,
+    own_answers,
 )
 
 ACCURACY = "accuracy"  # the one score that reads labels, and is to be large
@@ -48,12 +51,28 @@ def model_measure(
       logit_scale: multiplies the logits; what the base stores unless given.
     """
     adapters, base, heads, unlabeled, _ = inputs
+    asked = Option("score", score, quoted=True)
+    check_loss(score, asked, causal=base.causal)
+    if base.causal:
+        base.scale(logit_scale)  # refuses one that is given
+    if score == ACCURACY and base.causal:
+        raise Refusal(
+            asked, " is for classes; a causal language model has distillation"
+        )
     if score == ACCURACY:
         labels = labels_of_all(data, unlabeled, heads)
         return measure_accuracy(base, adapters, heads, unlabeled, labels, batch=batch)
     if score == "null-space":
         check_seen(adapters.names, adapters.stacks)
         return measure_null_spaces(base, adapters, unlabeled, batch=batch)
+    if base.causal:
+        losses = model_losses(
+            *(score, base, adapters, heads, unlabeled), temperature=temperature
+        )
+        own = None
+        if score in TAUGHT:
+            own = own_answers(base, adapters, heads, unlabeled, batch=batch)
+        return measure_losses(losses, base, unlabeled, batch=batch, answers=own)
     options = {"temperature": temperature}
     if score in WITH_HEADS:
         options["logit_scale"] = base.scale(logit_scale)

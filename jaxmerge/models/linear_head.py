@@ -1,4 +1,4 @@
-"""Linear classification heads, kept apart from the model whose features they read."""
+"""Classification heads, kept apart from the model whose features they read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -59,3 +59,16 @@ def head_logits(head: Mapping[str, jax.Array], features: jax.Array) -> jax.Array
         return logits
     bias = jnp.broadcast_to(head["bias"].astype(dtype), logits.shape)
     return logits + bias
+
+
+def cosines(vectors: jax.Array, features: jax.Array) -> jax.Array:
+    """Cosine similarity of features [B, d] with the vectors of classes [C, d]: [B, C].
+
+    >>> print(cosines(jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([[3.0, 4.0]])))
+    [[0.6 0.8]]
+    """
+    return jnp.matmul(_unit(features.astype(vectors.dtype)), _unit(vectors).T)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
@@ -25,6 +24,7 @@ from jaxmerge.models import (
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
+from jaxmerge.models.linear_head import cosines
 from jaxmerge.models.llama import LM_HEAD
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
@@ -131,9 +131,9 @@ def base_files(
     Raises:
       ValueError: as for `load_base`, as far as ``config.json`` says.
     """
-    folder = Path(folder)
-    inputs = _kind_of(folder, hub.read_config(folder), task_type).inputs
-    return inputs, _files(folder, inputs, task_type)
+    raw = hub.read_config(folder)
+    inputs = _kind_of(Path(folder), raw, task_type).inputs
+    return inputs, _files(Path(folder), inputs, task_type)
 
 
 def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
@@ -189,10 +189,10 @@ def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
     per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
 
     def mask(batch: Any) -> dict[str, jax.Array]:
-        if base.causal:
-            return dict.fromkeys(per_token, counted_inputs(batch))
         counted: jax.Array = batch["attention_mask"].astype(bool)
-        return dict.fromkeys(per_token, counted)
+        return dict.fromkeys(
+            per_token, counted_inputs(batch) if base.causal else counted
+        )
 
     return mask
 
@@ -270,19 +270,6 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
     )
 
 
-def cosines(vectors: jax.Array, features: jax.Array) -> jax.Array:
-    """Cosine similarity of features [B, d] with the vectors of classes [C, d]: [B, C].
-
-    >>> print(cosines(jnp.array([[2.0, 0.0], [0.0, 5.0]]), jnp.array([[3.0, 4.0]])))
-    [[0.6 0.8]]
-    """
-    return jnp.matmul(_unit(features.astype(vectors.dtype)), _unit(vectors).T)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
 class _Kind(NamedTuple):
     inputs: Inputs
     load: Callable[[Path, Mapping[str, Any]], Base]
@@ -303,10 +290,10 @@ def _kind_of(folder: Path, raw: Mapping[str, Any], task_type: TaskType) -> _Kind
     name = raw.get("model_type")
     kinds = _CAUSAL_KINDS if task_type == "causal" else _KINDS
     if name not in kinds:
+        what = " as a causal language model" if task_type == "causal" else ""
         raise Refusal(
-            f"{folder / hub.CONFIG}: model_type {name!r} is not one of "
+            f"{folder / hub.CONFIG}: model_type {name!r} is not read{what}, only "
             f"{', '.join(kinds)}"
-            + (", the causal language models" if task_type == "causal" else "")
         )
     return kinds[name]
 
@@ -314,8 +301,8 @@ def _kind_of(folder: Path, raw: Mapping[str, Any], task_type: TaskType) -> _Kind
 def _files(folder: Path, inputs: Inputs, task_type: TaskType) -> tuple[str, ...]:
     weights = sorted(path.name for path in folder.glob("model*.safetensors*"))
     if inputs == "texts":
-        ends = (TOKENIZER_CONFIG,) if task_type == "causal" else ()
-        ends = [name for name in ends if (folder / name).is_file()]
+        named = task_type == "causal" and (folder / TOKENIZER_CONFIG).is_file()
+        ends = (TOKENIZER_CONFIG,) if named else ()
         return (hub.CONFIG, *weights, "tokenizer.json", *ends)
     pixels = [PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
     return (hub.CONFIG, *weights, *pixels)

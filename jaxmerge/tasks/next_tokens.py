@@ -1,9 +1,10 @@
 """Texts for causal language models: which of their tokens count as next tokens.
 
 Inputs are those of a text model with two more arrays [N, C], C being the largest
-number of tokens that count in a text, rounded up as S is: ``places``, numbers of the tokens whose hidden
-states predict them, and ``next_ids``, the tokens themselves, `NONE` where there are
-fewer. So the features of a model are [B, C, d], and a prompt of any length costs none.
+number of tokens that count in a text, rounded up as S is: ``places``, numbers of the
+tokens whose hidden states predict them, and ``next_ids``, the tokens themselves, `NONE`
+where there are fewer. So the features of a model are [B, C, d], and a prompt of any
+length costs none.
 """
 
 import json

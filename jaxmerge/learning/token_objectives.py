@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxmerge.doors import check_shapes
+from jaxmerge.learning.objectives import masked_mean, wide
 
 CHUNK = 256  # tokens: 130 MB of float32 logits where V is 128,000
 
@@ -66,7 +67,7 @@ def token_divergence(
     known = lax.stop_gradient(teacher.astype(student.dtype))
     each = over_tokens(of_chunk, known, student, mask=mask, chunk=chunk)
     tau = jnp.asarray(temperature, each.dtype)
-    return tau * tau * _mean(each, mask)
+    return tau * tau * masked_mean(each, mask)
 
 
 def token_entropy(
@@ -98,7 +99,7 @@ def token_entropy(
         log_p = log_probabilities(hidden, head)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    return _mean(over_tokens(of_chunk, hidden, mask=mask, chunk=chunk), mask)
+    return masked_mean(over_tokens(of_chunk, hidden, mask=mask, chunk=chunk), mask)
 
 
 def token_nats(
@@ -137,9 +138,8 @@ def log_probabilities(
     hidden: jax.Array, head: jax.Array, temperature: ArrayLike = 1.0
 ) -> jax.Array:
     """``log softmax(hidden head^T / tau)`` [..., V], in float32 at least."""
-    wide = jnp.promote_types(jnp.float32, hidden.dtype)
-    logits = jnp.matmul(hidden, head.astype(hidden.dtype).T)
-    return jax.nn.log_softmax(logits.astype(wide) / jnp.asarray(temperature, wide))
+    logits = wide(jnp.matmul(hidden, head.astype(hidden.dtype).T))
+    return jax.nn.log_softmax(logits / jnp.asarray(temperature, logits.dtype))
 
 
 def over_tokens(
@@ -188,14 +188,10 @@ def over_tokens(
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         found = lax.cond(counted.any(), function, zeros, *rows)
-        return None, jax.tree.map(lambda x: jnp.where(counted, x, 0), found)
+        return None, jax.tree.map(
+            lambda x: jnp.where(counted, x, jnp.zeros_like(x)), found
+        )
 
     each = tuple(map(in_chunks, (counted, hidden, *others)))
     _, found = lax.scan(jax.checkpoint(step), None, each)
     return jax.tree.map(in_place, found)
-
-
-def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Mean over the tokens that count, of values that are 0 elsewhere."""
-    count = values.size if mask is None else jnp.sum(mask, dtype=values.dtype)
-    return jnp.sum(values) / jnp.maximum(jnp.asarray(count, values.dtype), 1)

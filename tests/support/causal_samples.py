@@ -1,6 +1,7 @@
 """A tiny causal language model, adapters of it and texts that they complete."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,7 +25,13 @@ def base(folder: Path, *, tied=False) -> Path:
         max_position_embeddings=64,
         **SIZES,
     )
-    params = init_llama(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(partial(init_llama, config), jax.random.key(0))
+
+    def drawn(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.normal(size=x.shape, scale=0.4).astype(np.float32)
+
+    params = jax.tree.map(drawn, shapes)
     raw = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     raw |= {name: getattr(config, name) for name in ("vocab_size", *SIZES)}
     raw |= {"num_key_value_heads": 1, "max_position_embeddings": 64}
@@ -35,17 +42,18 @@ def base(folder: Path, *, tied=False) -> Path:
         for name, value in hub.from_flax(params).items()
     }
     if not tied:
-        head = np.random.default_rng(7).normal(size=(VOCABULARY, WIDTH), scale=0.5)
-        tensors["lm_head.weight"] = head.astype(np.float32)
+        shape = jax.ShapeDtypeStruct((VOCABULARY, WIDTH), np.float32)
+        tensors["lm_head.weight"] = drawn(shape)
     hub.write_folder(folder, raw, tensors)
     save_tokenizer(folder)
     return folder
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, *, more=0) -> None:
     """Whole words, after a token that begins a text."""
-    special = ["[PAD]", "[UNK]", "<s>", "</s>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    words = ["[PAD]", "[UNK]", "<s>", "</s>", *WORDS]
+    words += [f"w{len(WORDS) + index}" for index in range(more)]
+    vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -55,7 +63,8 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def adapters(folder: Path, tasks=TASKS, **config) -> list[Path]:
-    config = {"task_type": "CAUSAL_LM", **config}
+    targets = [module.rpartition(".")[2] for module in MODULES]
+    config = {"task_type": "CAUSAL_LM", "target_modules": targets, **config}
     return learn_samples.adapters(
         folder, list(MODULES), head=None, tasks=tasks, **config
     )

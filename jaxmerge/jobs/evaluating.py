@@ -7,11 +7,8 @@ from typing import Any, Unpack
 
 from jaxmerge import io
 from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
-from jaxmerge.diagnostics.likelihood import (
-    TextEvaluation,
-    evaluate_texts,
-    likelihoods,
-)
+from jaxmerge.diagnostics.likelihood import likelihoods
+from jaxmerge.diagnostics.text_evaluation import TextEvaluation, evaluate_texts
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.stored import recorded_inputs
 from jaxmerge.jobs.progress import Progress, silent

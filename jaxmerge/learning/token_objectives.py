@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxmerge.doors import check_shapes
-from jaxmerge.learning.objectives import masked_mean, wide
+from jaxmerge.learning.objectives import masked_mean
 
 CHUNK = 256  # tokens: 130 MB of float32 logits where V is 128,000
 
@@ -138,7 +138,10 @@ def log_probabilities(
     hidden: jax.Array, head: jax.Array, temperature: ArrayLike = 1.0
 ) -> jax.Array:
     """``log softmax(hidden head^T / tau)`` [..., V], in float32 at least."""
-    logits = wide(jnp.matmul(hidden, head.astype(hidden.dtype).T))
+    dtype = jnp.promote_types(hidden.dtype, head.dtype)
+    sums = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    factors = (hidden.astype(dtype), head.astype(dtype).T)
+    logits = jnp.matmul(*factors, preferred_element_type=sums)
     return jax.nn.log_softmax(logits / jnp.asarray(temperature, logits.dtype))
 
 

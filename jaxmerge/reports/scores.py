@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from jaxmerge.diagnostics.evaluation import Evaluation, Interval
-    from jaxmerge.diagnostics.likelihood import TextEvaluation
+    from jaxmerge.diagnostics.text_evaluation import TextEvaluation
     from jaxmerge.reports.drawing import Theme
 
 _COLUMNS = (

@@ -14,6 +14,7 @@ from jaxmerge.io.tensors import SafetensorsFile, read_finite
 from jaxmerge.models import head_from_hub
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.tasks.task_types import CAUSAL
 from jaxmerge.tasks.unlabeled import Unlabeled
 
 
@@ -91,9 +92,11 @@ def saved_heads(adapters: Adapters, module: str) -> dict[str, dict[str, jax.Arra
         adapters.names, adapters.sources, adapters.heads, strict=True
     ):
         if f"{module}.weight" not in saved:
+            causal = ("; of a causal language model say so by ", CAUSAL)
             raise Refusal(
                 f"{source.path}: saves no head {module}.weight, so the task has no "
-                f"predictions; train it with modules_to_save=[{module!r}]"
+                f"predictions; train it with modules_to_save=[{module!r}]",
+                *(causal if module == "score" else ()),
             )
         try:
             heads[name] = head_from_hub(saved, module)

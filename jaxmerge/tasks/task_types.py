@@ -7,7 +7,8 @@ from jaxmerge.io.errors import listing
 from jaxmerge.io.options import TaskType
 from jaxmerge.refusals import Option, Refusal
 
-_CAUSAL = "CAUSAL_LM"  # as PEFT's configs say it
+CAUSAL = Option("task_type", "causal", quoted=True)
+_OF_PEFT = "CAUSAL_LM"  # as its configs say it
 
 
 def task_type_of(adapters: Adapters | None, given: TaskType | None) -> TaskType:
@@ -30,13 +31,13 @@ def task_type_of(adapters: Adapters | None, given: TaskType | None) -> TaskType:
     if adapters is None:
         return "classification"
     named = zip(adapters.names, adapters.sources, strict=True)
-    causal = [name for name, source in named if source.task_type == _CAUSAL]
+    causal = [name for name, source in named if source.task_type == _OF_PEFT]
     others = [name for name in adapters.names if name not in causal]
     if causal and others:
         raise Refusal(
-            f"{listing(causal)} are of a causal language model (task_type {_CAUSAL}), "
+            f"{listing(causal)} are of a causal language model (task_type {_OF_PEFT}), "
             f"{listing(others)} are not; take those of one kind, or say with ",
-            Option("task_type", "causal", quoted=True),
+            CAUSAL,
             " what all of them are",
         )
     return "causal" if causal else "classification"

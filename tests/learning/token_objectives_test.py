@@ -123,10 +123,13 @@ def test_chunks_without_tokens_that_count_are_not_computed():
 
 
 def test_low_precision_is_computed_in_float32():
-    hidden = jnp.ones((2, 4), jnp.bfloat16)
-    found = log_probabilities(hidden, jnp.ones((6, 4), jnp.float32))
+    """Logits of 16 bits are not rounded to them."""
+    rng = np.random.default_rng(0)
+    hidden, head = (jnp.asarray(rng.normal(size=(n, 64)), jnp.bfloat16) for n in (5, 9))
+    found = log_probabilities(hidden, head)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, -np.log(6), rtol=1e-6)
+    exact = (x.astype(jnp.float64) for x in (hidden, head))
+    np.testing.assert_allclose(found, log_probabilities(*exact), rtol=0, atol=2e-5)
 
 
 class TestLosses:

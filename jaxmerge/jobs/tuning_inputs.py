@@ -51,33 +51,32 @@ def model_measure(
       logit_scale: multiplies the logits; what the base stores unless given.
     """
     adapters, base, heads, unlabeled, _ = inputs
-    asked = Option("score", score, quoted=True)
-    check_loss(score, asked, causal=base.causal)
     if base.causal:
         base.scale(logit_scale)  # refuses one that is given
-    if score == ACCURACY and base.causal:
-        raise Refusal(
-            asked, " is for classes; a causal language model has distillation"
-        )
+        return _measure_tokens(score, inputs, batch=batch, temperature=temperature)
     if score == ACCURACY:
         labels = labels_of_all(data, unlabeled, heads)
         return measure_accuracy(base, adapters, heads, unlabeled, labels, batch=batch)
     if score == "null-space":
         check_seen(adapters.names, adapters.stacks)
         return measure_null_spaces(base, adapters, unlabeled, batch=batch)
-    if base.causal:
-        losses = model_losses(
-            *(score, base, adapters, heads, unlabeled), temperature=temperature
-        )
-        own = None
-        if score in TAUGHT:
-            own = own_answers(base, adapters, heads, unlabeled, batch=batch)
-        return measure_losses(losses, base, unlabeled, batch=batch, answers=own)
     options = {"temperature": temperature}
     if score in WITH_HEADS:
         options["logit_scale"] = base.scale(logit_scale)
     loss = loss_of_answers(score, **options)
     return measure_answers(loss, base, adapters, heads, unlabeled, batch=batch)
+
+
+def _measure_tokens(
+    score: str, inputs: ModelInputs, *, batch: int, temperature: float
+) -> Measure:
+    """The measure of a score that is a loss at the tokens of a language model."""
+    check_loss(score, Option("score", score, quoted=True), causal=True)
+    _, base, _, unlabeled, _ = inputs
+    asked = (base, inputs.adapters, inputs.heads, unlabeled)
+    losses = model_losses(score, *asked, temperature=temperature)
+    answers = own_answers(*asked, batch=batch) if score in TAUGHT else None
+    return measure_losses(losses, base, unlabeled, batch=batch, answers=answers)
 
 
 def check_score(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.tasks.task_types import CAUSAL
 from jaxmerge.untrusted.json_text import parse_json
 from jaxmerge.untrusted.text import shown
 
@@ -66,10 +67,12 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
     names = set(row) if isinstance(row, dict) else set()
     found = [fields for fields in FIELDS if names.issuperset(fields)]
     if len(found) != 1:
+        spoken = "completion" in names
         wanted = ", or ".join(" and ".join(fields) for fields in FIELDS)
         raise Refusal(
             f"{path}: the fields of a line must be {wanted}, and only one of these; "
-            f"found {shown(', '.join(sorted(names)), keep='')[:500] or 'none'}"
+            f"found {shown(', '.join(sorted(names)), keep='')[:500] or 'none'}",
+            *(("; of a causal language model say so by ", CAUSAL) if spoken else ()),
         )
     return found[0]
 

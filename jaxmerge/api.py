@@ -22,8 +22,9 @@ from jaxmerge.learning.distillation import (
     distillation,
     feature_distillation,
     teacher_answers,
+    token_distillation,
 )
-from jaxmerge.learning.entropies import entropies, information
+from jaxmerge.learning.entropies import entropies, information, token_entropies
 from jaxmerge.learning.fit import Fitted, History, Progress, fit
 from jaxmerge.learning.null_space import null_space_ratios
 from jaxmerge.learning.objectives import (
@@ -41,6 +42,11 @@ from jaxmerge.learning.objectives import (
 from jaxmerge.learning.optimizers import decay_to_start, tail_average
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
+from jaxmerge.learning.token_objectives import (
+    token_divergence,
+    token_entropy,
+    token_nats,
+)
 from jaxmerge.mapping import map_modules, module_mesh
 from jaxmerge.mergers.balance import balance, balanced
 from jaxmerge.mergers.ctm import compressed, ctm
@@ -173,6 +179,9 @@ __all__ = [
     "cosine_distance", "divergence", "effective_rank", "entropy",
     "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio", "row_basis",
     "smooth_tchebycheff", "squared_distance",
+    # the same at the tokens of causal language models
+    "token_distillation", "token_divergence", "token_entropies", "token_entropy",
+    "token_nats",
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs

@@ -14,6 +14,7 @@ from jaxmerge.cli.flags import (
     Json,
     Limit,
     MaxLength,
+    ModelType,
     Names,
     Out,
     Quiet,
@@ -92,6 +93,7 @@ def merge(
         ),
     ] = None,
     max_length: MaxLength = None,
+    task_type: ModelType = None,
     rank: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +172,7 @@ def merge(
         limit=limit,
         batch=batch,
         max_length=max_length,
+        task_type=task_type,
         ragged=ragged,
         dtype=dtype,
         chunk=chunk,

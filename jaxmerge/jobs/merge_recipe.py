@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
+from jaxmerge.io.options import TaskType
 from jaxmerge.refusals import Option
 from jaxmerge.spec import (
     Pipeline,
@@ -129,6 +130,7 @@ class MergeRecipe:
         batch: int = 16,
         limit: int | None = None,
         max_length: int | None = None,
+        task_type: TaskType | None = None,
         files: Mapping[str, Any] | None = None,
     ) -> "MergeRecipe":
         """The recipe for these adapters: statistics of their tasks, a sample read.
@@ -140,6 +142,7 @@ class MergeRecipe:
           batch: inputs at a time, see `jaxmerge.tasks.read_sample`.
           limit: largest number of inputs of a task.
           max_length: number of tokens to which texts are truncated.
+          task_type: what the adapters are of; by default what their configs say.
           files: digests of base and data, where they are known already.
 
         Raises:
@@ -156,6 +159,7 @@ class MergeRecipe:
             batch=batch,
             limit=limit,
             max_length=max_length,
+            task_type=task_type,
             files=files,
         )
         return replace(recipe, sample=sample)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -75,6 +76,7 @@ def merge(
     limit: int | None = None,
     batch: int | None = None,
     max_length: int | None = None,
+    task_type: TaskType | None = None,
     rank: Rank = None,
     energy: float | None = None,
     ragged: bool = False,
@@ -110,6 +112,7 @@ def merge(
       limit: for iteris: largest number of inputs of each task.
       batch: for iteris: number of inputs in the model at a time; by default 16.
       max_length: for iteris: number of tokens to which texts are truncated.
+      task_type: for iteris: what the adapters are of, see `jaxmerge.learn`.
       rank: see `jaxmerge.io.save_peft`, and so ``energy``, ``ragged``, ``dense``,
         ``dtype`` and ``force``.
       chunk: number of modules of one shape that are merged at a time.
@@ -144,9 +147,11 @@ def merge(
         energy=energy,
         dense=dense,
     )
-    if not recipe.pipeline.model and {limit, batch, max_length} != {None}:
+    of_model = {limit, batch, max_length, task_type}
+    if not recipe.pipeline.model and of_model != {None}:
         raise Refusal(
-            *(Option("limit"), ", ", Option("batch"), " and ", Option("max_length")),
+            *(Option("limit"), ", ", Option("batch"), ", ", Option("max_length")),
+            *(" and ", Option("task_type")),
             " are for pipelines that run the model",
         )
     with progress("reading", 1) as advance:
@@ -159,6 +164,7 @@ def merge(
                 batch=batch or 16,
                 limit=limit,
                 max_length=max_length,
+                task_type=task_type,
             )
         advance(1)
     with progress("merging modules", len(adapters.stacks)) as advance:

@@ -263,7 +263,9 @@ def _unread(
         statistics = io.open_statistics(read[ROLE]).of(adapters.names)
         expected[ROLE] = statistics.sha256
     if "base" in read:
-        groups = names_read(read["base"], read["data"], adapters.names)
+        kind = record["recipe"].get("sample", {}).get("task_type", "classification")
+        place = (read["base"], read["data"], adapters.names)
+        groups = names_read(*place, task_type=kind)
         for role, (_, names) in groups.items():
             known = entries[role]["sha256"]
             expected[role] = {name: known.get(name, "") for name in names}

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.doors import check_inputs, check_modules
+from jaxmerge.streamed import Streamed, described
 
 Tree = TypeVar("Tree")
 Result = TypeVar("Result")
@@ -43,14 +44,16 @@ def map_modules(
     mesh: Mesh | None = None,
     extras: Sequence[str] = (),
     **extra: Any,
-) -> dict[str, Result]:
+) -> Mapping[str, Result]:
     """Applies a function, usually a `Merger`, to every module of a model.
 
     Args:
       fn: called as ``fn(modules[name], *(tree[name] for tree in rest), **extra)``, and
         with ``key=`` where a key is given. Build it once: a new closure or ``partial``
         compiles again.
-      modules: name -> AdapterStack, or any other tree of arrays.
+      modules: name -> AdapterStack, or any other tree of arrays. Where they are
+        `jaxmerge.streamed.Streamed`, so are the results: each is computed when it is
+        asked for.
       rest: further trees by the same names.
       key: key of the whole run; each module gets ``fold_in(key, crc32(name))``, which
         depends neither on the order nor on the other modules.
@@ -92,6 +95,8 @@ def map_modules(
         missing = sorted(set(modules) - set(tree))
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
+    if isinstance(modules, Streamed):
+        return _streamed(fn, (modules, *rest), own, key, extra, chunk, mesh, extras)
     trees = {
         name: (
             (modules[name], *(tree[name] for tree in rest)),
@@ -126,6 +131,46 @@ def map_modules(
         for index, name in enumerate(names):
             results[name] = jax.tree.map(lambda x, i=index: x[i], outputs)
     return {name: results[name] for name in modules}
+
+
+def _streamed(
+    fn: Callable[..., Result],
+    trees: tuple[Mapping[str, Any], ...],
+    own: Mapping[str, Mapping[str, Any]],
+    key: jax.Array | None,
+    extra: Mapping[str, Any],
+    chunk: int | None,
+    mesh: Mesh | None,
+    extras: Sequence[str],
+) -> Streamed[Result]:
+    """The results for modules of which one group at a time is made."""
+    first = trees[0]
+    assert isinstance(first, Streamed)
+
+    def make(names: Sequence[str]) -> Mapping[str, Result]:
+        some = [{name: tree[name] for name in names} for tree in trees]
+        mine = {k: {name: v[name] for name in names} for k, v in own.items()}
+        inputs = {**extra, **mine}
+        return map_modules(
+            fn, *some, key=key, chunk=chunk, mesh=mesh, extras=extras, **inputs
+        )
+
+    def describe() -> dict[str, Result]:
+        programs: dict[Any, Result] = {}
+        found: dict[str, Result] = {}
+        shapes = [described(tree) for tree in trees]
+        for name in first:
+            inputs = tuple(shape[name] for shape in shapes)
+            leaves, structure = jax.tree.flatten(inputs)
+            kind = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+            if kind not in programs:
+                mine = {k: _value(k, values[name]) for k, values in own.items()}
+                keys = None if key is None else (key, _hash(name))
+                programs[kind] = _run_one.eval_shape(fn, (inputs, mine), keys, extra)
+            found[name] = programs[kind]
+        return found
+
+    return Streamed(first.groups, make, describe)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -115,12 +115,13 @@ class ModelMerger(Protocol):
     """Merges the T adapters of every module of a model: module -> update.
 
     Beside the inputs of a merger it takes ``chunk`` and ``mesh``, see
-    `jaxmerge.map_modules`; ``stats`` are then those of every module.
+    `jaxmerge.map_modules`; ``stats`` are then those of every module. Adapters that are
+    `jaxmerge.streamed.Streamed` give updates that are.
     """
 
     def __call__(
         self, stacks: Mapping[str, AdapterStack], /, **extra: Any
-    ) -> dict[str, Update]: ...
+    ) -> Mapping[str, Update]: ...
 
 
 class Calibration(NamedTuple):

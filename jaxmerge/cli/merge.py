@@ -14,6 +14,7 @@ from jaxmerge.cli.flags import (
     Json,
     Limit,
     MaxLength,
+    Memory,
     Names,
     Out,
     Quiet,
@@ -120,6 +121,7 @@ def merge(
         int | None,
         typer.Option(min=1, help="Work on this many modules of one shape at a time."),
     ] = None,
+    memory: Memory = None,
     read: dict[str, Any],
     force: Force = False,
     dry_run: Annotated[
@@ -173,6 +175,7 @@ def merge(
         ragged=ragged,
         dtype=dtype,
         chunk=chunk,
+        memory=memory,
         force=force,
         progress=console.progress,
         **asked,

@@ -81,7 +81,8 @@ def stack_adapters(
         if pair is not None:
             stacked_b[task, :, : ranks[task]] = pair[0]
             stacked_a[task, : ranks[task]] = pair[1]
-    return AdapterStack(a=jnp.asarray(stacked_a), b=jnp.asarray(stacked_b), ranks=ranks)
+    a, b = jax.device_put((stacked_a, stacked_b))  # unlike asarray, compiles nothing
+    return AdapterStack(a=a, b=b, ranks=ranks)
 
 
 def described_stack(

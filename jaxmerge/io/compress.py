@@ -13,6 +13,8 @@ from jaxmerge.streamed import Streamed, described
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import singular_value_decomposition
 
+_ROWS = 1024  # of a factor, whose rounding errors are summed at a time
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -34,6 +36,8 @@ class Compressed:
     def padded(self, rank: int) -> "Compressed":
         """The same update with zero columns and rows up to ``rank``."""
         more = rank - self.rank
+        if not more:
+            return self
         return Compressed(
             np.pad(self.b, ((0, 0), (0, more))),
             np.pad(self.a, ((0, more), (0, 0))),
@@ -44,29 +48,43 @@ class Compressed:
         """Relative error ``||b' a' - b a|| / ||b a||`` of the factors after a cast.
 
         From Gram matrices of ``(b' - b) a' + b (a' - a)``, whose terms are small:
-        nothing cancels and no [m, n] array is formed. In float32, at O((m + n) k^2).
+        nothing cancels and no [m, n] array is formed. In float32, at O((m + n) k^2),
+        some rows at a time.
         """
         if rounded.b.dtype == self.b.dtype and rounded.a.dtype == self.a.dtype:
             return 0.0
-        b, moved_b = _with_change(self.b, rounded.b)
-        a, moved_a = _with_change(self.a, rounded.a)
-        new_a, gram_b = a + moved_a, b.T @ b
+        b, a = _grams(self.b, rounded.b), _grams(self.a.T, rounded.a.T)
         lost = (
-            _sum(moved_b.T @ moved_b, new_a @ new_a.T)
-            + _sum(gram_b, moved_a @ moved_a.T)
-            + 2 * _sum(moved_b.T @ b, new_a @ moved_a.T)
+            _sum(b.moved, a.exact + a.across + a.across.T + a.moved)
+            + _sum(b.exact, a.moved)
+            + 2 * _sum(b.across, a.across.T + a.moved)
         )
-        total = _sum(gram_b, a @ a.T)
+        total = _sum(b.exact, a.exact)
         return float(np.sqrt(max(lost, 0.0) / total)) if total > 0 else 0.0
 
 
-def _with_change(
-    factor: np.ndarray, rounded: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A factor and what rounding changed, in float32, over the largest magnitude."""
-    largest = np.abs(factor).max(initial=0.0) or 1.0
-    change = rounded.astype(factor.dtype) - factor
-    return (factor / largest).astype(np.float32), (change / largest).astype(np.float32)
+class _Grams(NamedTuple):
+    """Gram matrices [k, k] of a factor x [p, k] and of what rounding changed in it."""
+
+    exact: np.ndarray  # x.T x
+    across: np.ndarray  # change.T x
+    moved: np.ndarray  # change.T change
+
+
+def _grams(factor: np.ndarray, rounded: np.ndarray) -> _Grams:
+    """Gram matrices in float32, over the square of the largest magnitude."""
+    largest = max(factor.max(initial=0.0), -factor.min(initial=0.0)) or 1.0
+    k = factor.shape[1]
+    found = _Grams(*(np.zeros((k, k), np.float32) for _ in range(3)))
+    for start in range(0, len(factor), _ROWS):
+        rows = factor[start : start + _ROWS]
+        change = rounded[start : start + _ROWS].astype(rows.dtype) - rows
+        x, moved = ((y / largest).astype(np.float32) for y in (rows, change))
+        for total, left, right in zip(
+            found, (x, moved, moved), (x, x, moved), strict=True
+        ):
+            total += left.T @ right
+    return found
 
 
 def _sum(x: np.ndarray, y: np.ndarray) -> float:

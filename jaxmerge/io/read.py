@@ -210,15 +210,25 @@ def _streamed(
     """Adapters that are read again, a module at a time, from files that stay."""
 
     def read(modules: Sequence[str]) -> dict[str, AdapterStack]:
-        stacks = {}
-        for module in modules:
-            rows = _that_do_something(_rows(opened, module))
-            pairs = [None if row is None else (row.b, row.a) for row in rows]
-            stacks[module] = stack_adapters(pairs, name=module)
+        stacks = {
+            module: _stack_of(opened, module, shapes[module]) for module in modules
+        }
         _refuse_changed(opened)
         return stacks
 
     return Streamed(([module] for module in shapes), read, lambda: shapes)
+
+
+def _stack_of(
+    opened: Sequence[OpenAdapter], module: str, shape: AdapterStack
+) -> AdapterStack:
+    """The adapters of a module, of which one is in memory beside the stack."""
+    a, b = (np.zeros(x.shape, np.float32) for x in (shape.a, shape.b))
+    for task in shape.present:
+        spec, rank = opened[task].specs[module], shape.ranks[task]
+        row = read_factors(spec, opened[task].tensors)
+        a[task, :rank], b[task, :, :rank] = row.a, row.b
+    return shape.replace(a=jax.device_put(a), b=jax.device_put(b))
 
 
 def _rows(opened: Sequence[OpenAdapter], module: str) -> list[Factors | None]:

@@ -267,7 +267,7 @@ def _write_folder(
 
 def _write_weights(path: Path, output: Output) -> None:
     """Writes the weight file, every tensor when it is made."""
-    with SafetensorsWriter(path, output.blanks, output.header) as writer:
+    with SafetensorsWriter(path, output.blanks, output.header, hashed=False) as writer:
         for key in writer.keys:
             writer.write(output.tensor(key))
     path.chmod(path.parent.stat().st_mode & 0o666)

@@ -17,6 +17,7 @@ from jaxmerge.spec import (
     parse,
 )
 from jaxmerge.spec.layerwise import PerModule, as_given
+from jaxmerge.streamed import described
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
@@ -230,7 +231,7 @@ class MergeRecipe:
         import jax
 
         self.check_statistics(
-            {module: stack.a.shape[-1] for module, stack in adapters.stacks.items()},
+            {module: x.a.shape[-1] for module, x in described(adapters.stacks).items()},
             [source.base_model for source in adapters.sources],
             allow_different_bases=adapters.options.allow_different_bases,
         )

@@ -3,10 +3,10 @@
     python -m benchmarks.memory [--layers 4,16] [--out benchmarks/results]
 
 Eight adapters of rank 16 in bfloat16 on all linear layers of Llama 3 8B, for some
-numbers of layers, are merged, each time by a process of its own. That process has merged two tiny adapters
-before by the same pipeline, so that JAX and all modules are loaded; what its peak of
-resident memory rises by from there is the row. The programs are in a cache, where a
-run before has put them.
+numbers of layers, are merged, each time by a process of its own. That process has
+merged tiny adapters before by the same pipeline, so that JAX and all modules are
+loaded; what its peak of resident memory rises by from there is the row. The programs
+are in a cache, where a run before has put them.
 """
 
 import argparse

@@ -47,7 +47,10 @@ def run(
         given["sample"] = sample
     merger, given["factor"] = _merger(pipeline, phis)
     if isinstance(stacks, Streamed) and not at_work.needs_all(pipeline, memory):
-        some = at_work.bounded(pipeline, stacks, stats, memory=memory, chunk=chunk)
+        together = mesh is not None or chunk is not None
+        some = at_work.bounded(
+            pipeline, stacks, stats, memory=memory, together=together
+        )
         if stats is not None:
             given["stats"] = at_work.loading(pipeline, some, stats)
         at_a_time = chunk or at_work.chunk(pipeline, shapes)

@@ -91,14 +91,14 @@ def bounded(
     stats: "Mapping[str, Statistics] | LoadsStatistics | None",
     *,
     memory: int | None,
-    chunk: int | None,
+    together: bool,
 ) -> "Streamed[AdapterStack]":
     """Adapters of which as many modules are read at a time as are merged together.
 
-    That is one on a CPU, unless a ``chunk`` is asked for; elsewhere as many neighbours
-    as fit into ``memory``, or into 1 GiB. A module counts with what is computed from
-    it, estimated as eight times its adapters in float32, with its statistics and, in
-    full space, its dense updates.
+    That is one on a CPU, unless a chunk or a mesh asks for some ``together``; elsewhere
+    as many neighbours as fit into ``memory``, or into 1 GiB. A module counts with what
+    is computed from it, estimated as eight times its adapters in float32, with its
+    statistics and, in full space, its dense updates.
 
     Raises:
       PipelineError: one module alone needs more than ``memory``.
@@ -116,7 +116,7 @@ def bounded(
             "be merged; give at least ",
             Option("memory", str(sizes[largest])),
         )
-    if chunk is None and jax.default_backend() == "cpu":
+    if not together and jax.default_backend() == "cpu":
         return stacks.regrouped((module,) for module in sizes)
     return stacks.regrouped(in_groups(sizes, memory or BYTES_AT_A_TIME))
 

@@ -40,7 +40,7 @@ def at_ordinary_scale(merger: ModelMerger, *, together: bool) -> ModelMerger:
       Refusal: from the merger, a result that float32 cannot hold.
     """
 
-    def merge(stacks: Mapping[str, AdapterStack], **extra: Any) -> Mapping[str, Update]:
+    def merge(stacks: Mapping[str, AdapterStack], **extra: Any) -> dict[str, Update]:
         leaves = jax.tree.leaves(dict(described(stacks)))
         if any(isinstance(leaf, Tracer) for leaf in leaves):
             return merger(stacks, **extra)

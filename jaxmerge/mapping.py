@@ -7,7 +7,7 @@ equal shape and ranks go through one compiled, vectorised program.
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxmerge.doors import check_inputs, check_modules
 from jaxmerge.streamed import Streamed, described
 
-Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 _BY_MODULE = ("weights", "densities", "stats")  # inputs that modules may have apart
@@ -37,14 +36,14 @@ def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 def map_modules(
     fn: Callable[..., Result],
-    modules: Mapping[str, Tree],
+    modules: Mapping[str, Any],
     *rest: Mapping[str, Any],
     key: jax.Array | None = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
     extras: Sequence[str] = (),
     **extra: Any,
-) -> Mapping[str, Result]:
+) -> dict[str, Result]:
     """Applies a function, usually a `Merger`, to every module of a model.
 
     Args:
@@ -96,7 +95,8 @@ def map_modules(
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
     if isinstance(modules, Streamed):
-        return _streamed(fn, (modules, *rest), own, key, extra, chunk, mesh, extras)
+        found = _streamed(fn, (modules, *rest), own, key, extra, chunk, mesh, extras)
+        return cast("dict[str, Result]", found)  # typed as what it stands for
     trees = {
         name: (
             (modules[name], *(tree[name] for tree in rest)),

@@ -7,7 +7,7 @@ by module is itself made module by module, while it is written.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import TypeVar, overload
 
 Tree = TypeVar("Tree")
 
@@ -71,9 +71,21 @@ def described(values: Mapping[str, Tree]) -> Mapping[str, Tree]:
     return values.shapes if isinstance(values, Streamed) else values
 
 
+@overload
+def each(
+    values: Streamed[Tree], change: Callable[[str, Tree], Tree]
+) -> Streamed[Tree]: ...
+
+
+@overload
 def each(
     values: Mapping[str, Tree], change: Callable[[str, Tree], Tree]
-) -> Mapping[str, Tree]:
+) -> dict[str, Tree]: ...
+
+
+def each(
+    values: Mapping[str, Tree], change: Callable[[str, Tree], Tree]
+) -> dict[str, Tree] | Streamed[Tree]:
     """The values of all modules after a change that leaves shapes and dtypes.
 
     >>> each({"q": 1, "k": 2}, lambda name, value: 10 * value)

@@ -119,7 +119,7 @@ class ModelMerger(Protocol):
 
     def __call__(
         self, stacks: Mapping[str, AdapterStack], /, **extra: Any
-    ) -> Mapping[str, Update]: ...
+    ) -> dict[str, Update]: ...
 
 
 class Calibration(NamedTuple):

@@ -177,9 +177,7 @@ class LearnRecipe:
             smooth_tchebycheff, anchors=anchors, alpha=self.alpha, absolute=absolute
         )
 
-    def apply(
-        self, adapters: Adapters, phis: Mapping[str, Any]
-    ) -> Mapping[str, Update]:
+    def apply(self, adapters: Adapters, phis: Mapping[str, Any]) -> dict[str, Update]:
         """Merges with known coefficients, as at the end of a fit.
 
         Raises:

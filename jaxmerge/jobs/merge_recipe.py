@@ -212,7 +212,7 @@ class MergeRecipe:
         chunk: int | None = None,
         memory: int | None = None,
         advance: Callable[[int], None] | None = None,
-    ) -> "tuple[Mapping[str, Update], dict[str, Any]]":
+    ) -> "tuple[dict[str, Update], dict[str, Any]]":
         """Merges all modules and their LoRA biases.
 
         Args:

@@ -54,7 +54,7 @@ def model_scores(
     """
 
     @lru_cache(maxsize=len(seeds))  # the last merge, with every seed
-    def merged(point: Point, seed: int | None) -> Mapping[str, Update]:
+    def merged(point: Point, seed: int | None) -> dict[str, Update]:
         updates, _ = recipe(point, seed).run(adapters)
         return _of_one_shape(updates, adapters) if masked else updates
 

@@ -283,7 +283,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 def _apply_phi(
     record: Mapping[str, Any], adapters: "Adapters", path: Path
-) -> "Mapping[str, Update]":
+) -> "dict[str, Update]":
     """Merges with learned coefficients as they were stored."""
     from jaxmerge.io.tensors import SafetensorsFile, read_finite
     from jaxmerge.jobs.learn_recipe import LearnRecipe

@@ -64,7 +64,7 @@ def iteris(
     chunk: int | None = None,
     mesh: Mesh | None = None,
     **extra: Any,
-) -> Mapping[str, Update]:
+) -> dict[str, Update]:
     """Merges by least squares on inputs, again and again on those of the last merge.
 
     With X_t the inputs of a module under adapter t and X~_t those of the same samples
@@ -112,7 +112,7 @@ def iteris(
     base = dict.fromkeys(stacks) if base is None else base
     size = {name: _squares(stack, base[name]) for name, stack in stacks.items()}
     sums_of_batch = jax.jit(partial(_sums_of_batch, apply, mask, mix))
-    merged: Mapping[str, Update] = {}
+    merged: dict[str, Update] = {}
     for _ in range(iterations):
         routed = {name: [] for name in stacks}
         total = dict.fromkeys(stacks, 0.0)

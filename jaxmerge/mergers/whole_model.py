@@ -66,7 +66,7 @@ def each_module(merger: Merger) -> ModelMerger:
 
     def merge(
         stacks: Stacks, *, stats: Mapping[str, Statistics] | None = None, **extra: Any
-    ) -> Mapping[str, Update]:
+    ) -> dict[str, Update]:
         check_model(merger, stacks)
         if stats is not None:
             check_statistics(stacks, stats)
@@ -90,7 +90,7 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
         chunk: int | None = None,
         mesh: Mesh | None = None,
         **extra: Any,
-    ) -> Mapping[str, Update]:
+    ) -> dict[str, Update]:
         devices = {"chunk": chunk, "mesh": mesh}
         check_model(merger, stacks)
         seen = map_modules(prepare, stacks, **devices) if prepare else stacks
@@ -181,7 +181,7 @@ def trim_whole_model(
         chunk: int | None = None,
         mesh: Mesh | None = None,
         **extra: Any,
-    ) -> Mapping[str, Update]:
+    ) -> dict[str, Update]:
         check_model(trim_whole_model, stacks)
         kept = density_of(trim_whole_model, density, densities)
         devices = {"chunk": chunk, "mesh": mesh}

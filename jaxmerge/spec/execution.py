@@ -28,7 +28,7 @@ def run(
     memory: int | None,
     mesh: Any,
     report: Callable[[int], None] | None,
-) -> Mapping[str, Update]:
+) -> dict[str, Update]:
     """See `jaxmerge.Pipeline.run`."""
     checks.check_adapters(pipeline, stacks)
     shapes = described(stacks)

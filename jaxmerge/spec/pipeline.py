@@ -182,7 +182,7 @@ class Pipeline:
         memory: int | None = None,
         mesh: "Mesh | None" = None,
         report: Callable[[int], None] | None = None,
-    ) -> "Mapping[str, Update]":
+    ) -> "dict[str, Update]":
         """Merges the adapters of a whole model.
 
         A pipeline is built once in a process and compiled once for each shape of

@@ -50,7 +50,7 @@ else:
             return import_module(f"jaxmerge.{name}")
         homes = _homes()
         if name == "__all__":
-            return sorted(homes)
+            return list(import_module("jaxmerge.api").__all__)  # in its order
         if name not in homes:
             from difflib import get_close_matches
 

@@ -54,7 +54,7 @@ def task_similarities(
         )
     if by == "cosine":
         grams = map_modules(task_gram, stacks).values()
-        gram = sum(np.asarray(found, np.float64) for found in grams)
+        gram = np.sum([np.asarray(found, np.float64) for found in grams], axis=0)
         norms = np.sqrt(np.maximum(np.diagonal(gram), 0))
         return _quotient(gram, np.outer(norms, norms))
     if by != "overlap":
@@ -120,7 +120,8 @@ def cluster_adapters(
             f"cluster_adapters: {count} adapters make 1 to {count} groups, not {groups}"
         )
     if not np.all(np.isfinite(similarity)):
-        broken = [tasks[t] for t in np.flatnonzero(np.isnan(np.diagonal(similarity)))]
+        own = zip(tasks, np.diagonal(similarity), strict=True)
+        broken = [name for name, found in own if not np.isfinite(found)]
         raise Refusal(f"cluster_adapters: adapters are not finite: {broken}")
     order = sorted(range(count), key=lambda task: tasks[task])
     found = average_linkage(similarity[np.ix_(order, order)], groups)
@@ -142,7 +143,7 @@ def average_linkage(similarity: np.ndarray, groups: int) -> list[list[int]]:
         sizes = np.array([len(group) for group in members])
         linkage = np.round(sums / np.outer(sizes, sizes), _DIGITS)
         linkage[np.tril_indices(len(members))] = -np.inf
-        one, other = np.unravel_index(np.argmax(linkage), linkage.shape)
+        one, other = divmod(int(np.argmax(linkage)), len(members))
         sums[one] += sums[other]
         sums[:, one] += sums[:, other]
         sums = np.delete(np.delete(sums, other, axis=0), other, axis=1)

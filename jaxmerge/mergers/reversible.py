@@ -127,8 +127,7 @@ def restore_adapter(merge: ReversibleMerge, task: int | jax.Array) -> LowRank:
 
     Cost: O(d p q) for the core, and O(m p q) or O(p q n).
     """
-    if not isinstance(merge, ReversibleMerge):
-        raise Refusal("restore_adapter takes what compress_adapters makes of a stack")
+    _check_merge(merge)
     tasks = len(merge.coefficients)
     if isinstance(task, int) and not -tasks <= task < tasks:
         raise Refusal(
@@ -229,3 +228,8 @@ def _check(function: Callable[..., Any], stack: Any, **counts: int | None) -> No
             raise Refusal(
                 f"{function.__name__}: {name} must be at least 1, got {count}"
             )
+
+
+def _check_merge(value: Any) -> None:
+    if not isinstance(value, ReversibleMerge):
+        raise Refusal("restore_adapter takes what compress_adapters makes of a stack")

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxmerge import linalg
 from jaxmerge.doors import check_stack
 from jaxmerge.refusals import Refusal
-from jaxmerge.types import AdapterStack, Calibration, Merger
+from jaxmerge.types import AdapterStack, Calibration, Merger, RealLike
 from jaxmerge.updates import calibrated
 
 
 def shrink_updates(
     stack: AdapterStack,
     *,
-    threshold: float,
+    threshold: RealLike,
     relative: bool = True,
     squared: bool = False,
 ) -> AdapterStack:
@@ -37,7 +37,7 @@ def shrink_updates(
 
     Args:
       stack: T adapters of one module.
-      threshold: mu, at least 0. At 0 the updates stay.
+      threshold: mu, at least 0; it may be traced. At 0 the updates stay.
       relative: a share of the largest singular value of each update, or absolute.
       squared: the threshold of the squared nuclear norm, which follows the size of an
         adapter by itself, whatever ``relative`` says.
@@ -62,17 +62,18 @@ def shrink_updates(
     _check(threshold)
     check_stack(shrink_updates, stack)
     u, s, _ = linalg.svd_of_product(stack.b, stack.a)
+    mu = jnp.asarray(threshold, s.dtype)
     if squared:
-        tau = threshold * _kept_sum(s, threshold)
+        tau = mu * _kept_sum(s, mu)
     else:
-        tau = threshold * (s[:, :1] if relative else jnp.ones_like(s[:, :1]))
+        tau = mu * (s[:, :1] if relative else jnp.ones_like(s[:, :1]))
     kept = linalg.divide(jnp.maximum(s - tau, 0), s)
     onto = linalg.matmul(linalg.transpose(u), stack.b)
     return stack.replace(b=linalg.matmul(u * kept[:, None, :], onto))
 
 
 def shrunk(
-    *, threshold: float, relative: bool = True, squared: bool = False
+    *, threshold: RealLike, relative: bool = True, squared: bool = False
 ) -> Calibration:
     """`shrink_updates` as a calibration, in front of any merge."""
     _check(threshold)
@@ -84,7 +85,7 @@ def shrunk(
 
 
 def soft_threshold(
-    merger: Merger, *, threshold: float, relative: bool = True, squared: bool = False
+    merger: Merger, *, threshold: RealLike, relative: bool = True, squared: bool = False
 ) -> Merger:
     """A merger of low-rank estimates of the updates (`shrink_updates`).
 
@@ -111,13 +112,13 @@ def soft_threshold(
     )
 
 
-def _kept_sum(s: jax.Array, mu: float) -> jax.Array:
+def _kept_sum(s: jax.Array, mu: jax.Array) -> jax.Array:
     """``max_k (s_1 + .. + s_k) / (1 + k mu)`` of values [T, d], [T, 1]."""
     counts = jnp.arange(1, s.shape[1] + 1, dtype=s.dtype)
     sums = jnp.cumsum(s, axis=1) / (1 + mu * counts)[None, :]
     return jnp.max(sums, axis=1, keepdims=True)
 
 
-def _check(threshold: float) -> None:
+def _check(threshold: RealLike) -> None:
     if isinstance(threshold, int | float) and not threshold >= 0:
         raise Refusal(f"soft_threshold: threshold must be at least 0, got {threshold}")

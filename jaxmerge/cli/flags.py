@@ -99,6 +99,15 @@ Limit = Annotated[
         help="Number of inputs of each task, at even distances; all unless given.",
     ),
 ]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=values.byte_count,
+        metavar="BYTES",
+        help="Bound of the memory for the adapters that are worked on at a time, such "
+        "as 2GB; as little as possible unless given.",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Number of inputs in the model at a time.")
 ]

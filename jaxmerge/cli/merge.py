@@ -14,6 +14,7 @@ from jaxmerge.cli.flags import (
     Json,
     Limit,
     MaxLength,
+    Memory,
     ModelType,
     Names,
     Out,
@@ -122,6 +123,7 @@ def merge(
         int | None,
         typer.Option(min=1, help="Work on this many modules of one shape at a time."),
     ] = None,
+    memory: Memory = None,
     read: dict[str, Any],
     force: Force = False,
     dry_run: Annotated[
@@ -176,6 +178,7 @@ def merge(
         ragged=ragged,
         dtype=dtype,
         chunk=chunk,
+        memory=memory,
         force=force,
         progress=console.progress,
         **asked,

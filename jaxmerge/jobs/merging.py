@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -83,6 +84,7 @@ def merge(
     dense: Dense = "error",
     dtype: str | None = None,
     chunk: int | None = None,
+    memory: int | None = None,
     force: bool = False,
     progress: Progress = silent,
     **read: Unpack[ReadOptions],
@@ -116,6 +118,9 @@ def merge(
       rank: see `jaxmerge.io.save_peft`, and so ``energy``, ``ragged``, ``dense``,
         ``dtype`` and ``force``.
       chunk: number of modules of one shape that are merged at a time.
+      memory: bytes that the adapters which are worked on at a time may take, with what
+        is computed from them (`jaxmerge.spec.memory.bounded`); on a CPU that is one
+        module, whatever the bound. Every bound gives the same bits there.
       progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
@@ -155,7 +160,7 @@ def merge(
             " are for pipelines that run the model",
         )
     with progress("reading", 1) as advance:
-        adapters = read_adapters(folders, names, read)
+        adapters = read_adapters(folders, names, read, stream=True)
         with refusing_bad_input():
             recipe = recipe.bound(
                 adapters,
@@ -167,9 +172,10 @@ def merge(
                 task_type=task_type,
             )
         advance(1)
-    with progress("merging modules", len(adapters.stacks)) as advance:
-        updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)
-    with progress("writing and reading back", 1) as advance:
+    with _Merging(progress, len(adapters.stacks) * (1 if energy is None else 2)) as at:
+        updates, biases = recipe.run(
+            adapters, chunk=chunk, memory=memory, advance=at.advance
+        )
         saved = io.save_peft(
             out,
             updates,
@@ -184,7 +190,6 @@ def merge(
             force=force,
             inputs=inputs,
         )
-        advance(1)
     return Merged(
         recipe=recipe,
         adapters=adapters.names,
@@ -193,6 +198,26 @@ def merge(
         size=size_of(out, saved.files),
         notes=(*adapters.notes, *_notes(recipe, saved)),
     )
+
+
+class _Merging(ExitStack):
+    """Tells that modules are merged, and when all are, that they are read back.
+
+    Modules are written as they are merged.
+    """
+
+    def __init__(self, progress: Progress, modules: int):
+        super().__init__()
+        self._progress, self._left = progress, modules
+        self._advance = self.enter_context(progress("merging modules", modules))
+
+    def advance(self, modules: int) -> None:
+        """Some modules are merged."""
+        self._advance(modules)
+        self._left -= modules
+        if self._left == 0:
+            self.close()
+            self.enter_context(self._progress("writing and reading back", 1))
 
 
 def merge_recipe(

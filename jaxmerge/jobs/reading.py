@@ -65,12 +65,16 @@ class ModelInputs(NamedTuple):
 
 
 def read_adapters(
-    folders: Sequence[Folder], names: Sequence[str] | None, read: ReadOptions
+    folders: Sequence[Folder],
+    names: Sequence[str] | None,
+    read: ReadOptions,
+    *,
+    stream: bool = False,
 ) -> "Adapters":
     """PEFT adapters, under the given names of their tasks."""
     from jaxmerge import io
 
-    adapters = io.load_peft(folders, **read)
+    adapters = io.load_peft(folders, stream=stream, **read)
     return replace(adapters, names=task_names(names, adapters.names))
 
 

@@ -215,7 +215,9 @@ def _differences_from_record(
     from jaxmerge import io
     from jaxmerge.jobs.merge_recipe import MergeRecipe
 
-    adapters = io.load_peft(paths, **recorded_options(record["read_options"]))
+    streamed = kind(record) == "pipeline"
+    options = recorded_options(record["read_options"])
+    adapters = io.load_peft(paths, stream=streamed, **options)
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
     found = list(_unread(record, adapters, read))

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from jaxmerge.learning.coefficients import compose
 from jaxmerge.magnitudes import at_ordinary_scale
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
@@ -46,6 +45,8 @@ def model_merger(calls: tuple[Call, ...]) -> ModelMerger:
 @cache
 def learned_merger(calls: tuple[Call, ...]) -> Learned:
     """The learned merger of some steps, with what surrounds it."""
+    from jaxmerge.learning.coefficients import compose  # it loads all of learning
+
     (first,) = _calls_of(calls, "learned merger")
     learned = _configured(first)()
     for before, after in _calibrations(calls):

@@ -57,7 +57,15 @@ from jaxmerge.mergers.iteris import ModelSample, iteris
 from jaxmerge.mergers.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mergers.pico import calibrate, pico, restore_norm
 from jaxmerge.mergers.regmean import regmean, ssr
+from jaxmerge.mergers.reversible import (
+    CompressionCurve,
+    ReversibleMerge,
+    compress_adapters,
+    compression_curve,
+    restore_adapter,
+)
 from jaxmerge.mergers.singular import cart, iso_c, iso_cts, tsv, tsv_m
+from jaxmerge.mergers.soft_threshold import shrink_updates, soft_threshold
 from jaxmerge.mergers.spaces import (
     core,
     core_space,
@@ -164,13 +172,16 @@ __all__ = [
     "average", "concat", "lora_lego", "regmean", "robust_merge", "ssr",
     "task_arithmetic", "tsv_m",
     # merger to merger
-    "balanced", "calibrated", "pico", "then",
+    "balanced", "calibrated", "pico", "soft_threshold", "then",
     # stack to stack
-    "balance", "calibrate", "leave_out",
+    "balance", "calibrate", "leave_out", "shrink_updates",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
     # what can be asked of a stack
     "task_norms", "task_updates",
+    # T adapters in terms of few components, and back
+    "CompressionCurve", "ReversibleMerge", "compress_adapters", "compression_curve",
+    "restore_adapter",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
     "decay_to_start", "distillation", "entropies",

@@ -73,7 +73,12 @@ stack_calls = {
         "ssr": partial(jm.ssr, stats=None), "balanced": jm.balanced(jm.concat),
         "pico": jm.pico(jm.concat), "then": jm.then(jm.concat, jm.isotropize),
         "calibrated": jm.calibrated(jm.concat, jm.Calibration(jm.balance)),
-        "balance": jm.balance, "calibrate": jm.calibrate, "task_norms": jm.task_norms,
+        "balance": jm.balance, "calibrate": jm.calibrate,
+        "shrink_updates": partial(jm.shrink_updates, threshold=0.1),
+        "soft_threshold": jm.soft_threshold(jm.concat, threshold=0.1),
+        "task_norms": jm.task_norms,
+        "compress_adapters": partial(jm.compress_adapters, components=1),
+        "compression_curve": jm.compression_curve,
         "tara_a": METHOD.prepare, "tara_b": jm.tara_b().prepare,
         "adamerging": jm.adamerging().prepare, "compose": jm.compose(METHOD).prepare,
     }.items()
@@ -195,6 +200,10 @@ array_calls = {
     "svc": [lambda: jm.svc(PLANE, stack=OTHER), lambda: jm.svc(PLANE, stack=CUBE)],
     "restore_norm": [lambda: jm.restore_norm(PLANE, stack=OTHER)],
     "task_updates": [lambda: jm.task_updates(MODEL, 2)],
+    "restore_adapter": [
+        lambda: jm.restore_adapter(STACK, 0),
+        lambda: jm.restore_adapter(jm.ReversibleMerge(ONE, CUBE, PLANE), 2),
+    ],
     "leave_out": [lambda: jm.leave_out(PLANE, {0}), lambda: jm.leave_out(MODEL, {0})],
     "tara_a": [lambda: METHOD.apply(ROW, METHOD.prepare(STACK))],
     "fit": [
@@ -221,10 +230,11 @@ WITHOUT = {
     "a type, checked where it is used": {
         *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),
         *("ModelMerger", "Rule", "Space", "Update", "EmrParts", "Moments", "Sketch"),
-        *("ModelSample", "Taught"),
+        *("ModelSample", "Taught", "ReversibleMerge"),
     },
     "a result or an error": {
         *("Fitted", "History", "Progress", "Start", "Refusal", "PipelineError"),
+        "CompressionCurve",
     },
     "a space: in_space checks what it is given": {
         *("core", "full", "knots", "knots_unscaled", "compressed"),

@@ -94,7 +94,12 @@ def _space(calls: Sequence[Call]) -> Space:
 def _calibrations(calls: Sequence[Call]) -> list[Calibration]:
     """Calibrations and posts, from the inside out."""
     posts = [Calibration(after=_configured(call)) for call in _calls_of(calls, "post")]
-    return [*(resolve(c.step.target) for c in _calls_of(calls, "calibration")), *posts]
+    return [*map(_calibration, _calls_of(calls, "calibration")), *posts]
+
+
+def _calibration(call: Call) -> Calibration:
+    found = _configured(call)
+    return found if isinstance(found, Calibration) else found()
 
 
 def _times(update: Update, *, factor: jax.Array, **extra: Any) -> Update:

@@ -143,6 +143,19 @@ array_calls = {
         lambda: jm.divergence(PLANE, PLANE, mask=ROW),
     ],
     "entropy": [lambda: jm.entropy(ONE), lambda: jm.entropy(STACK)],
+    "token_divergence": [
+        lambda: jm.token_divergence(PLANE, PLANE[:, :2], PLANE),
+        lambda: jm.token_divergence(PLANE, PLANE, PLANE[:, :2]),
+        lambda: jm.token_divergence(PLANE, PLANE, PLANE, mask=ROW),
+    ],
+    "token_entropy": [
+        lambda: jm.token_entropy(PLANE, PLANE.T),
+        lambda: jm.token_entropy(PLANE, PLANE, mask=ROW),
+    ],
+    "token_nats": [
+        lambda: jm.token_nats(PLANE, np.zeros(2, int), PLANE.T),
+        lambda: jm.token_nats(PLANE, np.zeros(3, int), PLANE),
+    ],
     "mean_prediction_entropy": [lambda: jm.mean_prediction_entropy(ONE)],
     "effective_rank": [lambda: jm.effective_rank(PLANE)],
     "row_basis": [lambda: jm.row_basis(ROW)],
@@ -161,6 +174,9 @@ array_calls = {
     ],
     "distillation": [
         lambda: jm.distillation(losses, losses, {})(None, {}, {"one": PLANE})
+    ],
+    "token_distillation": [
+        lambda: jm.token_distillation(losses, losses)(None, {}, {"one": PLANE})
     ],
     "feature_distillation": [
         lambda: jm.feature_distillation(losses)(None, {}, {"one": PLANE})
@@ -240,7 +256,9 @@ WITHOUT = {
         *("core", "full", "knots", "knots_unscaled", "compressed"),
     },
     "numbers and devices alone": {"kaiming_init", "module_mesh"},
-    "functions; entropy checks what they give": {"entropies", "information"},
+    "functions; entropy checks what they give": {
+        *("entropies", "information", "token_entropies"),
+    },
     "a model and its batches; moments_of and check_mask check what passes through": {
         *("collect_inputs", "collector"),
     },

@@ -3,7 +3,8 @@
 Three adapters of classifiers, their base, a BERT of one layer, and inputs of each. All
 weights and words are drawn at random, so the commands run in seconds and their scores
 mean nothing; real adapters are in ``experiments/digits8``. ``styles`` holds two LoRA
-files of Stable Diffusion 1.5 with a few modules, as kohya's sd-scripts write them.
+files of Stable Diffusion 1.5 with a few modules, as kohya's sd-scripts write them,
+``language`` a causal language model of one layer with two adapters and their texts.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from experiments import example_language
 from jaxmerge.models import BertConfig, init_bert, save_bert
 
 TASKS = {"cars": 4, "dtd": 2, "svhn": 3}  # ranks
@@ -21,6 +23,7 @@ ROWS, CLASSES, WIDTH = 48, 3, 16
 WORDS = [f"word{number}" for number in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 ATTENTION = "bert.encoder.layer.0.attention"
+FOLDERS = ("runs", "base", "data", "styles", "language")
 STYLES = {"ink": 4, "wash": 2}  # ranks
 STYLE_MODULES = {  # outputs and inputs
     "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (1280, 1280),
@@ -46,15 +49,15 @@ heads: keep
 
 
 def main() -> None:
-    """Writes ``runs``, ``base``, ``data``, ``styles`` and a recipe into a folder."""
+    """Writes small folders and a recipe into a folder."""
     parser = argparse.ArgumentParser(description="Write small folders to try on.")
     parser.add_argument("--out", type=Path, default=Path(), help="folder; by default .")
     out = parser.parse_args().out
-    for name in ("runs", "base", "data", "styles", "recipe.yaml"):
+    for name in (*FOLDERS, "recipe.yaml"):
         if (out / name).exists():
             parser.error(f"{out / name} exists already")
     write(out)
-    print(f"wrote runs, base, data, styles and recipe.yaml into {out.resolve()}")
+    print(f"wrote {', '.join(FOLDERS)} and recipe.yaml into {out.resolve()}")
 
 
 def write(out: Path) -> None:
@@ -67,6 +70,7 @@ def write(out: Path) -> None:
     (out / "recipe.yaml").write_text(RECIPE)
     for style, rank in STYLES.items():
         _write_style(out / "styles" / f"{style}.safetensors", rank, rng)
+    example_language.write(out / "language")
 
 
 def _write_base(folder: Path) -> None:

@@ -21,12 +21,14 @@ The same in pieces: `jaxmerge.types` is the page to read first. It defines rules
 mergers, posts and merges of whole models, which compose as ``jax.vmap(jax.grad(f))``
 does. `parse` makes a merge of text, `fit` learns coefficients through any Flax model,
 ``jaxmerge.io`` reads and writes adapters. All public names are listed in
-`jaxmerge.api`; they load at their first use.
+`jaxmerge.api`; each loads at its first use.
 """
 
-from difflib import get_close_matches
+import ast
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -46,15 +48,34 @@ else:
             raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}")
         if find_spec(f"jaxmerge.{name}"):  # one module asks for another while it loads
             return import_module(f"jaxmerge.{name}")
-        api = import_module("jaxmerge.api")
-        if not hasattr(api, name):
-            near = get_close_matches(name, api.__all__, n=1)
+        homes = _homes()
+        if name == "__all__":
+            return list(import_module("jaxmerge.api").__all__)  # in its order
+        if name not in homes:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, homes, n=1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise AttributeError(f"module 'jaxmerge' has no attribute {name!r}{meant}")
-        globals()[name] = value = getattr(api, name)
+        globals()[name] = value = getattr(import_module(homes[name]), name)
         return value
+
+
+@cache
+def _homes() -> dict[str, str]:
+    """Public name -> its module, as the imports of `jaxmerge.api` say.
+
+    They are read and not run, so that one name does not load all the others.
+    """
+    source = get_data("jaxmerge", "api.py") or b""
+    return {
+        alias.name: node.module
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
 
 
 def __dir__() -> list[str]:
     dunders = [name for name in globals() if name.startswith("__")]
-    return sorted([*dunders, *import_module("jaxmerge.api").__all__])
+    return sorted([*dunders, *_homes()])

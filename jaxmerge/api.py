@@ -22,8 +22,9 @@ from jaxmerge.learning.distillation import (
     distillation,
     feature_distillation,
     teacher_answers,
+    token_distillation,
 )
-from jaxmerge.learning.entropies import entropies, information
+from jaxmerge.learning.entropies import entropies, information, token_entropies
 from jaxmerge.learning.fit import Fitted, History, Progress, fit
 from jaxmerge.learning.null_space import null_space_ratios
 from jaxmerge.learning.objectives import (
@@ -41,6 +42,11 @@ from jaxmerge.learning.objectives import (
 from jaxmerge.learning.optimizers import decay_to_start, tail_average
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
+from jaxmerge.learning.token_objectives import (
+    token_divergence,
+    token_entropy,
+    token_nats,
+)
 from jaxmerge.mapping import map_modules, module_mesh
 from jaxmerge.mergers.balance import balance, balanced
 from jaxmerge.mergers.ctm import compressed, ctm
@@ -51,7 +57,15 @@ from jaxmerge.mergers.iteris import ModelSample, iteris
 from jaxmerge.mergers.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mergers.pico import calibrate, pico, restore_norm
 from jaxmerge.mergers.regmean import regmean, ssr
+from jaxmerge.mergers.reversible import (
+    CompressionCurve,
+    ReversibleMerge,
+    compress_adapters,
+    compression_curve,
+    restore_adapter,
+)
 from jaxmerge.mergers.singular import cart, iso_c, iso_cts, tsv, tsv_m
+from jaxmerge.mergers.soft_threshold import shrink_updates, soft_threshold
 from jaxmerge.mergers.spaces import (
     core,
     core_space,
@@ -158,13 +172,16 @@ __all__ = [
     "average", "concat", "lora_lego", "regmean", "robust_merge", "ssr",
     "task_arithmetic", "tsv_m",
     # merger to merger
-    "balanced", "calibrated", "pico", "then",
+    "balanced", "calibrated", "pico", "soft_threshold", "then",
     # stack to stack
-    "balance", "calibrate", "leave_out",
+    "balance", "calibrate", "leave_out", "shrink_updates",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
     # what can be asked of a stack
     "task_norms", "task_updates",
+    # T adapters in terms of few components, and back
+    "CompressionCurve", "ReversibleMerge", "compress_adapters", "compression_curve",
+    "restore_adapter",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
     "decay_to_start", "distillation", "entropies",
@@ -173,6 +190,9 @@ __all__ = [
     "cosine_distance", "divergence", "effective_rank", "entropy",
     "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio", "row_basis",
     "smooth_tchebycheff", "squared_distance",
+    # the same at the tokens of causal language models
+    "token_distillation", "token_divergence", "token_entropies", "token_entropy",
+    "token_nats",
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs

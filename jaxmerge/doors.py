@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmerge.refusals import Refusal, nearest
+from jaxmerge.streamed import described
 from jaxmerge.types import AdapterStack, LowRank, Update
 
 INPUTS = ("key", "weights", "densities", "stats", "sample", "ranks", "size", "stack")
@@ -80,7 +81,7 @@ def check_modules(function: Callable[..., Any] | str, value: Any) -> None:
 def check_model(merger: Callable[..., Any] | str, value: Any) -> None:
     """Refuses what is no stack of adapters for each module of a model."""
     check_modules(merger, value)
-    for module, stack in value.items():
+    for module, stack in described(value).items():
         if not isinstance(stack, AdapterStack):
             raise Refusal(
                 f"{_name(merger)} takes module -> stack of adapters, got "

@@ -11,7 +11,7 @@ This happens on the host, in NumPy, which computes with denormal numbers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 from jaxmerge.linalg import ORDINARY
 from jaxmerge.refusals import Refusal
+from jaxmerge.streamed import described, each
 from jaxmerge.types import AdapterStack, LowRank, ModelMerger, Update
 
 _COMFORT = 90  # exponents of a factor whose small entries are not denormal
@@ -40,7 +41,8 @@ def at_ordinary_scale(merger: ModelMerger, *, together: bool) -> ModelMerger:
     """
 
     def merge(stacks: Mapping[str, AdapterStack], **extra: Any) -> dict[str, Update]:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dict(stacks))):
+        leaves = jax.tree.leaves(dict(described(stacks)))
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             return merger(stacks, **extra)
         moved = 0
         for name in ("weights", "factor"):
@@ -48,16 +50,18 @@ def at_ordinary_scale(merger: ModelMerger, *, together: bool) -> ModelMerger:
             if leaves and not any(isinstance(leaf, Tracer) for leaf in leaves):
                 extra[name], exponent = _ordinary_number(extra[name])
                 moved += exponent
-        found = {module: _exponents(stack) for module, stack in stacks.items()}
-        if together and any(map(any, found.values())):
-            common = _exponents(*stacks.values())
-            found = dict.fromkeys(stacks, common)
-        near = {m: _scaled(stack, *found[m]) for m, stack in stacks.items()}
-        merged = merger(near, **extra)
-        return {
-            m: restored(update, -found[m][0], -found[m][1] + moved, module=m)
-            for m, update in merged.items()
-        }
+        common = _exponents(stacks.values()) if together else None
+        found: dict[str, tuple[int, int]] = {}
+
+        def near(module: str, stack: AdapterStack) -> AdapterStack:
+            found[module] = common or _exponents([stack])
+            return _scaled(stack, *found[module])
+
+        def back(module: str, update: Update) -> Update:
+            left, right = found[module]
+            return restored(update, -left, -right + moved, module=module)
+
+        return each(merger(each(stacks, near), **extra), back)
 
     return merge
 
@@ -137,11 +141,12 @@ def _kept(values: np.ndarray, exponent: int, module: str) -> np.ndarray:
     return result
 
 
-def _exponents(*stacks: AdapterStack) -> tuple[int, int]:
+def _exponents(stacks: Iterable[AdapterStack]) -> tuple[int, int]:
     """Powers of two that bring all B and all A near to 1; 0 where they are."""
-    left = max((_binary(stack.b) for stack in stacks), default=0)
-    right = max((_binary(stack.a) for stack in stacks), default=0)
-    return _moving(left), _moving(right)
+    sizes = [(_binary(stack.b), _binary(stack.a)) for stack in stacks]
+    largest = (max((size[k] for size in sizes), default=0) for k in (0, 1))
+    left, right = map(_moving, largest)
+    return left, right
 
 
 def _scaled(stack: AdapterStack, left: int, right: int) -> AdapterStack:

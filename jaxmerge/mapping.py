@@ -7,7 +7,7 @@ equal shape and ranks go through one compiled, vectorised program.
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmerge.doors import check_inputs, check_modules
+from jaxmerge.streamed import Streamed, described
 
-Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 _BY_MODULE = ("weights", "densities", "stats")  # inputs that modules may have apart
@@ -36,7 +36,7 @@ def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 def map_modules(
     fn: Callable[..., Result],
-    modules: Mapping[str, Tree],
+    modules: Mapping[str, Any],
     *rest: Mapping[str, Any],
     key: jax.Array | None = None,
     chunk: int | None = None,
@@ -50,7 +50,9 @@ def map_modules(
       fn: called as ``fn(modules[name], *(tree[name] for tree in rest), **extra)``, and
         with ``key=`` where a key is given. Build it once: a new closure or ``partial``
         compiles again.
-      modules: name -> AdapterStack, or any other tree of arrays.
+      modules: name -> AdapterStack, or any other tree of arrays. Where they are
+        `jaxmerge.streamed.Streamed`, so are the results: each is computed when it is
+        asked for.
       rest: further trees by the same names.
       key: key of the whole run; each module gets ``fold_in(key, crc32(name))``, which
         depends neither on the order nor on the other modules.
@@ -92,6 +94,9 @@ def map_modules(
         missing = sorted(set(modules) - set(tree))
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
+    if isinstance(modules, Streamed):
+        found = _streamed(fn, (modules, *rest), own, key, extra, chunk, mesh, extras)
+        return cast("dict[str, Result]", found)  # typed as what it stands for
     trees = {
         name: (
             (modules[name], *(tree[name] for tree in rest)),
@@ -126,6 +131,46 @@ def map_modules(
         for index, name in enumerate(names):
             results[name] = jax.tree.map(lambda x, i=index: x[i], outputs)
     return {name: results[name] for name in modules}
+
+
+def _streamed(
+    fn: Callable[..., Result],
+    trees: tuple[Mapping[str, Any], ...],
+    own: Mapping[str, Mapping[str, Any]],
+    key: jax.Array | None,
+    extra: Mapping[str, Any],
+    chunk: int | None,
+    mesh: Mesh | None,
+    extras: Sequence[str],
+) -> Streamed[Result]:
+    """The results for modules of which one group at a time is made."""
+    first = trees[0]
+    assert isinstance(first, Streamed)
+
+    def make(names: Sequence[str]) -> Mapping[str, Result]:
+        some = [{name: tree[name] for name in names} for tree in trees]
+        mine = {k: {name: v[name] for name in names} for k, v in own.items()}
+        inputs = {**extra, **mine}
+        return map_modules(
+            fn, *some, key=key, chunk=chunk, mesh=mesh, extras=extras, **inputs
+        )
+
+    def describe() -> dict[str, Result]:
+        programs: dict[Any, Result] = {}
+        found: dict[str, Result] = {}
+        shapes = [described(tree) for tree in trees]
+        for name in first:
+            inputs = tuple(shape[name] for shape in shapes)
+            leaves, structure = jax.tree.flatten(inputs)
+            kind = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+            if kind not in programs:
+                mine = {k: _value(k, values[name]) for k, values in own.items()}
+                keys = None if key is None else (key, _hash(name))
+                programs[kind] = _run_one.eval_shape(fn, (inputs, mine), keys, extra)
+            found[name] = programs[kind]
+        return found
+
+    return Streamed(first.groups, make, describe)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ that are present, their weights and their norms.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,20 @@ def stack_adapters(
         if pair is not None:
             stacked_b[task, :, : ranks[task]] = pair[0]
             stacked_a[task, : ranks[task]] = pair[1]
-    return AdapterStack(a=jnp.asarray(stacked_a), b=jnp.asarray(stacked_b), ranks=ranks)
+    a, b = jax.device_put((stacked_a, stacked_b))  # unlike asarray, compiles nothing
+    return AdapterStack(a=a, b=b, ranks=ranks)
+
+
+def described_stack(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray] | None],
+) -> AdapterStack:
+    """Shapes of what `stack_adapters` makes of factors that fit each other."""
+    m, n = next((b.shape[0], a.shape[1]) for b, a in filter(None, pairs))
+    ranks = tuple(0 if pair is None else pair[1].shape[0] for pair in pairs)
+    tasks, rank = len(ranks), max(ranks)
+    shapes = ((tasks, rank, n), (tasks, m, rank))
+    a, b = (cast("Any", jax.ShapeDtypeStruct(x, jnp.float32)) for x in shapes)
+    return AdapterStack(a=a, b=b, ranks=ranks)
 
 
 def concatenate(stack: AdapterStack) -> LowRank:

@@ -39,14 +39,20 @@ names that nobody is known to take; ``extras=["mine"]`` says that a part takes `
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
-import flax.struct
 import jax
 import numpy as np
 
 
-@flax.struct.dataclass
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("a", "b"),
+    meta_fields=("ranks",),
+)
+@dataclass(frozen=True)
 class AdapterStack:
     """T adapters of one module; the update of task t is ``b[t] @ a[t]``.
 
@@ -62,24 +68,16 @@ class AdapterStack:
 
     a: jax.Array
     b: jax.Array
-    ranks: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    ranks: tuple[int, ...]
 
     @property
     def present(self) -> tuple[int, ...]:
         """Indices of the tasks that adapt this module."""
         return tuple(t for t, rank in enumerate(self.ranks) if rank > 0)
 
-    if TYPE_CHECKING:  # flax makes it
-
-        def replace(
-            self,
-            *,
-            a: jax.Array = ...,
-            b: jax.Array = ...,
-            ranks: tuple[int, ...] = ...,
-        ) -> "AdapterStack":
-            """The same stack with other values in the given fields."""
-            ...
+    def replace(self, **changes: Any) -> "AdapterStack":
+        """The same stack with other values in the given fields."""
+        return replace(self, **changes)
 
 
 class LowRank(NamedTuple):
@@ -115,7 +113,8 @@ class ModelMerger(Protocol):
     """Merges the T adapters of every module of a model: module -> update.
 
     Beside the inputs of a merger it takes ``chunk`` and ``mesh``, see
-    `jaxmerge.map_modules`; ``stats`` are then those of every module.
+    `jaxmerge.map_modules`; ``stats`` are then those of every module. Adapters that are
+    `jaxmerge.streamed.Streamed` give updates that are.
     """
 
     def __call__(

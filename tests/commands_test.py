@@ -137,7 +137,10 @@ def test_the_example_writes_the_same_each_time_and_replaces_nothing(
     again = tmp_path_factory.mktemp("again")
     monkeypatch.setattr("sys.argv", ["example", "--out", str(again)])
     example.main()
-    assert "wrote runs, base, data, styles and recipe.yaml" in capsys.readouterr().out
+    assert (
+        "wrote runs, base, data, styles, language and recipe.yaml"
+        in capsys.readouterr().out
+    )
     for path in sorted(path for path in clone.rglob("*") if path.is_file()):
         assert (again / path.relative_to(clone)).read_bytes() == path.read_bytes()
     with pytest.raises(SystemExit):

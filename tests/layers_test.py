@@ -13,6 +13,7 @@ LAYERS = (  # from the bottom to the top, as in docs/design.md
     *(
         "linalg",
         "randomised",
+        "streamed",
         "types",
         "doors",
         "stacks",

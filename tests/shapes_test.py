@@ -73,7 +73,12 @@ stack_calls = {
         "ssr": partial(jm.ssr, stats=None), "balanced": jm.balanced(jm.concat),
         "pico": jm.pico(jm.concat), "then": jm.then(jm.concat, jm.isotropize),
         "calibrated": jm.calibrated(jm.concat, jm.Calibration(jm.balance)),
-        "balance": jm.balance, "calibrate": jm.calibrate, "task_norms": jm.task_norms,
+        "balance": jm.balance, "calibrate": jm.calibrate,
+        "shrink_updates": partial(jm.shrink_updates, threshold=0.1),
+        "soft_threshold": jm.soft_threshold(jm.concat, threshold=0.1),
+        "task_norms": jm.task_norms,
+        "compress_adapters": partial(jm.compress_adapters, components=1),
+        "compression_curve": jm.compression_curve,
         "tara_a": METHOD.prepare, "tara_b": jm.tara_b().prepare,
         "adamerging": jm.adamerging().prepare, "compose": jm.compose(METHOD).prepare,
     }.items()
@@ -138,6 +143,19 @@ array_calls = {
         lambda: jm.divergence(PLANE, PLANE, mask=ROW),
     ],
     "entropy": [lambda: jm.entropy(ONE), lambda: jm.entropy(STACK)],
+    "token_divergence": [
+        lambda: jm.token_divergence(PLANE, PLANE[:, :2], PLANE),
+        lambda: jm.token_divergence(PLANE, PLANE, PLANE[:, :2]),
+        lambda: jm.token_divergence(PLANE, PLANE, PLANE, mask=ROW),
+    ],
+    "token_entropy": [
+        lambda: jm.token_entropy(PLANE, PLANE.T),
+        lambda: jm.token_entropy(PLANE, PLANE, mask=ROW),
+    ],
+    "token_nats": [
+        lambda: jm.token_nats(PLANE, np.zeros(2, int), PLANE.T),
+        lambda: jm.token_nats(PLANE, np.zeros(3, int), PLANE),
+    ],
     "mean_prediction_entropy": [lambda: jm.mean_prediction_entropy(ONE)],
     "effective_rank": [lambda: jm.effective_rank(PLANE)],
     "row_basis": [lambda: jm.row_basis(ROW)],
@@ -156,6 +174,9 @@ array_calls = {
     ],
     "distillation": [
         lambda: jm.distillation(losses, losses, {})(None, {}, {"one": PLANE})
+    ],
+    "token_distillation": [
+        lambda: jm.token_distillation(losses, losses)(None, {}, {"one": PLANE})
     ],
     "feature_distillation": [
         lambda: jm.feature_distillation(losses)(None, {}, {"one": PLANE})
@@ -195,6 +216,10 @@ array_calls = {
     "svc": [lambda: jm.svc(PLANE, stack=OTHER), lambda: jm.svc(PLANE, stack=CUBE)],
     "restore_norm": [lambda: jm.restore_norm(PLANE, stack=OTHER)],
     "task_updates": [lambda: jm.task_updates(MODEL, 2)],
+    "restore_adapter": [
+        lambda: jm.restore_adapter(STACK, 0),
+        lambda: jm.restore_adapter(jm.ReversibleMerge(ONE, CUBE, PLANE), 2),
+    ],
     "leave_out": [lambda: jm.leave_out(PLANE, {0}), lambda: jm.leave_out(MODEL, {0})],
     "tara_a": [lambda: METHOD.apply(ROW, METHOD.prepare(STACK))],
     "fit": [
@@ -221,16 +246,19 @@ WITHOUT = {
     "a type, checked where it is used": {
         *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),
         *("ModelMerger", "Rule", "Space", "Update", "EmrParts", "Moments", "Sketch"),
-        *("ModelSample", "Taught"),
+        *("ModelSample", "Taught", "ReversibleMerge"),
     },
     "a result or an error": {
         *("Fitted", "History", "Progress", "Start", "Refusal", "PipelineError"),
+        "CompressionCurve",
     },
     "a space: in_space checks what it is given": {
         *("core", "full", "knots", "knots_unscaled", "compressed"),
     },
     "numbers and devices alone": {"kaiming_init", "module_mesh"},
-    "functions; entropy checks what they give": {"entropies", "information"},
+    "functions; entropy checks what they give": {
+        *("entropies", "information", "token_entropies"),
+    },
     "a model and its batches; moments_of and check_mask check what passes through": {
         *("collect_inputs", "collector"),
     },

@@ -24,6 +24,7 @@ _GIVEN = {
     "dare": "dare(density=0.5)",
     "della": "della(density=0.5)",
     "compressed": "compressed(rank=3)",
+    "soft_threshold": "soft_threshold(0.5)",
     "scale": "scale(0.5)",
     "truncate": "truncate(rank=2)",
 }

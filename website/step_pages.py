@@ -23,6 +23,7 @@ DOCUMENTED = {  # steps that are data: what they do is said by functions
     "compressed": ("jaxmerge.compressed", "jaxmerge.mergers.ctm.project_compressed"),
     "pico": ("jaxmerge.pico", "jaxmerge.restore_norm"),
     "balanced": ("jaxmerge.balanced", "jaxmerge.balance"),
+    "soft_threshold": ("jaxmerge.soft_threshold", "jaxmerge.shrink_updates"),
 }
 
 

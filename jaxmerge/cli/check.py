@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,22 +16,15 @@ from jaxmerge.cli.flags import (
     Json,
     LogitScale,
     MaxLength,
+    ModelType,
     Names,
     Quiet,
     TextHeads,
     split,
     with_read_options,
 )
-from jaxmerge.reports.tables import table
+from jaxmerge.reports.standings import standings
 from jaxmerge.runtime import start_jax
-
-if TYPE_CHECKING:
-    from jaxmerge.diagnostics.alone import Standing
-
-_COLUMNS = (
-    *("adapter", "rows>", "accuracy>", "base>", "difference>", "most frequent>"),
-    *("entropy>", "of base>", "agree>", "verdict"),
-)
 
 
 @partial(with_read_options, fixed={"heads": "keep", "allow_zero": True})
@@ -48,6 +41,7 @@ def check(
     ],
     names: Names = None,
     text_heads: TextHeads = None,
+    task_type: ModelType = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -76,7 +70,8 @@ def check(
     """Test each adapter alone against its base, on its own labeled data.
 
     The base gets the adapter's head. A difference in accuracy is clear where McNemar's
-    exact test gives p below 0.05. Without labels only predictions are compared.
+    exact test gives p below 0.05. Without labels only predictions are compared. For
+    causal language models nats per token are compared.
     """
     start_jax()
     from jaxmerge.jobs import checking
@@ -88,6 +83,7 @@ def check(
         data=data,
         names=split(names),
         text_heads=text_heads,
+        task_type=task_type,
         limit=limit,
         batch=batch,
         logit_scale=logit_scale,
@@ -98,7 +94,7 @@ def check(
     )
 
     def lines() -> Iterator[Any]:
-        yield table(_COLUMNS, (_row(*entry) for entry in found.standings.items()))
+        yield standings(found.standings)
         yield ""
         yield from (f"note: {note}" for note in found.notes)
         yield f"verdict: {found.verdict}"
@@ -106,19 +102,3 @@ def check(
     console.result(found.to_json(), lines)
     if strict and found.worse:
         raise WorseThanBase(f"worse than no adapter: {', '.join(found.worse)}")
-
-
-def _row(task: str, standing: "Standing") -> tuple[Any, ...]:
-    score, percent = standing.score, "{:.1%}".format
-    accuracies: tuple[str, ...] = ("-",) * 4
-    if score is not None:
-        points = f"{100 * score.difference:+.1f} ± {100 * score.standard_error:.1f}"
-        accuracies = (
-            *map(percent, (score.accuracy, score.base_accuracy)),
-            *(points, percent(score.most_frequent)),
-        )
-    return (
-        *(task, standing.rows, *accuracies),
-        *(f"{standing.entropy:.3f}", f"{standing.base_entropy:.3f}"),
-        *(percent(standing.agreement), standing.verdict),
-    )

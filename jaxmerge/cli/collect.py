@@ -15,6 +15,7 @@ from jaxmerge.cli.flags import (
     Json,
     Limit,
     MaxLength,
+    ModelType,
     Names,
     Quiet,
     split,
@@ -61,6 +62,7 @@ def collect(
     limit: Limit = None,
     batch: BatchSize = 16,
     max_length: MaxLength = None,
+    task_type: ModelType = None,
     sketch: Annotated[
         int | None,
         typer.Option(
@@ -99,6 +101,7 @@ def collect(
         limit=limit,
         batch=batch,
         max_length=max_length,
+        task_type=task_type,
         sketch=sketch,
         force=force,
         progress=console.progress,

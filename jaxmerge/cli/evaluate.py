@@ -13,6 +13,7 @@ from jaxmerge.cli.flags import (
     BaseFolder,
     Json,
     MaxLength,
+    ModelType,
     Names,
     Quiet,
     TextHeads,
@@ -43,6 +44,7 @@ def evaluate(
     ],
     names: Names = None,
     text_heads: TextHeads = None,
+    task_type: ModelType = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -80,6 +82,7 @@ def evaluate(
         data=data,
         names=split(names),
         text_heads=text_heads,
+        task_type=task_type,
         limit=limit,
         batch=batch,
         max_length=max_length,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jaxmerge.cli import values
-from jaxmerge.io.options import HeadPolicy, Layout, WeightFile
+from jaxmerge.io.options import HeadPolicy, Layout, TaskType, WeightFile
 
 _READING = "Reading adapters"
 _SHOWING = "What is printed"
@@ -54,7 +54,8 @@ BaseFolder = Annotated[
 DATA_FILES = (
     "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "
     "or text), gzipped or not, or a folder <name> with validation.jsonl; for CLIP "
-    "<name>.npz with images [N, H, W, C], uint8 or normalised floats."
+    "<name>.npz with images [N, H, W, C], uint8 or normalised floats; for causal "
+    "language models prompt and completion, or text."
 )
 DataFolder = Annotated[
     Path,
@@ -76,6 +77,14 @@ TextHeads = Annotated[
         "of the tasks."
     ),
 ]
+ModelType = Annotated[
+    TaskType | None,
+    typer.Option(
+        "--task-type",
+        help="What the adapters are of, classifiers or causal language models; what "
+        "their configs say unless given.",
+    ),
+]
 LogitScale = Annotated[
     float | None,
     typer.Option(
@@ -90,13 +99,24 @@ Limit = Annotated[
         help="Number of inputs of each task, at even distances; all unless given.",
     ),
 ]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=values.byte_count,
+        metavar="BYTES",
+        help="Bound of the memory for the adapters that are worked on at a time, such "
+        "as 2GB; as little as possible unless given.",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Number of inputs in the model at a time.")
 ]
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        min=8, help="Number of tokens to which texts are cut; 128 unless given."
+        min=8,
+        help="Number of tokens to which texts are cut; 128, for causal language models "
+        "512, unless given.",
     ),
 ]
 

@@ -12,6 +12,7 @@ from jaxmerge.cli.flags import (
     Json,
     LogitScale,
     MaxLength,
+    ModelType,
     Names,
     Quiet,
     TextHeads,
@@ -60,6 +61,7 @@ def inspect(
     ] = None,
     names: Names = None,
     text_heads: TextHeads = None,
+    task_type: ModelType = None,
     batch: Annotated[
         int, typer.Option(min=1, help="With --base: inputs of each task at a time.")
     ] = 16,
@@ -89,6 +91,7 @@ def inspect(
         data=data,
         names=split(names),
         text_heads=text_heads,
+        task_type=task_type,
         batch=batch,
         batches=batches,
         logit_scale=logit_scale,

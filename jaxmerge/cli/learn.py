@@ -20,6 +20,7 @@ from jaxmerge.cli.flags import (
     Json,
     LogitScale,
     MaxLength,
+    ModelType,
     Names,
     Out,
     Quiet,
@@ -59,6 +60,7 @@ def learn(
     out: Out,
     names: Names = None,
     text_heads: TextHeads = None,
+    task_type: ModelType = None,
     shared: Annotated[
         bool,
         typer.Option(
@@ -176,6 +178,7 @@ def learn(
             out=out,
             names=split(names),
             text_heads=text_heads,
+            task_type=task_type,
             shared=shared,
             loss=loss,
             start=start,

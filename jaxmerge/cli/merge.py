@@ -14,6 +14,8 @@ from jaxmerge.cli.flags import (
     Json,
     Limit,
     MaxLength,
+    Memory,
+    ModelType,
     Names,
     Out,
     Quiet,
@@ -92,6 +94,7 @@ def merge(
         ),
     ] = None,
     max_length: MaxLength = None,
+    task_type: ModelType = None,
     rank: Annotated[
         str | None,
         typer.Option(
@@ -120,6 +123,7 @@ def merge(
         int | None,
         typer.Option(min=1, help="Work on this many modules of one shape at a time."),
     ] = None,
+    memory: Memory = None,
     read: dict[str, Any],
     force: Force = False,
     dry_run: Annotated[
@@ -170,9 +174,11 @@ def merge(
         limit=limit,
         batch=batch,
         max_length=max_length,
+        task_type=task_type,
         ragged=ragged,
         dtype=dtype,
         chunk=chunk,
+        memory=memory,
         force=force,
         progress=console.progress,
         **asked,

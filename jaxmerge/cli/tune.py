@@ -19,6 +19,7 @@ from jaxmerge.cli.flags import (
     Limit,
     LogitScale,
     MaxLength,
+    ModelType,
     Names,
     Quiet,
     TextHeads,
@@ -64,8 +65,7 @@ def tune(
         Path | None,
         typer.Option(
             rich_help_panel=_SCORING,
-            help="Folder with inputs of each task, for accuracy with labels: "
-            + DATA_FILES,
+            help=f"Folder with inputs of each task, for accuracy labeled: {DATA_FILES}",
         ),
     ] = None,
     score: Annotated[
@@ -130,9 +130,7 @@ def tune(
     population: Annotated[
         int | None,
         typer.Option(
-            rich_help_panel=_SEARCHING,
-            help="Merges of a generation of CMA-ES; grows with the numbers searched "
-            "unless given.",
+            rich_help_panel=_SEARCHING, help="Merges of a generation of CMA-ES."
         ),
     ] = None,
     evaluations: Annotated[
@@ -183,6 +181,7 @@ def tune(
     ] = None,
     names: Names = None,
     text_heads: TextHeads = None,
+    task_type: ModelType = None,
     limit: Limit = None,
     batch: BatchSize = 64,
     max_length: MaxLength = None,
@@ -252,6 +251,7 @@ def tune(
             stats=stats,
             names=split(names),
             text_heads=text_heads,
+            task_type=task_type,
             limit=limit,
             batch=batch,
             max_length=max_length,

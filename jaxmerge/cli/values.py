@@ -1,5 +1,6 @@
 """What flags of reading say, as the values of the options."""
 
+import re
 from typing import Any
 
 import typer
@@ -60,3 +61,24 @@ def vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
             "give one size for all modules, or sizes by name", param_hint="--vera-input"
         )
     return sizes[""]
+
+
+_UNITS = {
+    "": 1,
+    **{f"{unit}B": 1000**n for n, unit in enumerate("KMGT", start=1)},
+    **{f"{unit}IB": 1024**n for n, unit in enumerate("KMGT", start=1)},
+}
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes: ``2GB``, ``1.5 GiB`` or ``800000000``.
+
+    >>> byte_count("1.5 GiB"), byte_count("2gb"), byte_count("10")
+    (1610612736, 2000000000, 10)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]I?B)?", text.strip().upper())
+    if found is None or not float(found[1]):
+        raise typer.BadParameter(
+            f"expected a number of bytes such as 2GB or 800MiB, got {text!r}"
+        )
+    return int(float(found[1]) * _UNITS[found[2] or ""])

@@ -6,6 +6,7 @@ whole: all but `sign_conflict` work on Gram matrices of the factors. `task_jacob
 what follows from it need a model and batches.
 """
 
+from jaxmerge.diagnostics.clusters import cluster_adapters, task_similarities
 from jaxmerge.diagnostics.conflict import (
     SignConflict,
     norm_ratio,
@@ -41,6 +42,7 @@ __all__ = [
     "TaskJacobian",
     "TaskRows",
     "above_random",
+    "cluster_adapters",
     "condition_number",
     "crowding",
     "diagnose",
@@ -57,4 +59,5 @@ __all__ = [
     "stable_rank",
     "task_cosines",
     "task_jacobian",
+    "task_similarities",
 ]

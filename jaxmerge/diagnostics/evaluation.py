@@ -63,6 +63,11 @@ class Evaluation(NamedTuple):
     mean_base: float
     hits: dict[str, TaskHits]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
+        return ()
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, without the single inputs."""
         return {
@@ -106,14 +111,14 @@ def evaluate_merge(
         tasks[task] = TaskEvaluation(
             len(labels[task]),
             *accuracies,
-            normalised=_interval(_ratio(accuracies[2], accuracies[1]), ratios),
+            normalised=interval(_ratio(accuracies[2], accuracies[1]), ratios),
             agreement=float(np.mean(said[1] == said[2])),
         )
         hits[task] = right
     mean = float(np.mean([found.normalised.value for found in tasks.values()]))
     return Evaluation(
         tasks=tasks,
-        mean_normalised=_interval(mean, np.mean(drawn, axis=0)),
+        mean_normalised=interval(mean, np.mean(drawn, axis=0)),
         mean_base=float(np.mean([_ratio(x.base, x.own) for x in tasks.values()])),
         hits=hits,
     )
@@ -139,7 +144,8 @@ def _ratio(one: float, other: float) -> float:
     return one / other if other else 0.0
 
 
-def _interval(value: float, drawn: np.ndarray) -> Interval:
+def interval(value: float, drawn: np.ndarray) -> Interval:
+    """A number with the interval of what a bootstrap has drawn."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     return Interval(value, float(low), float(high))

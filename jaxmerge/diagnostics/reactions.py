@@ -21,9 +21,11 @@ from jaxmerge.diagnostics import (
 from jaxmerge.io import Adapters
 from jaxmerge.learning import entropies, single_adapter_losses
 from jaxmerge.learning.coefficients import tara_a
+from jaxmerge.learning.entropies import token_entropies
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import batches_by_task
 from jaxmerge.tasks.bases import Base
+from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.unlabeled import Unlabeled
 
 UNIFORM = "all alike"
@@ -204,6 +206,8 @@ def reactions(
     """
     tasks, learned = adapters.names, tara_a(initial=initial)
     losses = entropies(base.apply, base.logits, heads, logit_scale=logit_scale)
+    if base.vocabulary is not None:
+        losses = token_entropies(base.apply, base.vocabulary, mask=counted_tokens)
     seen = one_pass(unlabeled, batch, batches)
     own = {"params": base.params}
     anchors = single_adapter_losses(tasks, adapters.stacks, losses, seen, **own)

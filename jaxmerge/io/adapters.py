@@ -1,6 +1,6 @@
 """What reading gives: adapters in memory, and all that writing them back needs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import leave_out
+from jaxmerge.streamed import Streamed, described
 from jaxmerge.types import AdapterStack
 
 
@@ -57,7 +58,8 @@ class Adapters:
     """T adapters of one base model, module by module.
 
     Attributes:
-      stacks: module -> its T adapters, float32, LoRA scale folded into b.
+      stacks: module -> its T adapters, float32, LoRA scale folded into b; in memory, or
+        `jaxmerge.streamed.Streamed`.
       names: T task names, the names of their folders made unique.
       layouts: module -> kind of layer and what is needed to write it back.
       biases: module -> [T, m], LoRA biases with the scale folded in; only modules that
@@ -68,7 +70,7 @@ class Adapters:
         when a merged adapter is saved.
     """
 
-    stacks: dict[str, AdapterStack]
+    stacks: Mapping[str, AdapterStack]
     names: tuple[str, ...]
     layouts: dict[str, Layout]
     biases: dict[str, jax.Array]
@@ -136,8 +138,7 @@ class Adapters:
                 tasks.setdefault(module, set()).add(self.names.index(name))
         if not tasks:
             return self
-        found = {m: leave_out(x, tasks.get(m, ())) for m, x in self.stacks.items()}
-        stacks = {module: x for module, x in found.items() if x is not None}
+        stacks = _without(self.stacks, tasks)
         return replace(
             self,
             stacks=stacks,
@@ -163,3 +164,28 @@ class Adapters:
     def dtype(self) -> np.dtype:
         """The inputs' common dtype, in which a merge is saved by default."""
         return output_dtype(np.dtype(source.dtype) for source in self.sources)
+
+
+def _without(
+    stacks: Mapping[str, AdapterStack], tasks: Mapping[str, Collection[int]]
+) -> Mapping[str, AdapterStack]:
+    """Stacks without some tasks of some modules, where one is left."""
+
+    def rest(module: str, stack: AdapterStack) -> AdapterStack | None:
+        return leave_out(stack, tasks.get(module, ()))
+
+    if not isinstance(stacks, Streamed):
+        found = {module: rest(module, stack) for module, stack in stacks.items()}
+        return {module: stack for module, stack in found.items() if stack is not None}
+    shapes = {}
+    for module, stack in described(stacks).items():
+        gone = tasks.get(module, ())
+        ranks = tuple(0 if t in gone else rank for t, rank in enumerate(stack.ranks))
+        if any(ranks):
+            shapes[module] = stack.replace(ranks=ranks)
+
+    def read(modules: Sequence[str]) -> dict[str, AdapterStack]:
+        found = {module: rest(module, stacks[module]) for module in modules}
+        return {module: stack for module, stack in found.items() if stack is not None}
+
+    return Streamed(([module] for module in shapes), read, lambda: shapes)

@@ -14,6 +14,7 @@ ScanAxis = Literal[0, 1, "none"]
 Alpha = float | Literal["rank"] | Mapping[str, float | Literal["rank"]]
 WeightFile = Literal["safetensors", "bin"]
 HeadPolicy = Literal["error", "first", "mean", "keep"]
+TaskType = Literal["classification", "causal"]  # of the models that adapters are of
 
 
 @dataclass(frozen=True, kw_only=True)

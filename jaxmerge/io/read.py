@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,7 +27,9 @@ from jaxmerge.io.options import (
 from jaxmerge.io.survey import conflicts
 from jaxmerge.io.tensors import FLOATING, finite
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.stacks import stack_adapters
+from jaxmerge.stacks import described_stack, stack_adapters
+from jaxmerge.streamed import Streamed
+from jaxmerge.types import AdapterStack
 
 
 def load_peft(
@@ -46,6 +49,7 @@ def load_peft(
     lora_alpha: Alpha | None = None,
     scan_axis: ScanAxis | None = None,
     hub: bool = False,
+    stream: bool = False,
 ) -> Adapters:
     """Reads adapters: LoRA, rsLoRA, AdaLoRA and VeRA, exactly or not at all.
 
@@ -85,6 +89,9 @@ def load_peft(
         checkpoint holds, where that decides the names of modules.
       lora_alpha: of checkpoints of JAX libraries, which hold none: a number as in their
         training, "rank" for a scale of 1, or a table of these by patterns of names.
+      stream: do not keep the factors: ``stacks`` are `jaxmerge.streamed.Streamed`, and
+        those of a module are read from the files when they are asked for. The files
+        are read once now, to check them, and may not change afterwards.
       scan_axis: axis of stacked layers in such a checkpoint (0 or 1, or "none"), where
         shapes leave it open.
 
@@ -109,60 +116,138 @@ def load_peft(
         lora_alpha=lora_alpha,
         scan_axis=scan_axis,
     )
-    return load_opened(open_adapters(folders, options, hub=hub), options)
+    opened = open_adapters(folders, options, hub=hub)
+    return load_opened(opened, options, stream=stream)
 
 
-def load_opened(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+def load_opened(
+    opened: Sequence[OpenAdapter], options: ReadOptions, *, stream: bool = False
+) -> Adapters:
     """Reads opened adapters; AdapterError if they do not fit each other."""
     found = conflicts(opened, options)
     if found:
         more = f" (and {len(found) - 1} more conflicts)" if len(found) > 1 else ""
         raise AdapterError(*found[0].message, more)
-    return assemble(opened, options)
+    return assemble(opened, options, stream=stream)
 
 
-def assemble(opened: Sequence[OpenAdapter], options: ReadOptions) -> Adapters:
+def assemble(
+    opened: Sequence[OpenAdapter], options: ReadOptions, *, stream: bool = False
+) -> Adapters:
     """Reads the tensors of opened adapters that fit each other."""
     if not options.allow_different_bases:
         _check_copies(opened)
-    factors = [_read_all(adapter) for adapter in opened]
-    sources = [_source(a, f) for a, f in zip(opened, factors, strict=True)]
-    for source, modules in zip(sources, factors, strict=True):
-        if not options.allow_zero and len(source.zero_modules) == len(modules):
+    modules = _read_all(opened, stream)
+    zero = [
+        [name for name, module in modules.items() if module.zero[task]]
+        for task in range(len(opened))
+    ]
+    sources = [_source(a, names) for a, names in zip(opened, zero, strict=True)]
+    for adapter, source in zip(opened, sources, strict=True):
+        if not options.allow_zero and len(source.zero_modules) == len(adapter.specs):
             raise AdapterError(
                 f"{source.path}: every update of this adapter is exactly zero ",
                 "(untrained, or saved with the wrong weights); leave it out, or pass ",
                 Option("allow_zero", "True"),
             )
-    stacks, biases, layouts = {}, {}, {}
-    for module in sorted({module for adapter in opened for module in adapter.specs}):
-        rows = [f.get(module) for f in factors]
-        rows = [None if row is None or row.is_zero else row for row in rows]
-        if all(row is None for row in rows):
-            continue
-        pairs = [None if row is None else (row.b, row.a) for row in rows]
-        stacks[module] = stack_adapters(pairs, name=module)
-        layouts[module] = merged_layout(
-            [a.specs[module].layout for a in opened if module in a.specs]
-        )
-        if any(row is not None and row.bias is not None for row in rows):
-            biases[module] = _stack_biases(rows, stacks[module].b.shape[1])
-    lost = {name for adapter in opened for name in adapter.specs} - stacks.keys()
+    kept = {name: x for name, x in modules.items() if x.stack is not None}
+    stacks = {name: x.stack for name, x in kept.items() if x.stack is not None}
     found = Adapters(
-        stacks=stacks,
+        stacks=_streamed(opened, stacks) if stream else stacks,
         names=tuple(adapter.name for adapter in opened),
-        layouts=layouts,
-        biases=biases,
+        layouts={name: x.layout for name, x in kept.items()},
+        biases={name: x.bias for name, x in kept.items() if x.bias is not None},
         heads=tuple(_read_heads(adapter) for adapter in opened),
-        sources=tuple(_with_lost(source, lost) for source in sources),
+        sources=tuple(_with_lost(source, modules.keys() - kept) for source in sources),
         options=options,
     )
+    _refuse_changed(opened)
+    return found
+
+
+class _Module(NamedTuple):
+    """What the files hold of one module.
+
+    Attributes:
+      zero: of each task, whether it adapts the module, but by nothing.
+      stack: its adapters, or their shapes; None if none of them does anything.
+      bias: [T, m] if there is one.
+    """
+
+    zero: tuple[bool, ...]
+    stack: AdapterStack | None
+    layout: Any
+    bias: jax.Array | None
+
+
+def _read_all(opened: Sequence[OpenAdapter], stream: bool) -> dict[str, _Module]:
+    """Every module by name; the values of its factors only unless they are streamed."""
+    found = {}
+    for module in sorted({module for adapter in opened for module in adapter.specs}):
+        rows = _rows(opened, module)
+        zero = tuple(row is not None and row.is_zero for row in rows)
+        rows = _that_do_something(rows)
+        stack = bias = None
+        if any(row is not None for row in rows):
+            shapes = [None if row is None else (row.b, row.a) for row in rows]
+            stack = (
+                described_stack(shapes)
+                if stream
+                else stack_adapters(shapes, name=module)
+            )
+            if any(row is not None and row.bias is not None for row in rows):
+                bias = _stack_biases(rows, stack.b.shape[1])
+        layout = merged_layout(
+            [a.specs[module].layout for a in opened if module in a.specs]
+        )
+        found[module] = _Module(zero, stack, layout, bias)
+    return found
+
+
+def _streamed(
+    opened: Sequence[OpenAdapter], shapes: Mapping[str, AdapterStack]
+) -> Streamed[AdapterStack]:
+    """Adapters that are read again, a module at a time, from files that stay."""
+
+    def read(modules: Sequence[str]) -> dict[str, AdapterStack]:
+        stacks = {
+            module: _stack_of(opened, module, shapes[module]) for module in modules
+        }
+        _refuse_changed(opened)
+        return stacks
+
+    return Streamed(([module] for module in shapes), read, lambda: shapes)
+
+
+def _stack_of(
+    opened: Sequence[OpenAdapter], module: str, shape: AdapterStack
+) -> AdapterStack:
+    """The adapters of a module, of which one is in memory beside the stack."""
+    a, b = (np.zeros(x.shape, np.float32) for x in (shape.a, shape.b))
+    for task in shape.present:
+        spec, rank = opened[task].specs[module], shape.ranks[task]
+        row = read_factors(spec, opened[task].tensors)
+        a[task, :rank], b[task, :, :rank] = row.a, row.b
+    return shape.replace(a=jax.device_put(a), b=jax.device_put(b))
+
+
+def _rows(opened: Sequence[OpenAdapter], module: str) -> list[Factors | None]:
+    """The factors of every task; None where it does not adapt the module."""
+    specs = [(adapter.specs.get(module), adapter.tensors) for adapter in opened]
+    return [None if spec is None else read_factors(spec, t) for spec, t in specs]
+
+
+def _that_do_something(rows: Sequence[Factors | None]) -> list[Factors | None]:
+    return [None if row is None or row.is_zero else row for row in rows]
+
+
+def _refuse_changed(opened: Sequence[OpenAdapter]) -> None:
+    """AdapterError if a file is not the one that was opened."""
     try:
         for adapter in opened:
             adapter.unchanged.refuse(adapter.files)
     except Refusal as error:
         raise AdapterError(*error.message) from error
-    return found
 
 
 def _with_lost(source: Source, lost: Collection[str]) -> Source:
@@ -190,13 +275,6 @@ def _check_copies(opened: Sequence[OpenAdapter]) -> None:
                 )
 
 
-def _read_all(adapter: OpenAdapter) -> dict[str, Factors]:
-    return {
-        module: read_factors(spec, adapter.tensors)
-        for module, spec in adapter.specs.items()
-    }
-
-
 def _stack_biases(rows: Sequence[Factors | None], m: int):
     zero = np.zeros(m, np.float32)
     return jnp.stack(
@@ -217,7 +295,7 @@ def _below(folder: str, path: Path) -> str:
     return path.name if path == Path(folder) else path.relative_to(folder).as_posix()
 
 
-def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
+def _source(adapter: OpenAdapter, zero_modules: Sequence[str]) -> Source:
     config, specs = adapter.config, adapter.specs
     return Source(
         path=adapter.folder,
@@ -229,7 +307,7 @@ def _source(adapter: OpenAdapter, factors: Mapping[str, Factors]) -> Source:
         task_type=config.task_type,
         dtype=common_dtype(spec.dtype for spec in specs.values()).name,
         scales={module: spec.scale for module, spec in specs.items()},
-        zero_modules=tuple(sorted(m for m, f in factors.items() if f.is_zero)),
+        zero_modules=tuple(sorted(zero_modules)),
         notes=adapter.notes,
         hub=adapter.hub,
         kind=config.kind,

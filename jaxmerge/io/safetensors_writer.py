@@ -25,6 +25,7 @@ class SafetensorsWriter:
       path: file to create.
       infos: key -> dtype and shape. The values are expected in the order of ``keys``.
       metadata: texts for the header.
+      hashed: whether `sha256` is asked for.
 
     Attributes:
       keys: the tensors in the order of the file: wide dtypes first, so that every
@@ -34,7 +35,12 @@ class SafetensorsWriter:
     keys: tuple[str, ...]
 
     def __init__(
-        self, path: Path, infos: Mapping[str, Described], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        infos: Mapping[str, Described],
+        metadata: Mapping[str, str],
+        *,
+        hashed: bool = True,
     ):
         self.keys = tuple(sorted(infos, key=lambda key: -infos[key].dtype.itemsize))
         self._left = 0
@@ -49,7 +55,7 @@ class SafetensorsWriter:
             }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if hashed else None
         self._file = path.open("wb")
         self._put(len(text).to_bytes(8, "little") + text)
 
@@ -74,11 +80,14 @@ class SafetensorsWriter:
     @property
     def sha256(self) -> str:
         """Of everything that was written, in hexadecimal."""
+        if self._digest is None:
+            raise ValueError(f"{self._file.name}: was not to be hashed")
         return self._digest.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
 
 
 def _size(dtype: np.dtype, shape: tuple[int, ...]) -> int:

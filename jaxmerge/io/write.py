@@ -15,26 +15,24 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
 from jaxmerge.io.errors import AdapterError, given, listing
-from jaxmerge.io.factors import read_factors
 from jaxmerge.io.files import CONFIG_FILE, digests, sha256
 from jaxmerge.io.formats import RECORD_FILE
-from jaxmerge.io.opening import open_adapters
-from jaxmerge.io.options import HeadPolicy, ReadOptions, check_head_policy
+from jaxmerge.io.options import HeadPolicy, check_head_policy
+from jaxmerge.io.output import Output, adapter_output, delta_output
 from jaxmerge.io.prepare import (
-    Output,
-    adapter_output,
     checked_biases,
     checked_dtype,
     checked_rank,
     checked_updates,
-    delta_output,
 )
+from jaxmerge.io.readback import verify_written
 from jaxmerge.io.replaceable import CARD_FILE
+from jaxmerge.io.safetensors_writer import SafetensorsWriter
 from jaxmerge.io.saved_modules import Heads, head_files, merged_heads
 from jaxmerge.io.serving import vllm_max_lora_rank
 from jaxmerge.io.staging import staged_folder
-from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.refusals import Option
+from jaxmerge.streamed import described
 from jaxmerge.types import LowRank, Update
 
 
@@ -96,6 +94,7 @@ def save_peft(
     Args:
       out: folder to create.
       updates: module -> `LowRank` or dense array [m, n]; modules of ``like`` only.
+        Streamed ones are made module by module while they are written.
       like: the adapters that were merged; gives layouts, base model and provenance.
       rank: truncate to this rank; "auto" is the largest rank among the inputs.
       energy: truncate to the smallest rank that keeps this share (0 < energy <= 1) of
@@ -159,7 +158,7 @@ def save_peft(
         )
     output.files.update(head_files(like, policy))
     for name, tensors in (extra_files or {}).items():
-        if name in output.files:
+        if name in (output.name, *output.files):
             raise AdapterError(f"{name!r} is a file of the adapter itself")
         output.files[name] = {key: np.asarray(value) for key, value in tensors.items()}
     settings = {
@@ -172,14 +171,14 @@ def save_peft(
     }
     target = {"force": force, "inputs": [*(s.path for s in like.sources), *inputs]}
     files = _write_folder(out, output, settings, like=like, card=card, target=target)
-    ranks = {module: found.rank for module, found in output.factors.items()}
-    widest = max(ranks.values(), default=0)
+    widest = max(output.ranks.values(), default=0)
+    written = {module: output.written[module] for module in updates}
     return SaveReport(
         path=os.fspath(out),
         rank=widest,
-        ranks=ranks,
-        energy=_energy(updates, output),
-        cast_error=output.cast_error,
+        ranks=dict(output.ranks),
+        energy={module: found.energy for module, found in written.items()},
+        cast_error={module: found.cast_error for module, found in written.items()},
         dtype=dtype.name,
         files=files,
         omitted=tuple(sorted(like.stacks.keys() - updates.keys())),
@@ -202,7 +201,8 @@ def _as_delta(updates: Mapping[str, Update], policy: str, *, truncated: bool) ->
     """Whether full-weight deltas are written; dense updates need a policy."""
     if policy not in ("error", "truncate", "full"):
         raise AdapterError(given("dense", policy), ": expected error, truncate or full")
-    full = [m for m, update in updates.items() if not isinstance(update, LowRank)]
+    shapes = described(updates)
+    full = [m for m, update in shapes.items() if not isinstance(update, LowRank)]
     if full and policy == "error":
         raise AdapterError(
             f"{len(full)} updates are dense ({listing(full)}), not of low rank; pass ",
@@ -237,77 +237,40 @@ def _write_folder(
 ) -> dict[str, str]:
     """Writes, reads back and compares, then renames; gives the SHA-256 of each file."""
     with staged_folder(out, **target) as folder:
+        _write_weights(folder / output.name, output)
         for name, tensors in output.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             safetensors.numpy.save_file(
                 {key: np.asarray(value, order="C") for key, value in tensors.items()},
                 folder / name,
-                metadata=output.header,
+                metadata=dict(output.header),
             )
             # safetensors makes its files private; give them the folder's permissions.
             (folder / name).chmod(folder.stat().st_mode & 0o666)
         if output.config is not None:
             _write_json(folder / CONFIG_FILE, output.config)
-        _verify(folder, output)
+        verify_written(folder, output)
         written = digests(folder)
         facts = {
             **settings,
-            "kind": "adapter" if output.factors else "delta",
+            "kind": "adapter" if output.ranks else "delta",
             "sha256": written,
         }
         record = build_record(like, card, facts)
         _write_json(folder / RECORD_FILE, record)
-        shares = {module: found.energy for module, found in output.factors.items()}
+        shares = {m: output.written[m].energy for m in output.ranks}
         (folder / CARD_FILE).write_text(build_card(record, shares), encoding="utf-8")
         last = {name: sha256(folder / name) for name in (RECORD_FILE, CARD_FILE)}
         found = {**written, **last}
         return {name: found[name] for name in sorted(found, key=Path)}
 
 
-def _verify(folder: Path, output: Output) -> None:
-    """Reads everything back; RuntimeError unless it is bit by bit what was meant."""
-    for name, tensors in output.files.items():
-        written = SafetensorsFile(folder / name)
-        same = written.infos.keys() == tensors.keys() and all(
-            _same_bits(written.read(key), value) for key, value in tensors.items()
-        )
-        if not same:
-            raise RuntimeError(f"{name} does not read back as it was written")
-    if not output.factors:
-        return
-    options = ReadOptions(heads="keep")
-    (adapter,) = open_adapters([folder], options)
-    for module, found in output.factors.items():
-        spec = adapter.specs[module]
-        read = read_factors(spec, adapter.tensors)
-        bias = output.biases.get(module)
-        if (
-            spec.scale != 1.0
-            or not np.array_equal(read.b, found.b.astype(np.float32))
-            or not np.array_equal(read.a, found.a.astype(np.float32))
-            or not _same_bias(read.bias, bias)
-        ):
-            raise RuntimeError(
-                f"module {module!r} does not read back as it was written"
-            )
-
-
-def _same_bias(x: np.ndarray | None, y: np.ndarray | None) -> bool:
-    if x is None or y is None:
-        return x is y
-    return np.array_equal(x, y)
-
-
-def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    return (
-        x.dtype == y.dtype
-        and x.shape == y.shape
-        and np.ascontiguousarray(x).tobytes() == np.ascontiguousarray(y).tobytes()
-    )
-
-
-def _energy(updates: Mapping[str, Update], output: Output) -> dict[str, float]:
-    return {m: output.factors[m].energy if output.factors else 1.0 for m in updates}
+def _write_weights(path: Path, output: Output) -> None:
+    """Writes the weight file, every tensor when it is made."""
+    with SafetensorsWriter(path, output.blanks, output.header, hashed=False) as writer:
+        for key in writer.keys:
+            writer.write(output.tensor(key))
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -48,8 +48,8 @@ def read_changes(
     """Reads an adapter, or the weight deltas of a merge, and fits it to a model."""
     from jaxmerge.io.card import inputs_of
     from jaxmerge.io.changes import changes_of
+    from jaxmerge.io.output import DELTA_FILE
     from jaxmerge.io.places import adapter_place
-    from jaxmerge.io.prepare import DELTA_FILE
     from jaxmerge.io.stored import load_stored
 
     path = adapter_place(adapter)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from jaxmerge.diagnostics.alone import Standing, alone
+from jaxmerge.diagnostics.likelihood import TextStanding, likelihoods, texts_alone
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
     Folder,
@@ -38,7 +40,7 @@ class Checked:
     data: str
     logit_scale: float
     max_length: int | None
-    standings: dict[str, Standing]
+    standings: dict[str, Standing] | dict[str, TextStanding]
     files: dict[str, dict[str, str]]
     notes: tuple[str, ...]
 
@@ -75,6 +77,7 @@ def check(
     data: Folder,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     limit: int | None = None,
     batch: int = 64,
     logit_scale: float | None = None,
@@ -86,7 +89,9 @@ def check(
     """Tests each adapter alone against its base, on its own labeled data.
 
     The base gets the adapter's head. A difference in accuracy is clear where McNemar's
-    exact test gives p below 0.05. Without labels only predictions are compared.
+    exact test gives p below 0.05. Without labels only predictions are compared. For
+    causal language models nats per token of the completions are compared, and how many
+    of the texts became likelier, by a sign test.
 
     Args:
       folders: PEFT adapter folders.
@@ -95,6 +100,7 @@ def check(
         `jaxmerge.tasks.load_labels`.
       names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
+      task_type: what the adapters are of, see `jaxmerge.learn`.
       limit: number of inputs of each task, taken at even distances; by default all.
       batch: number of inputs that go through the model at a time.
       logit_scale: multiplies the logits; what the base stores unless given.
@@ -115,6 +121,7 @@ def check(
         data=data,
         names=names,
         text_heads=text_heads,
+        task_type=task_type,
         max_length=max_length,
         limit=limit,
         progress=progress,
@@ -123,15 +130,18 @@ def check(
     passes = 2 * sum(map(unlabeled.count, adapters.names))
     with refusing_bad_input(), progress("checking", passes) as advance:
         scale = model.scale(logit_scale)
-        labels = load_labels(data, unlabeled, heads)
-        if strict:
-            _refuse_unlabeled(labels)
-        found = alone(
-            *(model, adapters, heads, unlabeled, labels),
-            batch=batch,
-            logit_scale=scale,
-            report=lambda task, count: advance(count, title=f"checking {task}"),
-        )
+        how: dict[str, Any] = {
+            "batch": batch,
+            "report": lambda task, count: advance(count, title=f"checking {task}"),
+        }
+        if model.causal:
+            found = texts_alone(adapters, likelihoods(model, unlabeled, **how))
+        else:
+            labels = load_labels(data, unlabeled, heads)
+            if strict:
+                _refuse_unlabeled(labels)
+            inputs = (model, adapters, heads, unlabeled, labels)
+            found = alone(*inputs, logit_scale=scale, **how)
     pairs = zip(adapters.names, adapters.sources, unlabeled.files, strict=True)
     return Checked(
         base=str(base),
@@ -155,8 +165,10 @@ def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
         )
 
 
-def _notes(found: Mapping[str, Standing]) -> Iterator[str]:
+def _notes(found: Mapping[str, Standing | TextStanding]) -> Iterator[str]:
     for task, standing in found.items():
+        if isinstance(standing, TextStanding):
+            continue
         score = standing.score
         if score is None:
             yield (
@@ -169,7 +181,7 @@ def _notes(found: Mapping[str, Standing]) -> Iterator[str]:
             )
 
 
-def _verdict(found: Mapping[str, Standing]) -> str:
+def _verdict(found: Mapping[str, Standing | TextStanding]) -> str:
     """Who got which verdict.
 
     >>> zero = Standing(8, False, 0.1, 0.1, 1.0, None)

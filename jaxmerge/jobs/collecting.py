@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Advance, Progress, silent
 from jaxmerge.jobs.reading import (
@@ -82,6 +83,7 @@ def collect(
     limit: int | None = None,
     batch: int = 16,
     max_length: int | None = None,
+    task_type: TaskType | None = None,
     sketch: int | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -106,6 +108,7 @@ def collect(
       limit: number of inputs of each task, taken at even distances; by default all.
       batch: number of inputs that go through the model at a time.
       max_length: number of tokens to which texts are truncated.
+      task_type: what the adapters are of, see `jaxmerge.learn`.
       sketch: number of rows to keep of each layer and task instead of n x n numbers.
       force: replace the folder if it holds statistics alone.
       progress: shows how far the job is.
@@ -133,6 +136,7 @@ def collect(
             data,
             names=names,
             modules=modules,
+            task_type=task_type,
             limits={"max_length": max_length, "limit": limit},
             advance=advance,
         )
@@ -196,6 +200,7 @@ def _read(
     *,
     names: Sequence[str] | None,
     modules: Sequence[str] | None,
+    task_type: TaskType | None,
     limits: dict[str, int | None],
     advance: Advance,
 ) -> ToMeasure:
@@ -203,6 +208,7 @@ def _read(
     from jaxmerge.tasks import load_base, load_unlabeled, modules_ending
     from jaxmerge.tasks.bases import check_layers
     from jaxmerge.tasks.record import digests, steady
+    from jaxmerge.tasks.task_types import task_type_of
 
     adapters = io.load_peft(folders, **read) if folders else None
     if adapters is None:
@@ -211,9 +217,10 @@ def _read(
         tasks = task_names(names, adapters.names)
         adapters = replace(adapters, names=tasks)
     advance(1)
-    with steady(base, data, tasks) as groups:
+    kind = task_type_of(adapters, task_type)
+    with steady(base, data, tasks, task_type=kind) as groups:
         files = digests(groups)
-        model = load_base(base)
+        model = load_base(base, kind)
         advance(1)
         unlabeled = load_unlabeled(data, tasks, model, **limits)
         advance(1)

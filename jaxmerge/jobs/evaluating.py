@@ -7,6 +7,9 @@ from typing import Any, Unpack
 
 from jaxmerge import io
 from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
+from jaxmerge.diagnostics.likelihood import likelihoods
+from jaxmerge.diagnostics.text_evaluation import TextEvaluation, evaluate_texts
+from jaxmerge.io.options import TaskType
 from jaxmerge.io.stored import recorded_inputs
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -38,7 +41,7 @@ class Evaluated:
     merged: str
     base: str
     data: str
-    evaluation: Evaluation
+    evaluation: Evaluation | TextEvaluation
     notes: tuple[str, ...]
     plot: Path | None = None
 
@@ -62,6 +65,7 @@ def evaluate(
     data: Folder,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     limit: int | None = None,
     batch: int = 64,
     max_length: int | None = None,
@@ -76,14 +80,18 @@ def evaluate(
     own adapter's head; and that of the merge divided by that of the own adapter, with
     95 % intervals of the paired bootstrap.
 
+    For causal language models nats per token of the completions, and of what the own
+    adapter gains over the base the share that the merge keeps.
+
     Args:
       merged: PEFT folder of the merge.
       folders: the adapters it was made of; those of its record unless given.
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each task and their classes, see
-        `jaxmerge.tasks.load_labels`.
+        `jaxmerge.tasks.load_labels`; texts for causal language models.
       names: of the tasks; those of the record or of the folders unless given.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
+      task_type: what the adapters are of, see `jaxmerge.learn`.
       limit: number of inputs of each task, taken at even distances; by default all.
       batch: number of inputs that go through the model at a time.
       max_length: number of tokens to which texts are truncated.
@@ -110,6 +118,7 @@ def evaluate(
         data=data,
         names=names,
         text_heads=text_heads,
+        task_type=task_type,
         max_length=max_length,
         limit=limit,
         progress=progress,
@@ -119,14 +128,21 @@ def evaluate(
     with refusing_bad_input(), progress("evaluating", passes) as advance:
         whole = io.load_peft([merged], heads="keep", allow_zero=True)
         check_layers(model, whole, unlabeled.inputs[adapters.names[0]])
-        labels = labels_of_all(data, unlabeled, heads)
-        predict = predictor(
-            *(model, heads, unlabeled),
-            batch=batch,
-            report=lambda task, count: advance(count, title=f"evaluating {task}"),
-        )
-        own = {t: task_updates(adapters.stacks, i) for i, t in enumerate(labels)}
-        found = evaluate_merge(predict, own, task_updates(whole.stacks, 0), labels)
+        updates = task_updates(whole.stacks, 0)
+        own = {
+            task: task_updates(adapters.stacks, index)
+            for index, task in enumerate(adapters.names)
+        }
+        how: dict[str, Any] = {
+            "batch": batch,
+            "report": lambda task, count: advance(count, title=f"evaluating {task}"),
+        }
+        if model.causal:
+            found = evaluate_texts(likelihoods(model, unlabeled, **how), own, updates)
+        else:
+            labels = labels_of_all(data, unlabeled, heads)
+            predict = predictor(model, heads, unlabeled, **how)
+            found = evaluate_merge(predict, own, updates, labels)
     if drawn is not None:
         write_plot(found, drawn)
     return Evaluated(
@@ -134,6 +150,6 @@ def evaluate(
         base=str(base),
         data=str(data),
         evaluation=found,
-        notes=(*adapters.notes, *unlabeled.notes),
+        notes=(*adapters.notes, *unlabeled.notes, *found.notes),
         plot=drawn,
     )

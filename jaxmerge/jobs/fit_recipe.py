@@ -20,8 +20,9 @@ from jaxmerge.learning.distillation import (
     Taught,
     distillation,
     feature_distillation,
+    token_distillation,
 )
-from jaxmerge.learning.entropies import information
+from jaxmerge.learning.entropies import information, token_entropies
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
@@ -31,6 +32,7 @@ from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import Predict, predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
@@ -103,7 +105,11 @@ def fit_recipe(
     Raises:
       FloatingPointError: a loss or its gradient is not finite; names task and step.
     """
-    losses = _losses(recipe, base, adapters, heads, unlabeled)
+    losses = model_losses(
+        *(recipe.loss, base, adapters, heads, unlabeled),
+        temperature=recipe.temperature,
+        logit_scale=recipe.logit_scale,
+    )
     predict = predictor(base, heads, unlabeled)
     if recipe.loss in TAUGHT:
         unlabeled = _taught(predict, adapters, unlabeled)
@@ -175,20 +181,30 @@ def warnings(
             )
 
 
-def _losses(
-    recipe: LearnRecipe,
+def model_losses(
+    loss: str,
     base: Base,
     adapters: Adapters,
     heads: Mapping[str, Any],
     unlabeled: Unlabeled,
+    *,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
 ) -> Losses:
-    model, scale = (base.apply, base.logits, heads), recipe.logit_scale
-    match recipe.loss:
+    """The losses of all tasks through a base, by their name in `LOSSES`."""
+    model, scale = (base.apply, base.logits, heads), logit_scale
+    vocabulary = base.vocabulary
+    of_tokens = None if vocabulary is None else counted_tokens
+    match loss:
+        case "distillation" if vocabulary is not None:
+            how = {"mask": of_tokens, "temperature": temperature}
+            return token_distillation(base.apply, vocabulary, **how)
         case "distillation":
-            tau = recipe.temperature
-            return distillation(*model, logit_scale=scale, temperature=tau)
+            return distillation(*model, logit_scale=scale, temperature=temperature)
         case "features":
-            return feature_distillation(base.apply)
+            return feature_distillation(base.apply, mask=of_tokens)
+        case "entropy" if vocabulary is not None:
+            return token_entropies(base.apply, vocabulary, mask=of_tokens)
         case "entropy":
             return entropies(*model, logit_scale=scale)
         case "information":

@@ -1,6 +1,5 @@
 """Adapters, their base and unlabeled inputs in, one learned merge out."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,10 @@ import numpy as np
 
 from jaxmerge import io
 from jaxmerge.io import SaveReport
+from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
 from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
-from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe
+from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -25,7 +25,7 @@ from jaxmerge.jobs.reading import (
 )
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.null_space import check_seen
-from jaxmerge.learning.work import Work, work_identity
+from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
@@ -101,6 +101,7 @@ def learn(
     out: Folder,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     shared: bool = False,
     loss: str = "distillation",
     start: str = "auto",
@@ -138,6 +139,8 @@ def learn(
       names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
         of the tasks.
+      task_type: "classification" or "causal", what the adapters are of; by default what
+        their configs say.
       shared: learn one coefficient of each task for all modules (AdaMerging).
       loss: the loss of each task: "distillation", the divergence of its predictions
         from those of its own adapter; "features", the distance of its last hidden
@@ -210,6 +213,7 @@ def learn(
         data=data,
         names=names,
         text_heads=text_heads,
+        task_type=task_type,
         max_length=max_length,
         with_heads=loss in WITH_HEADS,
         with_digests=True,
@@ -217,11 +221,13 @@ def learn(
         read={"heads": "keep", **read},
     )
     with refusing_bad_input():
+        check_loss(loss, Option("loss", loss, quoted=True), causal=model.causal)
         if loss in WITH_HEADS:
             recipe = replace(recipe, logit_scale=model.scale(logit_scale))
         if loss == "null-space":
             check_seen(adapters.names, adapters.stacks)
-        identity = work_identity(recipe.to_record(), adapters, unlabeled, files)
+        asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})
+        identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
         with progress("measuring each adapter alone", steps) as advance:
@@ -231,7 +237,7 @@ def learn(
                 report=_reporter(recipe, adapters.names, advance),
             )
         record = {
-            **recipe.to_record(),
+            **asked,
             "max_length": unlabeled.max_length,
             "anchors": outcome.anchors,
             "files": files,
@@ -265,12 +271,6 @@ def learn(
             *warnings(recipe, outcome, adapters.names),
         ),
     )
-
-
-def work_folder(work: Folder | None, out: Folder) -> Path:
-    """Where a fit keeps its checkpoints: as asked for, or beside its result."""
-    place = Path(os.path.abspath(out))
-    return Path(work or place.with_name(f"{place.name}.learning"))
 
 
 def _reporter(
@@ -307,13 +307,3 @@ def _refuse_given(loss: str, **options: Any) -> None:
                 " needs no predictions; leave out ",
                 Option(name),
             )
-
-
-def check_apart(work: Path, out: Path) -> None:
-    """Refuses checkpoints in the folder that is to appear whole, or around it."""
-    one, other = work.resolve(), out.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        raise Refusal(
-            *(Option("work", str(work)), " is, holds or lies in "),
-            *(Option("out", str(out)), "; choose a folder apart from it"),
-        )

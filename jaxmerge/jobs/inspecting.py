@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from jaxmerge import reports
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
     Folder,
@@ -58,6 +59,7 @@ def inspect(
     data: Folder | None = None,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     batch: int = 16,
     batches: int = 8,
     logit_scale: float | None = None,
@@ -79,6 +81,7 @@ def inspect(
       data: folder with the inputs of each adapter.
       names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
+      task_type: what the adapters are of, see `jaxmerge.learn`.
       batch: with ``base``: number of inputs of each task in the model at a time.
       batches: with ``base``: number of batches of each task.
       logit_scale: multiplies the logits; what the base stores unless given.
@@ -101,6 +104,7 @@ def inspect(
         _refuse_given(
             names=names,
             text_heads=text_heads,
+            task_type=task_type,
             logit_scale=logit_scale,
             max_length=max_length,
         )
@@ -119,6 +123,7 @@ def inspect(
             data=data,
             names=names,
             text_heads=text_heads,
+            task_type=task_type,
             max_length=max_length,
             progress=progress,
             read=read,

@@ -24,6 +24,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 }
 LOSSES = ("distillation", "features", "entropy", "information", "null-space")
 WITH_HEADS = ("distillation", "entropy", "information")  # losses of predictions
+OF_TOKENS = ("distillation", "features", "entropy", "null-space")  # of language models
 TAUGHT = ("distillation", "features")  # losses in which each adapter is the teacher
 STARTS = ("auto", "method")
 SCHEDULES = ("constant", "cosine")
@@ -187,6 +188,16 @@ class LearnRecipe:
             return apply_learned(self.learned, phis)(adapters.stacks)
         except Refusal as error:
             raise AdapterError(*error.message) from error
+
+
+def check_loss(loss: str, option: Option, *, causal: bool) -> None:
+    """Refuses a loss that is not defined for the tokens of a causal language model."""
+    if causal and loss not in OF_TOKENS:
+        known = ", ".join(OF_TOKENS)
+        raise Refusal(
+            option,
+            f" is for classes; for a causal language model choose one of {known}",
+        )
 
 
 def _shareable() -> str:

@@ -1,12 +1,13 @@
 """A merge as it is asked for and recorded: pipeline, weights, seed, statistics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
+from jaxmerge.io.options import TaskType
 from jaxmerge.refusals import Option
 from jaxmerge.spec import (
     Pipeline,
@@ -17,9 +18,11 @@ from jaxmerge.spec import (
     parse,
 )
 from jaxmerge.spec.layerwise import PerModule, as_given
+from jaxmerge.streamed import described
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters, StatisticsFolder
+    from jaxmerge.stats.moments import Statistics
     from jaxmerge.tasks import SampleFiles
     from jaxmerge.types import Update
 
@@ -129,6 +132,7 @@ class MergeRecipe:
         batch: int = 16,
         limit: int | None = None,
         max_length: int | None = None,
+        task_type: TaskType | None = None,
         files: Mapping[str, Any] | None = None,
     ) -> "MergeRecipe":
         """The recipe for these adapters: statistics of their tasks, a sample read.
@@ -140,6 +144,7 @@ class MergeRecipe:
           batch: inputs at a time, see `jaxmerge.tasks.read_sample`.
           limit: largest number of inputs of a task.
           max_length: number of tokens to which texts are truncated.
+          task_type: what the adapters are of; by default what their configs say.
           files: digests of base and data, where they are known already.
 
         Raises:
@@ -156,6 +161,7 @@ class MergeRecipe:
             batch=batch,
             limit=limit,
             max_length=max_length,
+            task_type=task_type,
             files=files,
         )
         return replace(recipe, sample=sample)
@@ -208,13 +214,14 @@ class MergeRecipe:
         adapters: "Adapters",
         *,
         chunk: int | None = None,
+        memory: int | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> "tuple[dict[str, Update], dict[str, Any]]":
         """Merges all modules and their LoRA biases.
 
         Args:
-          adapters: what to merge.
-          chunk: see `jaxmerge.Pipeline.run`.
+          adapters: what to merge; streamed ones give streamed updates.
+          chunk: see `jaxmerge.Pipeline.run`, and so ``memory``.
           advance: called with the number of modules that are done.
 
         Returns:
@@ -228,14 +235,13 @@ class MergeRecipe:
         import jax
 
         self.check_statistics(
-            {module: stack.a.shape[-1] for module, stack in adapters.stacks.items()},
+            {module: x.a.shape[-1] for module, x in described(adapters.stacks).items()},
             [source.base_model for source in adapters.sources],
             allow_different_bases=adapters.options.allow_different_bases,
         )
-        unchanged = Unchanged(())
+        statistics = None
         if self.statistics is not None:
-            folder = self.statistics.path
-            unchanged = Unchanged(folder / name for name in self.statistics.sha256)
+            statistics = _Unchanging(self.statistics)
             self.statistics.check_adapters(adapters.sources)
             self.statistics.check_files()
         pipeline, seed = self.pipeline, self.seed
@@ -245,11 +251,30 @@ class MergeRecipe:
             weights=self.weights,
             densities=self.densities,
             key=jax.random.key(seed) if pipeline.random and seed is not None else None,
-            stats=self.statistics,
+            stats=statistics,
             sample=None if self.sample is None else self.sample.of(kept),
             chunk=chunk,
+            memory=memory,
             report=advance,
         )
-        unchanged.refuse()
         biases = pipeline.merge_biases(kept.biases, kept.stacks, weights=self.weights)
         return updates, biases
+
+
+class _Unchanging:
+    """Statistics of files that are refused if they change from now on."""
+
+    def __init__(self, statistics: "StatisticsFolder"):
+        self._statistics = statistics
+        files = (statistics.path / name for name in statistics.sha256)
+        self._unchanged = Unchanged(files)
+
+    def load(self, modules: Iterable[str]) -> "dict[str, Statistics]":
+        """module -> statistics of all tasks, as they were when this was made."""
+        found = self._statistics.load(modules)
+        self._unchanged.refuse()
+        return found
+
+    def size(self, module: str) -> int:
+        """How many numbers the statistics of a module have."""
+        return self._statistics.size(module)

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -75,12 +77,14 @@ def merge(
     limit: int | None = None,
     batch: int | None = None,
     max_length: int | None = None,
+    task_type: TaskType | None = None,
     rank: Rank = None,
     energy: float | None = None,
     ragged: bool = False,
     dense: Dense = "error",
     dtype: str | None = None,
     chunk: int | None = None,
+    memory: int | None = None,
     force: bool = False,
     progress: Progress = silent,
     **read: Unpack[ReadOptions],
@@ -110,9 +114,13 @@ def merge(
       limit: for iteris: largest number of inputs of each task.
       batch: for iteris: number of inputs in the model at a time; by default 16.
       max_length: for iteris: number of tokens to which texts are truncated.
+      task_type: for iteris: what the adapters are of, see `jaxmerge.learn`.
       rank: see `jaxmerge.io.save_peft`, and so ``energy``, ``ragged``, ``dense``,
         ``dtype`` and ``force``.
       chunk: number of modules of one shape that are merged at a time.
+      memory: bytes that the adapters which are worked on at a time may take, with what
+        is computed from them (`jaxmerge.spec.memory.bounded`); on a CPU that is one
+        module, whatever the bound. Every bound gives the same bits there.
       progress: shows how far the job is.
       **read: see `jaxmerge.io.load_peft`.
 
@@ -144,13 +152,15 @@ def merge(
         energy=energy,
         dense=dense,
     )
-    if not recipe.pipeline.model and {limit, batch, max_length} != {None}:
+    of_model = {limit, batch, max_length, task_type}
+    if not recipe.pipeline.model and of_model != {None}:
         raise Refusal(
-            *(Option("limit"), ", ", Option("batch"), " and ", Option("max_length")),
+            *(Option("limit"), ", ", Option("batch"), ", ", Option("max_length")),
+            *(" and ", Option("task_type")),
             " are for pipelines that run the model",
         )
     with progress("reading", 1) as advance:
-        adapters = read_adapters(folders, names, read)
+        adapters = read_adapters(folders, names, read, stream=True)
         with refusing_bad_input():
             recipe = recipe.bound(
                 adapters,
@@ -159,11 +169,13 @@ def merge(
                 batch=batch or 16,
                 limit=limit,
                 max_length=max_length,
+                task_type=task_type,
             )
         advance(1)
-    with progress("merging modules", len(adapters.stacks)) as advance:
-        updates, biases = recipe.run(adapters, chunk=chunk, advance=advance)
-    with progress("writing and reading back", 1) as advance:
+    with _Merging(progress, len(adapters.stacks) * (1 if energy is None else 2)) as at:
+        updates, biases = recipe.run(
+            adapters, chunk=chunk, memory=memory, advance=at.advance
+        )
         saved = io.save_peft(
             out,
             updates,
@@ -178,7 +190,6 @@ def merge(
             force=force,
             inputs=inputs,
         )
-        advance(1)
     return Merged(
         recipe=recipe,
         adapters=adapters.names,
@@ -187,6 +198,26 @@ def merge(
         size=size_of(out, saved.files),
         notes=(*adapters.notes, *_notes(recipe, saved)),
     )
+
+
+class _Merging(ExitStack):
+    """Tells that modules are merged, and when all are, that they are read back.
+
+    Modules are written as they are merged.
+    """
+
+    def __init__(self, progress: Progress, modules: int):
+        super().__init__()
+        self._progress, self._left = progress, modules
+        self._advance = self.enter_context(progress("merging modules", modules))
+
+    def advance(self, modules: int) -> None:
+        """Some modules are merged."""
+        self._advance(modules)
+        self._left -= modules
+        if self._left == 0:
+            self.close()
+            self.enter_context(self._progress("writing and reading back", 1))
 
 
 def merge_recipe(

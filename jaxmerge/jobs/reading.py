@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.options import Alpha, HeadPolicy, Layout, ScanAxis, WeightFile
+from jaxmerge.io.options import (
+    Alpha,
+    HeadPolicy,
+    Layout,
+    ScanAxis,
+    TaskType,
+    WeightFile,
+)
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.refusals import Option, Refusal
 
@@ -58,12 +65,16 @@ class ModelInputs(NamedTuple):
 
 
 def read_adapters(
-    folders: Sequence[Folder], names: Sequence[str] | None, read: ReadOptions
+    folders: Sequence[Folder],
+    names: Sequence[str] | None,
+    read: ReadOptions,
+    *,
+    stream: bool = False,
 ) -> "Adapters":
     """PEFT adapters, under the given names of their tasks."""
     from jaxmerge import io
 
-    adapters = io.load_peft(folders, **read)
+    adapters = io.load_peft(folders, stream=stream, **read)
     return replace(adapters, names=task_names(names, adapters.names))
 
 
@@ -97,6 +108,7 @@ def read_model_inputs(
     data: Folder,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     max_length: int | None = None,
     limit: int | None = None,
     with_heads: bool = True,
@@ -106,21 +118,23 @@ def read_model_inputs(
 ) -> ModelInputs:
     """Reads everything, and refuses what does not belong together.
 
-    Without heads their mapping is empty.
+    Without heads their mapping is empty, as it is for causal language models.
     """
     from jaxmerge.tasks import load_base, load_unlabeled, task_heads
     from jaxmerge.tasks.heads import check_fit, check_saved
     from jaxmerge.tasks.record import digests, steady
+    from jaxmerge.tasks.task_types import task_type_of
 
     with progress("reading", 3) as advance, refusing_bad_input(), ExitStack() as stack:
         adapters = read_adapters(folders, names, read)
+        kind = task_type_of(adapters, task_type)
         files: dict[str, Any] = {}
         if with_digests:
             vectors = None if text_heads is None else Path(text_heads)
-            groups = steady(base, data, adapters.names, vectors)
+            groups = steady(base, data, adapters.names, vectors, kind)
             files = digests(stack.enter_context(groups))
         advance(1)
-        model = load_base(base)
+        model = load_base(base, kind)
         advance(1)
         unlabeled = load_unlabeled(
             data, adapters.names, model, max_length=max_length, limit=limit

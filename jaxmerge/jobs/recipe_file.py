@@ -19,7 +19,7 @@ from jaxmerge.io.fields import (
 from jaxmerge.io.files import sha256
 from jaxmerge.io.hub_ids import fetch, hub_id, meant_as_id
 from jaxmerge.io.options import ReadOptions
-from jaxmerge.jobs.record_fields import DENSE, RANK, SHARE
+from jaxmerge.jobs.record_fields import DENSE, RANK, SHARE, TASK_TYPE
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.spec.foreign_methods import translated
 from jaxmerge.spec.layerwise import Setting, checked_setting
@@ -31,6 +31,7 @@ _MERGING = {  # options of `jaxmerge.merge`, and what they may be
     "seed": WHOLE,
     **dict.fromkeys(("stats", "base", "data"), TEXT),
     **dict.fromkeys(("limit", "batch", "max_length", "chunk"), COUNT),
+    "task_type": TASK_TYPE,
     "rank": RANK,
     "energy": SHARE,
     "ragged": FLAG,

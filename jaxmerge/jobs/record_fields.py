@@ -23,7 +23,7 @@ from jaxmerge.io.fields import (
     one_of,
     whole,
 )
-from jaxmerge.io.options import HeadPolicy
+from jaxmerge.io.options import HeadPolicy, TaskType
 from jaxmerge.refusals import Refusal
 from jaxmerge.spec.layerwise import as_given
 
@@ -56,6 +56,7 @@ RANK = Value(
 )
 SHARE = Value("a share in (0, 1]", lambda value: number(value) and 0 < value <= 1)
 DENSE = one_of(("error", "truncate", "full"))
+TASK_TYPE = one_of(get_args(TaskType))
 _NUMBERS = Value("numbers of the inputs", numbers_of_tasks)
 _STEPS = Value("a whole number of at least 0", whole(0))
 _INPUT = Fields(
@@ -99,7 +100,10 @@ _OF_PIPELINE = Fields(
         "seed": Maybe(WHOLE),
         "files": Table(_FILES, names=one_of(tuple(ROLE_OPTIONS))),
         "sample": Fields(
-            optional={"batch": COUNT, "limit": Maybe(COUNT), "max_length": Maybe(COUNT)}
+            optional={
+                **{"batch": COUNT, "limit": Maybe(COUNT), "max_length": Maybe(COUNT)},
+                "task_type": TASK_TYPE,
+            }
         ),
     },
     others=True,
@@ -117,6 +121,7 @@ _OF_LEARNED = Fields(
         "batch": COUNT,
         "seed": WHOLE,
         "max_length": Maybe(COUNT),
+        "task_type": TASK_TYPE,
         "anchors": Items(NUMBER),
         "files": Table(_FILES),
     },

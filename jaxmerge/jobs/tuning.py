@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.merging import Merged
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -31,7 +32,13 @@ from jaxmerge.jobs.tuning_space import SearchName, ends_met, read_space
 from jaxmerge.reports.scores import check_plot
 from jaxmerge.reports.search_plot import write_search_plot
 from jaxmerge.spec import parse
-from jaxmerge.tuning.progression import Budget, Evaluate, best_row, run_searches
+from jaxmerge.tuning.progression import (
+    Budget,
+    Evaluate,
+    best_row,
+    run_searches,
+    title_of,
+)
 from jaxmerge.tuning.trace import Row, Trace
 
 
@@ -121,6 +128,7 @@ def tune(
     stats: Folder | None = None,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
+    task_type: TaskType | None = None,
     limit: int | None = None,
     batch: int = 64,
     max_length: int | None = None,
@@ -170,12 +178,12 @@ def tune(
       logit_scale: multiplies the logits; what the base stores unless given.
       stats: folder of `jaxmerge.collect`, for pipelines that need it.
       names: names of the tasks; by default those of the folders.
-      text_heads: for CLIP: file with text vectors, see `jaxmerge.learn`.
-      limit: number of inputs of each task, taken at even distances; by default all.
+      text_heads: see `jaxmerge.learn`, and so ``task_type``.
+      limit: number of inputs of each task, at even distances; by default all.
       batch: inputs that go through the model at a time.
       max_length: number of tokens to which texts are truncated.
       out: folder to write the best merge into; none unless given.
-      work: folder of what was tried; beside ``out`` unless given, none without both.
+      work: folder of what was tried; by default beside ``out``, if that is given.
       dense: "full" writes the weight deltas of pipelines with dense results.
       dtype: of the output; that of the inputs unless given.
       plot: file for a plot of what was tried, as PNG.
@@ -193,6 +201,7 @@ def tune(
     given = {"base": base, "data": data}
     others = {"text_heads": text_heads, "limit": limit, "logit_scale": logit_scale}
     others |= {"preference": preference, "max_length": max_length}
+    others["task_type"] = task_type
     check_score(score, command, maximise, given=given, others=others)
     space = read_space(
         pipeline,
@@ -232,6 +241,7 @@ def tune(
             data=data,
             names=names,
             text_heads=text_heads,
+            task_type=task_type,
             max_length=max_length,
             limit=limit,
             with_heads=needs_heads(score),
@@ -248,9 +258,8 @@ def tune(
         "temperature": temperature,
         "logit_scale": logit_scale,
         "limit": limit,
-        "max_length": max_length,
-        "dense": dense,
-        "dtype": dtype,
+        **{"max_length": max_length, "task_type": task_type},
+        **{"dense": dense, "dtype": dtype},
         "seeds": list(every),
     }
     settings = {**space.to_record(), **scoring, **identity(adapters, files, stats)}
@@ -261,13 +270,10 @@ def tune(
                 command or "", partial(merges.write, force=True), candidate, every
             )
         else:
+            numbers = {"temperature": temperature, "logit_scale": logit_scale}
             with refusing_bad_input():
                 measure = model_measure(
-                    *(score, model),
-                    data=data or "",
-                    batch=batch,
-                    temperature=temperature,
-                    logit_scale=logit_scale,
+                    *(score, model), data=data or "", batch=batch, **numbers
                 )
             recipe = partial(merges.recipe, adapters)
             evaluate = model_scores(
@@ -282,7 +288,7 @@ def tune(
                 trace,
                 maximise=rising,
                 budget=budget,
-                report=lambda _: advance(1, title=_title(trace, rising)),
+                report=lambda _: advance(1, title=title_of(trace, rising)),
             )
         rows = tuple(trace.rows)
     best = best_row(rows, maximise=rising)
@@ -310,11 +316,3 @@ def tune(
             *ends_met(families, best.point),
         ),
     )
-
-
-def _title(trace: Trace, rising: bool) -> str:
-    scored = [row for row in trace.rows if row.scored.score is not None]
-    if not scored:
-        return "trying merges"
-    best = best_row(scored, maximise=rising)
-    return f"best {best.scored.score:.4g}: {best.point.pipeline}"

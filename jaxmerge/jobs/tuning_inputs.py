@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import Any
 
 from jaxmerge.io import Adapters, open_statistics
-from jaxmerge.jobs.learn_recipe import LOSSES, WITH_HEADS
+from jaxmerge.jobs.fit_recipe import model_losses
+from jaxmerge.jobs.learn_recipe import LOSSES, TAUGHT, WITH_HEADS, check_loss
 from jaxmerge.jobs.reading import Folder, ModelInputs, labels_of_all
 from jaxmerge.jobs.tuning_scores import check_command
 from jaxmerge.learning.null_space import check_seen
@@ -16,7 +17,9 @@ from jaxmerge.tuning.measures import (
     loss_of_answers,
     measure_accuracy,
     measure_answers,
+    measure_losses,
     measure_null_spaces,
+    own_answers,
 )
 
 ACCURACY = "accuracy"  # the one score that reads labels, and is to be large
@@ -48,6 +51,9 @@ def model_measure(
       logit_scale: multiplies the logits; what the base stores unless given.
     """
     adapters, base, heads, unlabeled, _ = inputs
+    if base.causal:
+        base.scale(logit_scale)  # refuses one that is given
+        return _measure_tokens(score, inputs, batch=batch, temperature=temperature)
     if score == ACCURACY:
         labels = labels_of_all(data, unlabeled, heads)
         return measure_accuracy(base, adapters, heads, unlabeled, labels, batch=batch)
@@ -59,6 +65,18 @@ def model_measure(
         options["logit_scale"] = base.scale(logit_scale)
     loss = loss_of_answers(score, **options)
     return measure_answers(loss, base, adapters, heads, unlabeled, batch=batch)
+
+
+def _measure_tokens(
+    score: str, inputs: ModelInputs, *, batch: int, temperature: float
+) -> Measure:
+    """The measure of a score that is a loss at the tokens of a language model."""
+    check_loss(score, Option("score", score, quoted=True), causal=True)
+    _, base, _, unlabeled, _ = inputs
+    asked = (base, inputs.adapters, inputs.heads, unlabeled)
+    losses = model_losses(score, *asked, temperature=temperature)
+    answers = own_answers(*asked, batch=batch) if score in TAUGHT else None
+    return measure_losses(losses, base, unlabeled, batch=batch, answers=answers)
 
 
 def check_score(

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
 from jaxmerge.io.staging import check_target
-from jaxmerge.jobs.fitting import check_apart
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.jobs.merging import Merged, merge, merge_recipe
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import ReadOptions
 from jaxmerge.jobs.tuning_space import SearchSpace
+from jaxmerge.learning.work import check_apart
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.tuning.families import Point

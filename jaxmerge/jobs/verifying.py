@@ -215,7 +215,9 @@ def _differences_from_record(
     from jaxmerge import io
     from jaxmerge.jobs.merge_recipe import MergeRecipe
 
-    adapters = io.load_peft(paths, **recorded_options(record["read_options"]))
+    streamed = kind(record) == "pipeline"
+    options = recorded_options(record["read_options"])
+    adapters = io.load_peft(paths, stream=streamed, **options)
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
     found = list(_unread(record, adapters, read))
@@ -263,7 +265,9 @@ def _unread(
         statistics = io.open_statistics(read[ROLE]).of(adapters.names)
         expected[ROLE] = statistics.sha256
     if "base" in read:
-        groups = names_read(read["base"], read["data"], adapters.names)
+        kind = record["recipe"].get("sample", {}).get("task_type", "classification")
+        place = (read["base"], read["data"], adapters.names)
+        groups = names_read(*place, task_type=kind)
         for role, (_, names) in groups.items():
             known = entries[role]["sha256"]
             expected[role] = {name: known.get(name, "") for name in names}

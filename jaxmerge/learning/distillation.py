@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxmerge.learning.objectives import cosine_distance, divergence
 from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates, batches_by_task, check_tasks
+from jaxmerge.learning.token_objectives import CHUNK, token_divergence
 from jaxmerge.models.adapt import Apply, with_updates
 from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
@@ -24,6 +25,7 @@ from jaxmerge.types import AdapterStack
 
 InputMask = Callable[[Any], jax.Array]  # of inputs, which of their answers count
 Distance = Callable[..., jax.Array]  # (teacher, student, *, mask) -> scalar
+Vocabulary = Callable[[Any], jax.Array]  # parameters -> [V, d], the head
 
 
 class Taught(NamedTuple):
@@ -49,7 +51,8 @@ def distillation(
     ``f_t = tau^2 mean KL(softmax(s z_t / tau) || softmax(s z / tau))`` over the inputs
     of task t, z_t being the logits of the teacher, z those of the merged model and s
     ``logit_scale``. A language model is the same case: its head is one for all tasks,
-    its logits are [B, S, vocabulary], and ``mask`` says which tokens count.
+    its logits are [B, S, vocabulary], and ``mask`` says which tokens count; with less
+    memory by `token_distillation`.
 
     Args:
       apply: pure function ``(params, inputs [B, ...]) -> features`` that runs a Flax
@@ -92,7 +95,60 @@ def distillation(
     def answer(task: str, features: Any) -> jax.Array:
         return logits(heads[task], features)
 
-    return _taught_losses(apply, answer, distance, teachers, mask, merged)
+    return _taught_losses(apply, answer, _of_answers(distance), teachers, mask, merged)
+
+
+def token_distillation(
+    apply: Apply,
+    vocabulary: Vocabulary,
+    *,
+    teachers: Mapping[str, Updates] | None = None,
+    temperature: ArrayLike = 1.0,
+    mask: InputMask | None = None,
+    merged: bool | None = None,
+    chunk: int = CHUNK,
+) -> Losses:
+    """`distillation` of causal language models, whose head is the base's.
+
+    ``f_t = tau^2 mean KL(softmax(E h_t / tau) || softmax(E h / tau))`` over the tokens
+    of task t that count, h_t and h being the last hidden states of teacher and merge.
+    The answers of `Taught` are hidden states: d numbers a token in the place of a
+    distribution over V words, from which it follows exactly. There are no heads.
+
+    Args:
+      apply: pure function ``(params, inputs [B, ...]) -> hidden states [B, ..., d]``
+        that runs a Flax model; not jitted.
+      vocabulary: ``params -> E [V, d]``. The head is an argument of the compiled
+        program, as the parameters are, and never a constant in it.
+      teachers: see `distillation`.
+      temperature: tau.
+      mask: which tokens count, bool of the leading shape of the hidden states.
+      merged: see `distillation`.
+      chunk: tokens whose logits are in memory at a time, see `token_divergence`.
+
+    Returns:
+      A function as `jaxmerge.fit` takes it.
+
+    >>> apply, vocabulary = (lambda params, x: x), (lambda params: params)
+    >>> losses = token_distillation(apply, vocabulary)
+    >>> x = jnp.array([[[1.0, 0.0], [0.0, 0.0]]])
+    >>> batch = {"same": Taught(x, x), "turned": Taught(x, x[..., ::-1])}
+    >>> found = losses(jnp.eye(2), {}, batch)
+    >>> {task: f"{value:.3f}" for task, value in found.items()}
+    {'same': '0.000', 'turned': '0.231'}
+    """
+
+    def compare(
+        params: Any, teacher: jax.Array, student: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        return token_divergence(
+            *(teacher, student, vocabulary(params)),
+            temperature=temperature,
+            mask=mask,
+            chunk=chunk,
+        )
+
+    return _taught_losses(apply, _features, compare, teachers, mask, merged)
 
 
 def feature_distillation(
@@ -115,11 +171,8 @@ def feature_distillation(
       mask: see `distillation`.
       merged: see `distillation`.
     """
-
-    def answer(task: str, features: jax.Array) -> jax.Array:
-        return features
-
-    return _taught_losses(apply, answer, distance, teachers, mask, merged)
+    compare = _of_answers(distance)
+    return _taught_losses(apply, _features, compare, teachers, mask, merged)
 
 
 def teacher_answers(
@@ -175,10 +228,25 @@ def _check_taught(batch: Mapping[str, Any]) -> None:
             )
 
 
+def _features(task: str, features: jax.Array) -> jax.Array:
+    return features
+
+
+def _of_answers(distance: Distance) -> Callable[..., jax.Array]:
+    """A distance of answers alone, as one that is given the parameters too."""
+
+    def compare(
+        params: Any, teacher: jax.Array, student: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        return distance(teacher, student, mask=mask)
+
+    return compare
+
+
 def _taught_losses(
     apply: Apply,
     answer: Callable[[str, Any], jax.Array],
-    distance: Distance,
+    compare: Callable[..., jax.Array],
     teachers: Mapping[str, Updates] | None,
     mask: InputMask | None,
     merged: bool | None,
@@ -200,10 +268,11 @@ def _taught_losses(
         for task, features in task_features(
             apply, params, updates, inputs, merged=merged
         ):
-            found[task] = distance(
+            found[task] = compare(
+                params,
                 jax.lax.stop_gradient(jnp.asarray(known[task])),
                 answer(task, features),
-                mask=None if mask is None else mask(inputs[task]),
+                None if mask is None else mask(inputs[task]),
             )
         return found
 

@@ -1,4 +1,4 @@
-"""The losses of classification tasks that share one model and have a head each."""
+"""How sure the merged model is of the inputs of each task: losses without labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
+from jaxmerge.learning.distillation import InputMask, Vocabulary
 from jaxmerge.learning.objectives import entropy, mean_prediction_entropy
 from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates
+from jaxmerge.learning.token_objectives import CHUNK, token_entropy
 from jaxmerge.models.adapt import Apply
 
 
@@ -95,5 +97,43 @@ def information(
                 scores, logit_scale=logit_scale
             )
         return found
+
+    return losses
+
+
+def token_entropies(
+    apply: Apply,
+    vocabulary: Vocabulary,
+    *,
+    mask: InputMask | None = None,
+    merged: bool | None = None,
+    chunk: int = CHUNK,
+) -> Losses:
+    """`entropies` of the next tokens of a causal language model.
+
+    Args:
+      apply: see `jaxmerge.token_distillation`, and so ``vocabulary``, ``mask``,
+        ``merged`` and ``chunk``.
+
+    >>> import jax.numpy as jnp
+    >>> losses = token_entropies(lambda params, x: x, lambda params: params)
+    >>> found = losses(jnp.eye(2), {}, {"even": jnp.zeros((1, 3, 2))})
+    >>> {task: f"{value:.3f}" for task, value in found.items()}
+    {'even': '0.693'}
+    """
+
+    def losses(
+        params: Any, updates: Updates, batch: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        return {
+            task: token_entropy(
+                *(hidden, vocabulary(params)),
+                mask=None if mask is None else mask(batch[task]),
+                chunk=chunk,
+            )
+            for task, hidden in task_features(
+                apply, params, updates, batch, merged=merged
+            )
+        }
 
     return losses

@@ -51,7 +51,7 @@ def mean_prediction_entropy(
     0.6931
     """
     check_shapes(mean_prediction_entropy, logits=(logits, "[..., classes]"))
-    p = jax.nn.softmax(_wide(logits) * jnp.asarray(logit_scale, _wide(logits).dtype))
+    p = jax.nn.softmax(wide(logits) * jnp.asarray(logit_scale, wide(logits).dtype))
     mean = jnp.mean(p.reshape(-1, p.shape[-1]), axis=0)
     positive = mean > 0
     return -jnp.sum(
@@ -84,11 +84,11 @@ def divergence(
     0.0 0.3278
     """
     _check_pair(divergence, teacher, student, mask, "[..., classes]")
-    tau = jnp.asarray(temperature, _wide(student).dtype)
-    log_p = jax.nn.log_softmax(_wide(teacher) / tau)
-    log_q = jax.nn.log_softmax(_wide(student) / tau)
+    tau = jnp.asarray(temperature, wide(student).dtype)
+    log_p = jax.nn.log_softmax(wide(teacher) / tau)
+    log_q = jax.nn.log_softmax(wide(student) / tau)
     each = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-    return tau * tau * _masked_mean(each, mask)
+    return tau * tau * masked_mean(each, mask)
 
 
 def cosine_distance(
@@ -100,9 +100,9 @@ def cosine_distance(
     1.0
     """
     _check_pair(cosine_distance, teacher, student, mask, "[..., d]")
-    x, y = _wide(teacher), _wide(student)
+    x, y = wide(teacher), wide(student)
     sizes = linalg.root(jnp.sum(x * x, -1)) * linalg.root(jnp.sum(y * y, -1))
-    return _masked_mean(1 - linalg.divide(jnp.sum(x * y, axis=-1), sizes), mask)
+    return masked_mean(1 - linalg.divide(jnp.sum(x * y, axis=-1), sizes), mask)
 
 
 def squared_distance(
@@ -114,8 +114,8 @@ def squared_distance(
     5.0
     """
     _check_pair(squared_distance, teacher, student, mask, "[..., d]")
-    apart = _wide(teacher) - _wide(student)
-    return _masked_mean(jnp.mean(apart * apart, axis=-1), mask)
+    apart = wide(teacher) - wide(student)
+    return masked_mean(jnp.mean(apart * apart, axis=-1), mask)
 
 
 def _check_pair(
@@ -130,11 +130,13 @@ def _check_pair(
     )
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
+    """An array in float32 at least."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Mean over what counts; 0 where nothing does."""
     if mask is None:
         return jnp.mean(values)
     count = jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1)

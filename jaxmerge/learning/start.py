@@ -95,7 +95,9 @@ def search_start(
         raise ValueError("search_start: no batch was given")
 
     @jax.jit
-    def objective(scale: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+    def objective(
+        scale: jax.Array, bases: Mapping[str, Any], params: Any, batch: Any
+    ) -> jax.Array:
         phis = jax.tree.map(lambda phi: jnp.full_like(phi, scale), first)
         found = losses(params, merge(learned, phis, bases), batch)
         return scalarised(problem, found, preference)[0]
@@ -103,7 +105,8 @@ def search_start(
     tried: dict[float, float] = {}
 
     def try_scale(scale: float) -> float:
-        values = [float(objective(jnp.float32(scale), batch)) for batch in seen]
+        given = (jnp.float32(scale), bases, params)
+        values = [float(objective(*given, batch)) for batch in seen]
         tried[scale] = float(np.mean(values))
         return tried[scale] if np.isfinite(tried[scale]) else np.inf
 

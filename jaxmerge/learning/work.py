@@ -229,3 +229,19 @@ def work_identity(
         "versions": {name: version(name) for name in ("jaxmerge", "jax")},
         **{role: entry["sha256"] for role, entry in files.items()},
     }
+
+
+def work_folder(work: Folder | None, out: Folder) -> Path:
+    """Where a fit keeps its checkpoints: as asked for, or beside its result."""
+    place = Path(os.path.abspath(out))
+    return Path(work or place.with_name(f"{place.name}.learning"))
+
+
+def check_apart(work: Path, out: Path) -> None:
+    """Refuses checkpoints in the folder that is to appear whole, or around it."""
+    one, other = work.resolve(), out.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise Refusal(
+            *(Option("work", str(work)), " is, holds or lies in "),
+            *(Option("out", str(out)), "; choose a folder apart from it"),
+        )

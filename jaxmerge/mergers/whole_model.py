@@ -3,7 +3,7 @@
 Every function here makes or surrounds a `jaxmerge.types.ModelMerger`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge.doors import check_model
 from jaxmerge.mapping import map_modules
+from jaxmerge.mergers.passes import threshold_in_passes
 from jaxmerge.mergers.spaces import merged_in
 from jaxmerge.mergers.trim import (
     above,
@@ -25,6 +26,7 @@ from jaxmerge.mergers.trim import (
 from jaxmerge.stacks import task_weights
 from jaxmerge.stats.matching import check_statistics
 from jaxmerge.stats.moments import Statistics
+from jaxmerge.streamed import Streamed
 from jaxmerge.types import (
     AdapterStack,
     Calibration,
@@ -148,7 +150,9 @@ def trim_whole_model(
 
     Returns:
       ModelMerger. A module that a task does not adapt counts as zeros; ``weights``, [T]
-      or module -> [T], multiply the coordinates before trimming.
+      or module -> [T], multiply the coordinates before trimming. Adapters that are
+      `jaxmerge.streamed.Streamed` are read three times: twice for the threshold, then
+      for the merge.
 
     Raises:
       ValueError: a density outside (0, 1], unless it is traced.
@@ -182,11 +186,23 @@ def trim_whole_model(
         kept = density_of(trim_whole_model, density, densities)
         devices = {"chunk": chunk, "mesh": mesh}
         projected = map_modules(project, stacks, weights=weights, **devices)
-        blocks = [matrices for matrices, _, _ in projected.values()]
-        sizes = [size for _, _, size in projected.values()]
-        size = None if space.size is None else sum(sizes)
-        count = kept_count(kept, sum(block[0].size for block in blocks), size=size)
-        threshold = magnitude_threshold(blocks, count)
+        sizes: list[tuple[int, Any]] = []
+
+        def blocks() -> Iterator[jax.Array]:
+            sizes.clear()
+            for matrices, _, size in projected.values():
+                sizes.append((matrices[0].size, size))
+                yield matrices
+
+        def count() -> Any:
+            entries = sum(entries for entries, _ in sizes)
+            size = None if space.size is None else sum(size for _, size in sizes)
+            return kept_count(kept, entries, size=size)
+
+        if isinstance(projected, Streamed):
+            threshold = threshold_in_passes(blocks, count)
+        else:
+            threshold = magnitude_threshold(list(blocks()), count())
         return map_modules(
             merge_above, stacks, projected, threshold=threshold, **extra, **devices
         )

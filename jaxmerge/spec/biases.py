@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmerge.spec.checks import checked_weights
+from jaxmerge.streamed import described
 
 if TYPE_CHECKING:
     import jax
@@ -23,6 +24,7 @@ def merged_biases(
     """See `jaxmerge.Pipeline.merge_biases`."""
     from jaxmerge.magnitudes import weighted_sum
 
+    stacks = described(stacks)
     given = checked_weights(weights, stacks)
     averages = any(call.step.averages for call in pipeline.calls)
     summed = pipeline.linear and not averages

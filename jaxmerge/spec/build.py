@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from jaxmerge.learning.coefficients import compose
 from jaxmerge.magnitudes import at_ordinary_scale
 from jaxmerge.mergers.spaces import in_space
 from jaxmerge.mergers.whole_model import calibrated_model, each_module
@@ -46,6 +45,8 @@ def model_merger(calls: tuple[Call, ...]) -> ModelMerger:
 @cache
 def learned_merger(calls: tuple[Call, ...]) -> Learned:
     """The learned merger of some steps, with what surrounds it."""
+    from jaxmerge.learning.coefficients import compose  # it loads all of learning
+
     (first,) = _calls_of(calls, "learned merger")
     learned = _configured(first)()
     for before, after in _calibrations(calls):
@@ -93,7 +94,12 @@ def _space(calls: Sequence[Call]) -> Space:
 def _calibrations(calls: Sequence[Call]) -> list[Calibration]:
     """Calibrations and posts, from the inside out."""
     posts = [Calibration(after=_configured(call)) for call in _calls_of(calls, "post")]
-    return [*(resolve(c.step.target) for c in _calls_of(calls, "calibration")), *posts]
+    return [*map(_calibration, _calls_of(calls, "calibration")), *posts]
+
+
+def _calibration(call: Call) -> Calibration:
+    found = _configured(call)
+    return found if isinstance(found, Calibration) else found()
 
 
 def _times(update: Update, *, factor: jax.Array, **extra: Any) -> Update:

@@ -263,8 +263,9 @@ def check_finite(updates: "Mapping[str, Update]") -> None:
     ]
     if broken:
         more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+        count = "a module" if len(broken) == 1 else f"{len(broken)} modules"
         raise PipelineError(
-            f"the merge is NaN or infinite in {len(broken)} modules "
+            f"the merge is NaN or infinite in {count} "
             f"({', '.join(broken[:4])}{more}); the numbers of the pipeline or the "
             "weights are too large for float32"
         )

@@ -19,7 +19,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.refusals import Option
-from jaxmerge.spec import checks, memory
 from jaxmerge.spec.grammar import Call, PipelineError, as_text, read_calls
 from jaxmerge.spec.kinds import EACH
 from jaxmerge.spec.steps import names_of
@@ -33,7 +32,7 @@ if TYPE_CHECKING:  # imported by `run`: reading a pipeline does not need JAX
     from jaxmerge.spec.layerwise import PerModule
     from jaxmerge.spec.memory import LoadsStatistics
     from jaxmerge.stats.moments import Statistics
-    from jaxmerge.types import AdapterStack, Learned, ModelMerger, Update
+    from jaxmerge.types import AdapterStack, Learned, Update
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Pipeline:
     @property
     def scale(self) -> float:
         """The product of all ``scale(..)`` steps."""
-        return math.prod(_factor(call) for call in self.calls if call.step.multiplies)
+        return math.prod(factor_of(call) for call in self.calls if call.step.multiplies)
 
     def learnable(self) -> "Learned":
         """The learned merger and what surrounds it, as `jaxmerge.fit` takes it.
@@ -180,6 +179,7 @@ class Pipeline:
         sample: "ModelSample | None" = None,
         phis: "Mapping[str, Any] | None" = None,
         chunk: int | None = None,
+        memory: int | None = None,
         mesh: "Mesh | None" = None,
         report: Callable[[int], None] | None = None,
     ) -> "dict[str, Update]":
@@ -191,7 +191,9 @@ class Pipeline:
         so that no more than 1 GiB of dense updates or of statistics is in memory.
 
         Args:
-          stacks: module -> its T adapters.
+          stacks: module -> its T adapters. Where they are
+            `jaxmerge.streamed.Streamed`, so are the updates: adapters are read and
+            merged when an update is asked for, unless a step runs the model.
           weights: [T], multiply the updates; ones unless given. A number may be a
             setting that varies over modules (`jaxmerge.module_values`); a table or a
             function from modules to [T] will do too.
@@ -203,8 +205,10 @@ class Pipeline:
           sample: `jaxmerge.ModelSample`; needed if `model`, refused otherwise.
           phis: module -> learned coefficients; needed if `learned`, refused otherwise.
           chunk: modules of one shape worked on at a time, see `jaxmerge.map_modules`.
+          memory: bytes that streamed adapters may take with what is computed from them
+            (`jaxmerge.spec.memory.bounded`); as few as possible unless given.
           mesh: devices, see `jaxmerge.map_modules`.
-          report: called with the number of modules that are done, after each shape.
+          report: called with the number of modules that are done.
 
         Returns:
           module -> merged update, in the order of ``stacks``.
@@ -222,43 +226,22 @@ class Pipeline:
         >>> print(jm.dense(merged["q_proj"]))
         [[2.5]]
         """
-        checks.check_adapters(self, stacks)
-        checks.check_ranks(self, {name: x.ranks for name, x in stacks.items()})
-        checks.check_statistics(self, given=stats is not None)
-        checks.check_sample(self, sample, stacks)
-        checks.check_coefficients(self, phis, weights)
-        checks.check_weighted(self, weights)
-        given: dict[str, Any] = {
-            "weights": checks.checked_weights(weights, stacks),
-            "key": checks.checked_key(self, key),
-        }
-        given |= checks.checked_densities(self, densities, stacks)
-        if sample is not None:
-            given["sample"] = sample
-        merger, factor = self._merger(phis)
-        merged: dict[str, Update] = {}
-        for some, loaded in memory.groups(self, stacks, stats):
-            if loaded is not None:
-                checks.check_loaded(self, some, loaded)
-                given["stats"] = loaded
-            at_a_time = chunk or memory.chunk(self, some)
-            merged |= merger(some, factor=factor, chunk=at_a_time, mesh=mesh, **given)
-            if report is not None:
-                report(len(some))
-        checks.check_finite(merged)
-        return {module: merged[module] for module in stacks}
+        from jaxmerge.spec.execution import run
 
-    def _merger(self, phis: "Mapping[str, Any] | None") -> "tuple[ModelMerger, float]":
-        """The merge, and by what its last scales multiply it."""
-        from jaxmerge.learning.apply import apply_learned
-        from jaxmerge.spec.build import model_merger
-
-        if phis is not None:
-            return apply_learned(self.learnable(), phis), 1.0
-        calls, factor = list(self.calls), 1.0
-        while calls[-1].step.multiplies:
-            factor *= _factor(calls.pop())
-        return model_merger(tuple(calls)), factor
+        return run(
+            self,
+            stacks,
+            weights=weights,
+            densities=densities,
+            key=key,
+            stats=stats,
+            sample=sample,
+            phis=phis,
+            chunk=chunk,
+            memory=memory,
+            mesh=mesh,
+            report=report,
+        )
 
     def merge_biases(
         self,
@@ -316,5 +299,6 @@ def parse(text: str) -> Pipeline:
         raise PipelineError(f"pipeline {shown!r}: {error}") from None
 
 
-def _factor(call: Call) -> float:
+def factor_of(call: Call) -> float:
+    """By what a step that only multiplies does so."""
     return dict(call.arguments)[call.step.multiplies]

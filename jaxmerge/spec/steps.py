@@ -268,6 +268,19 @@ STEPS: dict[str, Step] = {
         "canonical factors first, so that only the updates matter",
         linear=True,
     ),
+    "soft_threshold": Step(
+        "calibration",
+        "jaxmerge.mergers.soft_threshold:shrunk",
+        "low-rank estimates first: less of every singular value (LoRE)",
+        "2502.10749",
+        {
+            "threshold": Argument(NOT_NEGATIVE),
+            "relative": Argument(FLAG, True),
+            "squared": Argument(FLAG, False),
+        },
+        positional="threshold",
+        homogeneous="relative",
+    ),
     "scale": Step(
         "post",
         "jaxmerge.updates:scale",

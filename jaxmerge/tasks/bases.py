@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
+from jaxmerge.io.options import TaskType
 from jaxmerge.models import (
     bert_apply,
     decoder_apply,
@@ -19,24 +19,29 @@ from jaxmerge.models import (
     load_decoder,
     load_vision,
     vision_apply,
+    vocabulary_head,
     with_taps,
     with_updates,
 )
 from jaxmerge.models.adapt import Apply
 from jaxmerge.models.bert import PREFIXES
+from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.models.decoder_hub import ARCHITECTURES
 from jaxmerge.models.linear_head import TWO_LAYERS, cosines
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Mask
-from jaxmerge.untrusted.json_text import read_json
+from jaxmerge.tasks.images import PREPROCESSOR, pixel_normaliser
+from jaxmerge.tasks.next_tokens import TOKENIZER_CONFIG, at_places, counted_inputs
 
-PREPROCESSOR = "preprocessor_config.json"
 Inputs = Literal["texts", "images"]
 
 
 class Base(NamedTuple):
-    """A base model without heads.
+    """A base model without heads, or a causal language model with its own.
+
+    Of a causal language model the features are the last hidden states of the tokens
+    whose next one counts, [B, C, d], and ``vocabulary`` makes logits of them.
 
     Attributes:
       folder: where it lies.
@@ -52,6 +57,8 @@ class Base(NamedTuple):
       pad_id: number of the token that fills texts up.
       token_types: whether texts come with the number of their part.
       files: names of the files that were read.
+      vocabulary: ``params -> [V, d]``, the head of a causal language model; None for
+        models whose tasks have heads of their own.
     """
 
     folder: Path
@@ -66,6 +73,12 @@ class Base(NamedTuple):
     pad_id: int
     token_types: bool
     files: tuple[str, ...]
+    vocabulary: Callable[[Any], jax.Array] | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a causal language model."""
+        return self.vocabulary is not None
 
     @property
     def head_keys(self) -> tuple[str, ...]:
@@ -80,6 +93,12 @@ class Base(NamedTuple):
         Raises:
           ValueError: neither says, or not a finite number above 0.
         """
+        if given is not None and self.causal:
+            raise Refusal(
+                Option("logit_scale", str(given)),
+                " is for heads of tasks; a causal language model has its own; leave it "
+                "out",
+            )
         scale = self.logit_scale if given is None else given
         if scale is None:
             raise Refusal(
@@ -96,33 +115,36 @@ class Base(NamedTuple):
         return scale
 
 
-def load_base(folder: Folder) -> Base:
+def load_base(folder: Folder, task_type: TaskType = "classification") -> Base:
     """Reads the base model of adapters.
 
     Models of texts, BERT and decoders as Llama, have the heads of sequence
     classification; ``clip`` and ``clip_vision_model`` read images and have zero-shot
-    heads.
+    heads. Decoders are also read as causal language models, with their own head.
 
     Args:
       folder: with ``config.json`` and safetensors weights.
+      task_type: what its adapters are of.
 
     Raises:
       ValueError: another ``model_type``, or a folder that its loader refuses.
     """
     folder = Path(folder)
     raw = hub.read_config(folder)
-    return _kind_of(folder, raw).load(folder, raw)
+    return _kind_of(folder, raw, task_type).load(folder, raw)
 
 
-def base_files(folder: Folder) -> tuple[Inputs, tuple[str, ...]]:
+def base_files(
+    folder: Folder, task_type: TaskType = "classification"
+) -> tuple[Inputs, tuple[str, ...]]:
     """What the base in a folder reads, and names of the files that `load_base` reads.
 
     Raises:
       ValueError: as for `load_base`, as far as ``config.json`` says.
     """
-    folder = Path(folder)
-    inputs = _kind_of(folder, hub.read_config(folder)).inputs
-    return inputs, _files(folder, inputs)
+    raw = hub.read_config(folder)
+    inputs = _kind_of(Path(folder), raw, task_type).inputs
+    return inputs, _files(Path(folder), inputs, task_type)
 
 
 def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
@@ -136,6 +158,11 @@ def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
     Raises:
       ValueError: names the module and the nearest names, or both shapes.
     """
+    if base.causal and LM_HEAD in adapters.stacks:
+        raise Refusal(
+            f"the adapters change {LM_HEAD}, but what is said of tokens here is said "
+            "with the head of the base; train without it, or merge without a base"
+        )
     updates = task_updates(adapters.stacks, 0)
     try:
         shape_of(with_updates(base.apply, updates), base.params, inputs)
@@ -158,7 +185,8 @@ def refuse_biases(adapters: Adapters) -> None:
 
 
 def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
-    """Which inputs of some layers count, as for `jaxmerge.collect_inputs`: no padding.
+    """Which inputs of some layers count, as for `jaxmerge.collect_inputs`: no padding,
+    and in a causal language model the tokens alone whose next one counts.
 
     Args:
       base: the model; only traced.
@@ -172,7 +200,8 @@ def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
     per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
 
     def mask(batch: Any) -> dict[str, jax.Array]:
-        counted: jax.Array = batch["attention_mask"].astype(bool)
+        filled: jax.Array = batch["attention_mask"].astype(bool)
+        counted = counted_inputs(batch) if base.causal else filled
         return dict.fromkeys(per_token, counted)
 
     return mask
@@ -197,13 +226,20 @@ def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
     return _of_texts(folder, raw, config, params, decoder_apply(config), "score")
 
 
+def _load_causal(folder: Path, raw: Mapping[str, Any]) -> Base:
+    config, params = load_decoder(folder, head=True)
+    apply = at_places(decoder_apply(config, output="hidden"))
+    base = _of_texts(folder, raw, config, params, apply, None)
+    return base._replace(vocabulary=vocabulary_head(config))
+
+
 def _of_texts(
     folder: Path,
     raw: Mapping[str, Any],
     config: Any,
     params: Any,
     apply: Apply,
-    head_module: str,
+    head_module: str | None,
 ) -> Base:
     pad = raw.get("pad_token_id")
     return Base(
@@ -218,14 +254,14 @@ def _of_texts(
         logit_scale=1.0,
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         token_types=False,
-        files=_files(folder, "texts"),
+        files=_files(folder, "texts", "classification" if head_module else "causal"),
     )
 
 
 def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_vision(folder)
     tower = vision_apply(config)
-    normalise = _pixel_normaliser(folder, config.num_channels)
+    normalise = pixel_normaliser(folder, config.num_channels)
 
     def apply(params: Any, images: jax.Array) -> jax.Array:
         return tower(params, normalise(images))
@@ -244,38 +280,8 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         logit_scale=scale[0] if scale else None,
         pad_id=0,
         token_types=False,
-        files=_files(folder, "images"),
+        files=_files(folder, "images", "classification"),
     )
-
-
-def _pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.Array]:
-    """What turns 8-bit pixels into what the model was trained on; floats stay."""
-    path = folder / PREPROCESSOR
-    statistics = None
-    if path.is_file():
-        try:
-            found = read_json(path)
-            mean, std = found["image_mean"], found["image_std"]
-            statistics = [jnp.asarray(x, jnp.float32) for x in (mean, std)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refusal(
-                f"{path}: no usable image_mean and image_std ({error!r})"
-            ) from None
-        if any(x.shape != (channels,) for x in statistics):
-            raise Refusal(f"{path}: image_mean and image_std of {channels} channels")
-
-    def normalise(images: jax.Array) -> jax.Array:
-        if images.dtype != jnp.uint8:
-            return images
-        if statistics is None:
-            raise Refusal(
-                f"{folder}: no {PREPROCESSOR}, so 8-bit pixels cannot be normalised; "
-                "add it, or give the images as normalised floats"
-            )
-        mean, std = (x[None, None, None] for x in statistics)
-        return (images.astype(jnp.float32) / jnp.float32(255) - mean) / std
-
-    return normalise
 
 
 class _Kind(NamedTuple):
@@ -289,21 +295,26 @@ _KINDS = {
     "clip": _Kind("images", _load_vision),
     "clip_vision_model": _Kind("images", _load_vision),
 }
+_CAUSAL_KINDS = dict.fromkeys(ARCHITECTURES, _Kind("texts", _load_causal))
 
 
-def _kind_of(folder: Path, raw: Mapping[str, Any]) -> _Kind:
+def _kind_of(folder: Path, raw: Mapping[str, Any], task_type: TaskType) -> _Kind:
     name = raw.get("model_type")
-    if name not in _KINDS:
+    kinds = _CAUSAL_KINDS if task_type == "causal" else _KINDS
+    if name not in kinds:
+        what = " as a causal language model" if task_type == "causal" else ""
         raise Refusal(
-            f"{folder / hub.CONFIG}: model_type {name!r} is not one of "
-            f"{', '.join(_KINDS)}"
+            f"{folder / hub.CONFIG}: model_type {name!r} is not read{what}, only "
+            f"{', '.join(kinds)}"
         )
-    return _KINDS[name]
+    return kinds[name]
 
 
-def _files(folder: Path, inputs: Inputs) -> tuple[str, ...]:
+def _files(folder: Path, inputs: Inputs, task_type: TaskType) -> tuple[str, ...]:
     weights = sorted(path.name for path in folder.glob("model*.safetensors*"))
     if inputs == "texts":
-        return (hub.CONFIG, *weights, "tokenizer.json")
+        named = task_type == "causal" and (folder / TOKENIZER_CONFIG).is_file()
+        ends = (TOKENIZER_CONFIG,) if named else ()
+        return (hub.CONFIG, *weights, "tokenizer.json", *ends)
     pixels = [PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
     return (hub.CONFIG, *weights, *pixels)

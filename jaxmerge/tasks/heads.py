@@ -15,6 +15,7 @@ from jaxmerge.models import head_from_hub
 from jaxmerge.models.linear_head import TWO_LAYERS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.tasks.task_types import CAUSAL
 from jaxmerge.tasks.unlabeled import Unlabeled
 
 
@@ -22,6 +23,8 @@ def task_heads(
     base: Base, adapters: Adapters, vectors: Folder | None = None
 ) -> dict[str, Any]:
     """The head of every task, by name, as ``base.logits`` takes it.
+
+    Empty for a causal language model, whose head is that of the base.
 
     Args:
       base: says where its heads come from.
@@ -31,6 +34,14 @@ def task_heads(
     Raises:
       ValueError: a head that is missing, or of the wrong kind of model.
     """
+    if base.causal:
+        if vectors is not None:
+            raise Refusal(
+                Option("text_heads", str(vectors), quoted=True),
+                " are for CLIP; a causal language model brings its own head",
+            )
+        check_saved(adapters, base)
+        return {}
     if base.head_module is not None:
         if vectors is not None:
             raise Refusal(
@@ -83,9 +94,11 @@ def saved_heads(adapters: Adapters, base: Base) -> dict[str, dict[str, Any]]:
     ):
         missing = [key for key in base.head_keys if key not in saved]
         if missing:
+            causal = ("; of a causal language model say so by ", CAUSAL)
             raise Refusal(
                 f"{source.path}: saves no head {missing[0]}, so the task has no "
-                f"predictions; train it with modules_to_save=[{module!r}]"
+                f"predictions; train it with modules_to_save=[{module!r}]",
+                *(causal if module == "score" else ()),
             )
         try:
             heads[name] = head_from_hub(saved, module, layers=base.head_layers)
@@ -100,7 +113,8 @@ def check_saved(adapters: Adapters, base: Base) -> None:
 
     Args:
       adapters: read with their heads.
-      base: says which module is their head, if there is one to save.
+      base: says which module is their head, if there is one to save; that of a causal
+        language model belongs to the base.
 
     Raises:
       ValueError: a module in which the base with this adapter would differ from it.
@@ -109,9 +123,10 @@ def check_saved(adapters: Adapters, base: Base) -> None:
     for source, saved in zip(adapters.sources, adapters.heads, strict=True):
         others = sorted(saved.keys() - own)
         if others:
+            beside = "" if base.head_module is None else " beside its head"
             raise Refusal(
-                f"{source.path}: saves {listing(others)} beside its head, but all "
-                "tasks share the base model; train without modules of its own"
+                f"{source.path}: saves {listing(others)}{beside}, but all tasks share "
+                "the base model; train without modules of its own"
             )
 
 

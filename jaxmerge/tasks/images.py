@@ -3,18 +3,22 @@
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.refusals import Refusal
 from jaxmerge.untrusted.archive import DAMAGED, open_archive
+from jaxmerge.untrusted.json_text import read_json
 from jaxmerge.untrusted.text import shown
 
 KEY = "images"
+PREPROCESSOR = "preprocessor_config.json"
 _FOREIGN_ERRORS = (  # what numpy, zipfile and zlib raise on damaged input
     *DAMAGED,
     SyntaxError,
@@ -95,3 +99,33 @@ def read_images(path: Path, *, size: int, channels: int) -> np.ndarray:
     if not np.isfinite(images).all():
         raise Refusal(f"{path}: {KEY} holds NaN or infinite values")
     return images.astype(np.float32)
+
+
+def pixel_normaliser(folder: Path, channels: int) -> Callable[[jax.Array], jax.Array]:
+    """What turns 8-bit pixels into what the model was trained on; floats stay."""
+    path = folder / PREPROCESSOR
+    statistics = None
+    if path.is_file():
+        try:
+            found = read_json(path)
+            mean, std = found["image_mean"], found["image_std"]
+            statistics = [jnp.asarray(x, jnp.float32) for x in (mean, std)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refusal(
+                f"{path}: no usable image_mean and image_std ({error!r})"
+            ) from None
+        if any(x.shape != (channels,) for x in statistics):
+            raise Refusal(f"{path}: image_mean and image_std of {channels} channels")
+
+    def normalise(images: jax.Array) -> jax.Array:
+        if images.dtype != jnp.uint8:
+            return images
+        if statistics is None:
+            raise Refusal(
+                f"{folder}: no {PREPROCESSOR}, so 8-bit pixels cannot be normalised; "
+                "add it, or give the images as normalised floats"
+            )
+        mean, std = (x[None, None, None] for x in statistics)
+        return (images.astype(jnp.float32) / jnp.float32(255) - mean) / std
+
+    return normalise

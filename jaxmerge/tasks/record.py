@@ -8,6 +8,7 @@ from typing import Any
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.files import sha256
+from jaxmerge.io.options import TaskType
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import base_files
 from jaxmerge.tasks.unlabeled import data_files
@@ -22,9 +23,10 @@ def steady(
     data: Folder,
     tasks: Sequence[str],
     text_heads: Path | None = None,
+    task_type: TaskType = "classification",
 ) -> Generator[Groups, None, None]:
     """Gives `names_read` and refuses, in the end, files that have changed meanwhile."""
-    groups = names_read(base, data, tasks, text_heads)
+    groups = names_read(base, data, tasks, text_heads, task_type)
     unchanged = Unchanged(
         folder / name for folder, names in groups.values() for name in names
     )
@@ -54,6 +56,7 @@ def names_read(
     data: Folder,
     tasks: Sequence[str],
     text_heads: Path | None = None,
+    task_type: TaskType = "classification",
 ) -> Groups:
     """The files that a command reads besides the adapters, by their role.
 
@@ -62,12 +65,13 @@ def names_read(
       data: folder of the inputs.
       tasks: names of the adapters.
       text_heads: file of heads, which plays no part for a model of texts.
+      task_type: what the adapters are of.
 
     Raises:
       ValueError: a base that cannot be used, or a task without a file or with two.
     """
     base, data = Path(base), Path(data)
-    inputs, model_files = base_files(base)
+    inputs, model_files = base_files(base, task_type)
     paths = data_files(data, tasks, inputs).values()
     groups: Groups = {
         "base": (base, model_files),

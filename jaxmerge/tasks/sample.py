@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 from jaxmerge.folders import Folder
 from jaxmerge.io import Adapters
+from jaxmerge.io.options import TaskType
 from jaxmerge.mergers.iteris import ModelSample
 from jaxmerge.models import layer_weights
 from jaxmerge.tasks.bases import Base, load_base, token_mask
 from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
 from jaxmerge.tasks.record import digests, steady
+from jaxmerge.tasks.task_types import task_type_of
 from jaxmerge.tasks.unlabeled import Unlabeled, load_unlabeled
 
 
@@ -33,14 +35,14 @@ class SampleFiles(NamedTuple):
 
     def to_record(self) -> dict[str, Any]:
         """What a merge of this sample depends on, as JSON values with digests."""
-        return {
-            "sample": {
-                "batch": self.batch,
-                "limit": self.limit,
-                "max_length": self.unlabeled.max_length,
-            },
-            "files": dict(self.files),
+        sample: dict[str, Any] = {
+            "batch": self.batch,
+            "limit": self.limit,
+            "max_length": self.unlabeled.max_length,
         }
+        if self.base.causal:
+            sample["task_type"] = "causal"
+        return {"sample": sample, "files": dict(self.files)}
 
     def of(self, adapters: Adapters) -> ModelSample:
         """The sample for `Pipeline.run`, its tasks in the order of the adapters."""
@@ -77,6 +79,7 @@ def read_sample(
     batch: int = 16,
     limit: int | None = None,
     max_length: int | None = None,
+    task_type: TaskType | None = None,
     files: Mapping[str, Any] | None = None,
 ) -> SampleFiles:
     """Reads the base of some adapters and inputs of their tasks.
@@ -88,16 +91,18 @@ def read_sample(
       batch: inputs that go through the model at a time.
       limit: largest number of inputs of a task.
       max_length: number of tokens to which texts are truncated.
+      task_type: what the adapters are of; by default what their configs say.
       files: as `digests` gives them, where they are known already.
 
     Raises:
       ValueError: files that cannot be used, or adapters that do not fit the base or
         change more of it than their updates do.
     """
-    with steady(base, data, adapters.names) as groups:
+    kind = task_type_of(adapters, task_type)
+    with steady(base, data, adapters.names, task_type=kind) as groups:
         if files is None:
             files = digests(groups)
-        model = load_base(base)
+        model = load_base(base, kind)
         unlabeled = load_unlabeled(
             data, adapters.names, model, max_length=max_length, limit=limit
         )

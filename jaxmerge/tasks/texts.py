@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmerge.refusals import Refusal
+from jaxmerge.tasks.task_types import CAUSAL
 from jaxmerge.untrusted.json_text import parse_json
 from jaxmerge.untrusted.text import shown
 
@@ -21,6 +22,7 @@ FIELDS = (
     ("premise", "hypothesis"),
     ("text",),
 )
+OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")  # arrays [N, S]
 _MULTIPLE = 16  # token counts are rounded up to it, so that more tasks share a shape
 
 Texts = list[tuple[str, ...]]  # single texts or pairs
@@ -65,10 +67,12 @@ def _fields(path: Path, row: Any) -> tuple[str, ...]:
     names = set(row) if isinstance(row, dict) else set()
     found = [fields for fields in FIELDS if names.issuperset(fields)]
     if len(found) != 1:
+        spoken = "completion" in names
         wanted = ", or ".join(" and ".join(fields) for fields in FIELDS)
         raise Refusal(
             f"{path}: the fields of a line must be {wanted}, and only one of these; "
-            f"found {shown(', '.join(sorted(names)), keep='')[:500] or 'none'}"
+            f"found {shown(', '.join(sorted(names)), keep='')[:500] or 'none'}",
+            *(("; of a causal language model say so by ", CAUSAL) if spoken else ()),
         )
     return found[0]
 
@@ -135,16 +139,15 @@ def tokenise(
     tokenizer.enable_truncation(length, strategy="longest_first")
     single = len(texts[0]) == 1
     encodings = tokenizer.encode_batch([x[0] for x in texts] if single else texts)
-    longest = max(1, *(len(encoding.ids) for encoding in encodings))
-    width = min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
     ids = [encoding.ids for encoding in encodings]
+    width = padded_width(ids, length)
     inputs = {
-        "input_ids": _padded(ids, width, pad_id),
-        "attention_mask": _padded([[1] * len(row) for row in ids], width, 0),
+        "input_ids": padded(ids, width, pad_id),
+        "attention_mask": padded([[1] * len(row) for row in ids], width, 0),
     }
     if token_types:
         types = [encoding.type_ids for encoding in encodings]
-        inputs["token_type_ids"] = _padded(types, width, 0)
+        inputs["token_type_ids"] = padded(types, width, 0)
     return inputs, sum(bool(encoding.overflowing) for encoding in encodings)
 
 
@@ -152,17 +155,27 @@ def cropped(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Texts without columns that are padding in all of them.
 
     The width is 16, 32, 64 and so on, or as it was, so that batches of a file have few
-    shapes.
+    shapes. Arrays of other names than `OF_TOKENS` stay.
     """
     mask = inputs["attention_mask"]
     used, width = int(np.flatnonzero(mask.any(axis=0)).max()) + 1, _MULTIPLE
     while width < used:
         width *= 2
-    return {name: tokens[:, :width] for name, tokens in inputs.items()}
+    return {
+        name: values[:, :width] if name in OF_TOKENS else values
+        for name, values in inputs.items()
+    }
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:
-    padded = np.full((len(rows), width), fill, np.int32)
-    for target, row in zip(padded, rows, strict=True):
+def padded_width(rows: Sequence[Sequence[int]], length: int) -> int:
+    """The largest number of tokens rounded up to a multiple of 16, at most a length."""
+    longest = max(1, *map(len, rows))
+    return min(length, -(-longest // _MULTIPLE) * _MULTIPLE)
+
+
+def padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:
+    """Rows of different lengths as one array [N, width] in int32."""
+    filled = np.full((len(rows), width), fill, np.int32)
+    for target, row in zip(filled, rows, strict=True):
         target[: len(row)] = row
-    return padded
+    return filled

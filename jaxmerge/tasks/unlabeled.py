@@ -12,9 +12,10 @@ from jaxmerge.folders import Folder
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tasks.bases import Base, Inputs
 from jaxmerge.tasks.images import read_images
-from jaxmerge.tasks.texts import Texts, load_tokenizer, read_texts, tokenise
+from jaxmerge.tasks.next_tokens import end_of_text, next_token_inputs, read_examples
+from jaxmerge.tasks.texts import load_tokenizer, read_texts, tokenise
 
-DEFAULT_LENGTH = 128  # tokens
+DEFAULT_LENGTH, CAUSAL_LENGTH = 128, 512  # tokens
 PLACES: dict[Inputs, tuple[str, ...]] = {
     "texts": (
         "{task}.jsonl",
@@ -71,8 +72,8 @@ def load_unlabeled(
         ``<task>/validation.jsonl(.gz)`` for texts, ``<task>.npz`` for images.
       tasks: names of the adapters.
       base: the model that reads them.
-      max_length: number of tokens to which texts are truncated; by default 128, or as
-        many as the model has positions.
+      max_length: number of tokens to which texts are truncated; by default 128, 512
+        for causal language models, or as many as the model has positions.
       limit: largest number of inputs of a task, see `spread`; by default all.
 
     Raises:
@@ -91,13 +92,16 @@ def load_unlabeled(
             inputs[task] = images[spread(len(images), limit)]
     else:
         positions = base.config.longest_input
-        max_length = max_length or min(DEFAULT_LENGTH, positions)
+        causal = base.causal
+        usual = CAUSAL_LENGTH if causal else DEFAULT_LENGTH
+        max_length = max_length or min(usual, positions)
         if max_length > positions:
             raise Refusal(
                 f"{base.folder}: the model has {positions} positions, fewer than ",
                 Option("max_length", str(max_length)),
             )
-        texts = {task: read_texts(path) for task, path in paths.items()}
+        read = read_examples if causal else read_texts
+        texts: dict[str, list[Any]] = {task: read(x) for task, x in paths.items()}
         rows = {task: len(found) for task, found in texts.items()}
         texts = {
             task: [found[row] for row in spread(len(found), limit)]
@@ -143,22 +147,24 @@ def _find(folder: Path, task: str, kind: Inputs) -> Path:
 
 
 def _tokens(
-    texts: Mapping[str, Texts],
+    texts: Mapping[str, list[Any]],
     paths: Mapping[str, Path],
     base: Base,
     max_length: int,
     notes: list[str],
 ) -> dict[str, dict[str, np.ndarray]]:
-    tokenizer = load_tokenizer(base.folder)
-    inputs = {}
+    tokenizer, inputs = load_tokenizer(base.folder), {}
+    options: dict[str, Any] = {"length": max_length, "pad_id": base.pad_id}
+    end = end_of_text(base.folder, tokenizer) if base.causal else None
     for task, path in paths.items():
-        inputs[task], truncated = tokenise(
-            texts[task],
-            tokenizer,
-            length=max_length,
-            pad_id=base.pad_id,
-            token_types=base.token_types,
-        )
+        if base.causal:
+            inputs[task], truncated = next_token_inputs(
+                *(texts[task], tokenizer), end=end, path=path, **options
+            )
+        else:
+            inputs[task], truncated = tokenise(
+                *(texts[task], tokenizer), token_types=base.token_types, **options
+            )
         _check_tokens(path, inputs[task], base)
         if truncated:
             notes.append(

@@ -4,7 +4,7 @@ A measure gives for several multiples of one merge the value of each task. Those
 labels are the losses of `jaxmerge.learn`, over all inputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmerge.io import Adapters
+from jaxmerge.learning.distillation import Taught
 from jaxmerge.learning.null_space import null_space_ratios
 from jaxmerge.learning.objectives import (
     cosine_distance,
@@ -20,9 +21,11 @@ from jaxmerge.learning.objectives import (
     entropy,
     mean_prediction_entropy,
 )
+from jaxmerge.learning.step import Losses
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
-from jaxmerge.tasks.batching import batches_of
+from jaxmerge.tasks.batching import batch_of, row_groups
+from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import predictor, sweep_predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
@@ -83,7 +86,7 @@ def measure_answers(
       batch: inputs that go through the model at a time.
     """
     sweep, run = sweep_predictor(base, heads, unlabeled, batch=batch), jax.jit(loss)
-    own = _own_answers(base, adapters, heads, unlabeled, batch)
+    own = own_answers(base, adapters, heads, unlabeled, batch=batch)
 
     def measure(
         updates: Mapping[str, Update], factors: Sequence[float]
@@ -112,8 +115,8 @@ def measure_accuracy(
     sweep = sweep_predictor(base, heads, unlabeled, batch=batch)
     own = {
         task: np.mean(answers.argmax(axis=-1) == labels[task])
-        for task, answers in _own_answers(
-            base, adapters, heads, unlabeled, batch
+        for task, answers in own_answers(
+            base, adapters, heads, unlabeled, batch=batch
         ).items()
     }
 
@@ -136,10 +139,40 @@ def measure_accuracy(
 def measure_null_spaces(
     base: Base, adapters: Adapters, unlabeled: Unlabeled, *, batch: int
 ) -> Measure:
-    """`jaxmerge.null_space_ratios`, means over batches by their numbers of inputs."""
+    """`jaxmerge.null_space_ratios` of all inputs."""
     some = next(iter(unlabeled.inputs.values()))
     mask = token_mask(base, some, list(adapters.stacks))
     losses = null_space_ratios(base.apply, adapters.names, adapters.stacks, mask=mask)
+    return measure_losses(losses, base, unlabeled, batch=batch)
+
+
+def measure_losses(
+    losses: Losses,
+    base: Base,
+    unlabeled: Unlabeled,
+    *,
+    batch: int,
+    answers: Mapping[str, np.ndarray] | None = None,
+) -> Measure:
+    """Losses as `jaxmerge.fit` takes them, means over batches.
+
+    Batches count by their numbers of inputs, for causal language models by the tokens
+    that count in them.
+
+    Args:
+      losses: of all tasks.
+      base: the model.
+      unlabeled: inputs of every task.
+      batch: inputs that go through the model at a time.
+      answers: task -> what its own adapter says, for losses with a teacher.
+    """
+
+    def batches(task: str) -> Iterator[tuple[Any, int]]:
+        inputs = unlabeled.inputs[task]
+        for rows in row_groups(base, inputs, batch):
+            some = batch_of(base, inputs, rows)
+            size = int(counted_tokens(some).sum()) if base.causal else len(rows)
+            yield some if answers is None else Taught(some, answers[task][rows]), size
 
     @partial(jax.jit, static_argnums=0)
     def run(
@@ -159,11 +192,11 @@ def measure_null_spaces(
         updates: Mapping[str, Update], factors: Sequence[float]
     ) -> list[dict[str, float]]:
         each, found = jnp.asarray(factors, jnp.float32), {}
-        for task, inputs in unlabeled.inputs.items():
-            batches = list(batches_of(base, inputs, batch))
-            sizes = [len(jax.tree.leaves(x)[0]) for x in batches]
-            given = (task, base.params, updates, each)
-            values = [np.asarray(run(*given, x)) for x in batches]
+        for task in unlabeled.inputs:
+            given, values, sizes = (task, base.params, updates, each), [], []
+            for some, size in batches(task):
+                values.append(np.asarray(run(*given, some)))
+                sizes.append(size)
             found[task] = np.average(values, axis=0, weights=sizes)
         return [
             {task: float(values[index]) for task, values in found.items()}
@@ -173,13 +206,15 @@ def measure_null_spaces(
     return measure
 
 
-def _own_answers(
+def own_answers(
     base: Base,
     adapters: Adapters,
     heads: Mapping[str, Any],
     unlabeled: Unlabeled,
+    *,
     batch: int,
 ) -> dict[str, np.ndarray]:
+    """task -> what its own adapter says of every input, see `predictor`."""
     predict = predictor(base, heads, unlabeled, batch=batch)
     return {
         task: predict(task, task_updates(adapters.stacks, index))

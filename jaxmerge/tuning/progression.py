@@ -108,3 +108,12 @@ def _loss(trace: Trace, point: Point, maximise: bool) -> float | None:
     if scored.score is None:
         return float(np.inf)
     return -scored.score if maximise else scored.score
+
+
+def title_of(trace: Trace, maximise: bool) -> str:
+    """What a search has found so far, in a line."""
+    scored = [row for row in trace.rows if row.scored.score is not None]
+    if not scored:
+        return "trying merges"
+    best = best_row(scored, maximise=maximise)
+    return f"best {best.scored.score:.4g}: {best.point.pipeline}"

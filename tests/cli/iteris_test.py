@@ -79,7 +79,7 @@ def test_refusals(place):
     said = refuse(*ask(place, "concat"))
     assert "runs no model; leave --base and --data out" in said
     said = refuse(*ask(place, "concat", base=None, data=None))
-    assert "--limit, --batch and --max-length are for pipelines" in said
+    assert "--limit, --batch, --max-length and --task-type are for pipelines" in said
     (place / "data" / "cars.jsonl").unlink()
     assert "no texts of task 'cars'" in refuse(*ask(place))
     assert "no texts of task 'vans'" in refuse(*ask(place, names="vans,dtd,svhn"))

@@ -17,6 +17,7 @@ from jaxmerge.disk import Mended
 from jaxmerge.io import staging
 from jaxmerge.io import write as write_module
 from jaxmerge.io.leftovers import mend
+from jaxmerge.io.safetensors_writer import SafetensorsWriter
 from jaxmerge.io.staging import staged_folder
 
 pytest_plugins = ["io_fixtures"]
@@ -241,7 +242,7 @@ def test_a_full_disk_is_a_plain_message(
     fail, where, tmp_path, adapters, updates, monkeypatch
 ):
     place, name = {
-        "safetensors": (safetensors.numpy, "save_file"),
+        "safetensors": (SafetensorsWriter, "write"),
         "card": (write_module, "build_card"),
         "sync": (staging, "sync_tree"),
     }[where]

@@ -35,7 +35,7 @@ from faults import PowerCuts, lay_out, mend_quietly, numbered, watched
 from jaxmerge import disk
 from jaxmerge.cli import app
 
-COPIED = ("merge", "convert to PEFT", "inspect --html")  # written by one thread
+COPIED = ("convert to PEFT", "inspect --html")  # one thread, nothing left to compute
 RANDOM = 60  # copies that are killed at random moments, for each state before
 
 

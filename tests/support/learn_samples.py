@@ -73,16 +73,16 @@ def clip(folder: Path) -> Path:
 
 
 def adapters(
-    folder: Path, modules: list[str], *, head: str | None, tasks=TASKS
+    folder: Path, modules: list[str], *, head: str | None, tasks=TASKS, **options
 ) -> list[Path]:
     """Adapters of square layers, each with a head of its own."""
     made = []
     for seed, name in enumerate(tasks):
         tensors = {}
         for place, module in enumerate(modules):
-            options = {"m": WIDTH, "n": WIDTH, "r": 2, "seed": 10 * seed + place}
-            tensors |= samples.linear(module, **options)
-        config = {"r": 2, "lora_alpha": 2}
+            sizes = {"m": WIDTH, "n": WIDTH, "r": 2, "seed": 10 * seed + place}
+            tensors |= samples.linear(module, **sizes)
+        config = {"r": 2, "lora_alpha": 2, **options}
         if head is not None:
             key = f"base_model.model.{head}.weight"
             tensors[key] = samples.random(2 + seed, WIDTH, seed=seed)

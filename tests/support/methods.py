@@ -143,6 +143,12 @@ METHODS: dict[str, Method] = {
     "balanced(core/ties)": Method(
         jm.balanced(jm.core_space(RULES["ties"][0]))  # the core of one is diagonal
     ),
+    "soft_threshold(concat)": Method(
+        jm.soft_threshold(jm.concat, threshold=0.2), one=False
+    ),
+    "soft_threshold(tsv_m), squared": Method(
+        jm.soft_threshold(jm.tsv_m, threshold=0.1, squared=True), one=False
+    ),
     "robust_merge": Method(
         jm.robust_merge,
         one=False,

@@ -21,31 +21,34 @@ class Place(NamedTuple):
     """The folders of one run.
 
     Attributes:
-      trained: with the base and the adapters.
-      work: with texts and merges, which can be made again.
-      results: with what was measured.
+      model: folder of the base, see `base`.
+      trained: folder with the adapters.
+      work: folder with texts and merges, which can be made again.
+      results: folder with what was measured of merges.
+      metrics: file with what was measured of the adapters.
       domains: names of the adapters.
     """
 
+    model: Path = HERE / "trained" / "base"
     trained: Path = HERE / "trained"
     work: Path = HERE / "work"
     results: Path = HERE / "results"
+    metrics: Path = HERE / "metrics.json"
     domains: tuple[str, ...] = DOMAINS
 
     @property
     def base(self) -> Path:
-        """The base model.
+        """The folder of the base model.
 
         Raises:
           ValueError: it was not made yet; says how.
         """
-        folder = self.trained / "base"
-        if not folder.is_dir():
+        if not self.model.is_dir():
             raise ValueError(
-                f"{folder}: no such folder; run: "
-                f"python -m experiments.domains4.base --out {folder}"
+                f"{self.model}: no such folder; run: "
+                f"python -m experiments.domains4.base --out {self.model}"
             )
-        return folder
+        return self.model
 
     @property
     def adapters(self) -> list[Path]:
@@ -86,6 +89,15 @@ class Place(NamedTuple):
             if prompt and fits(prompt, row.text):
                 found.append(row._replace(prompt=prompt))
         return [found[index] for index in spread(len(found), ROWS[part])]
+
+
+QUERY_VALUE = Place()
+LINEAR = Place(  # adapters of all linear layers
+    trained=HERE / "trained" / "linear",
+    work=HERE / "work" / "linear",
+    results=HERE / "results" / "linear",
+    metrics=HERE / "metrics_linear.json",
+)
 
 
 def _write(path: Path, examples: list[Example]) -> None:

@@ -11,13 +11,14 @@ base and adapter on the validation and test texts.
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
 import jax
 import typer
 
-from experiments.domains4.data import HERE, Place
+from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
 from experiments.finetune import Recipe, fit
 from experiments.lora import (
     CONFIG,
@@ -36,11 +37,10 @@ from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import Base, load_base, load_unlabeled
 from jaxmerge.tasks.next_tokens import NEXT, NONE
 
-METRICS = HERE / "metrics.json"
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LORA = Lora(rank=16, alpha=32, targets=("q_proj", "v_proj"))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+LINEAR_LORA = replace(LORA, targets=(*ATTENTION, "gate_proj", "up_proj", "down_proj"))
 RECIPE = Recipe(steps=60, rate=2e-3, batch=8)
 BATCH = 8  # texts in one batch of a measurement
 CHUNK = 5  # steps between two lines of progress
@@ -146,9 +146,8 @@ def main(
 ) -> None:
     """Trains what has no adapter yet, and measures all."""
     start_jax()
-    place = Place()
-    lora = Lora(rank=16, alpha=32, targets=LINEAR) if linear else LORA
-    recipe = Recipe(**vars(RECIPE) | {"steps": steps})
+    place, lora = (LINEAR, LINEAR_LORA) if linear else (QUERY_VALUE, LORA)
+    recipe = replace(RECIPE, steps=steps)
     train(place, lora, recipe, seed=seed)
     content = {
         "seed": seed,
@@ -156,7 +155,7 @@ def main(
         "recipe": vars(recipe),
         "tasks": measure(place),
     }
-    METRICS.write_text(json.dumps(content, indent=2) + "\n")
+    place.metrics.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

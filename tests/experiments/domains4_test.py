@@ -46,7 +46,13 @@ def place(tmp_path_factory):
                 file.writelines(
                     json.dumps(row) + "\n" for row in rows(domain, count, rng)
                 )
-    return Place(folder / "trained", folder / "work", folder / "results", DOMAINS)
+    return Place(
+        model=folder / "trained" / "base",
+        trained=folder / "trained",
+        work=folder / "work",
+        results=folder / "results",
+        domains=DOMAINS,
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from experiments.checkpoints import restored_state, save_state
 from experiments.lora import (
     CONFIG,
     Factors,
@@ -49,6 +51,7 @@ def fit(
     frozen: tuple[Any, ...] = (),
     augment: Augment | None = None,
     chunk: int | None = None,
+    checkpoint: Path | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Any:
     """AdamW with warm-up and cosine decay, as compiled scans over the steps.
@@ -67,20 +70,32 @@ def fit(
       frozen: further arguments of ``loss``, such as the parameters of the base.
       augment: changes the inputs of every step at random.
       chunk: steps in one scan (default: all); results do not depend on it.
+      checkpoint: file of the state after every chunk, from which a call that was
+        stopped goes on to the same result; it stays at the end.
       report: called after every chunk with the finished steps and their mean loss.
 
     Returns:
       ``initial`` trained.
+
+    Raises:
+      ValueError: the checkpoint is of other steps or rates, or another key or shape.
     """
     optimizer, run = _program(loss, steps, rate, decay, batch, augment)
     examples = jax.tree.map(jnp.asarray, tuple(examples))
     carry = (initial, optimizer.init(initial))
-    keys = jax.random.split(key, steps)
-    for start in range(0, steps, chunk or steps):
-        drawn = keys[start : start + (chunk or steps)]
-        carry, losses = run(carry, drawn, examples, frozen)
+    keys, done = jax.random.split(key, steps), 0
+    drawn = jax.random.key_data(key).tolist()
+    identity = f"{steps} steps of {batch}, rate {rate}, decay {decay}, key {drawn}"
+    if checkpoint is not None:
+        done, carry = restored_state(checkpoint, carry, identity=identity)
+    for start in range(done, steps, chunk or steps):
+        some = keys[start : start + (chunk or steps)]
+        carry, losses = run(carry, some, examples, frozen)
+        if checkpoint is not None:
+            end = start + len(some)
+            save_state(checkpoint, end, carry, identity=identity)
         if report is not None:
-            report(start + len(drawn), float(losses.mean()))
+            report(start + len(some), float(losses.mean()))
     return carry[0]
 
 

@@ -105,6 +105,7 @@ def save_adapter(
     *,
     base: str,
     classifier: Mapping[str, ArrayLike] | None = None,
+    causal: bool = False,
 ) -> None:
     """Writes one adapter as PEFT does: the factors as trained, the scale in alpha.
 
@@ -116,6 +117,7 @@ def save_adapter(
       lora: shape and scale.
       base: what the adapter says its base model is.
       classifier: head that is saved with it, ``kernel`` [d, C] and ``bias`` [C].
+      causal: say that it is of a causal language model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -130,7 +132,7 @@ def save_adapter(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
-        "task_type": None if classifier is None else "SEQ_CLS",
+        "task_type": "CAUSAL_LM" if causal else "SEQ_CLS" if classifier else None,
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

@@ -39,7 +39,7 @@ names that nobody is known to take; ``extras=["mine"]`` says that a part takes `
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -75,9 +75,19 @@ class AdapterStack:
         """Indices of the tasks that adapt this module."""
         return tuple(t for t, rank in enumerate(self.ranks) if rank > 0)
 
-    def replace(self, **changes: Any) -> "AdapterStack":
+    def replace(
+        self,
+        *,
+        a: jax.Array | None = None,
+        b: jax.Array | None = None,
+        ranks: tuple[int, ...] | None = None,
+    ) -> "AdapterStack":
         """The same stack with other values in the given fields."""
-        return replace(self, **changes)
+        return AdapterStack(
+            a=self.a if a is None else a,
+            b=self.b if b is None else b,
+            ranks=self.ranks if ranks is None else ranks,
+        )
 
 
 class LowRank(NamedTuple):

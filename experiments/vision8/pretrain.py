@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from safetensors.numpy import load_file, save_file
 
+from experiments.checkpoints import restored_state, save_state
 from experiments.vision8.data import OTHERS, SIDE, TASKS, load_pixels, normalise
 from jaxmerge.models import VisionConfig, init_vision
 from jaxmerge.models.vit import Embeddings, Encoder
@@ -164,7 +164,7 @@ def pretrain(
         "bias": jnp.zeros((mean.size,), jnp.float32),
     }
     state = (trained, optimizer.init(trained))
-    start, state = _restored(checkpoint, state)
+    start, state = restored_state(checkpoint, state)
     if start:
         report(f"continues after {start} steps")
     began = time.perf_counter()
@@ -175,27 +175,7 @@ def pretrain(
         )
         keys = jax.random.split(jax.random.fold_in(key, begin), end - begin)
         state, losses = run(state, keys, pool.pixels[chosen])
-        _save(checkpoint, end, state)
+        save_state(checkpoint, end, state)
         passed = time.perf_counter() - began
         report(f"{end} of {steps} steps: loss {losses.mean():.4f}, {passed:.0f} s")
     return state[0]["tower"]
-
-
-def _save(path: Path, done: int, state: Any) -> None:
-    leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-    fresh = path.with_suffix(".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(leaves | {"steps": np.array(done)}, fresh)
-    fresh.replace(path)
-
-
-def _restored(path: Path, state: Any) -> tuple[int, Any]:
-    """Finished steps and the state after them; those given if there is no file."""
-    if not path.is_file():
-        return 0, state
-    stored = load_file(path)
-    leaves, structure = jax.tree.flatten(state)
-    found = [stored[str(i)] for i in range(len(stored) - 1)]
-    if [x.shape for x in found] != [x.shape for x in leaves]:
-        raise ValueError(f"{path}: of another model; remove it to start again")
-    return int(stored["steps"]), jax.tree.unflatten(structure, map(jnp.asarray, found))

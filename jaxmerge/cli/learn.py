@@ -18,6 +18,7 @@ from jaxmerge.cli.flags import (
     Folders,
     Force,
     Json,
+    Limit,
     LogitScale,
     MaxLength,
     ModelType,
@@ -133,6 +134,7 @@ def learn(
     ] = 0,
     logit_scale: LogitScale = None,
     max_length: MaxLength = None,
+    limit: Limit = None,
     accumulate: Annotated[
         bool,
         typer.Option(
@@ -193,6 +195,7 @@ def learn(
             seed=seed,
             logit_scale=logit_scale,
             max_length=max_length,
+            limit=limit,
             accumulate=accumulate,
             work=work,
             dtype=dtype,

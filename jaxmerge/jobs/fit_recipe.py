@@ -1,7 +1,7 @@
 """From a base, adapters, heads and inputs to learned coefficients."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxmerge.learning.entropies import information, token_entropies
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
-from jaxmerge.learning.start import search_start
+from jaxmerge.learning.start import equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
@@ -126,19 +126,23 @@ def fit_recipe(
         some = batches(FIRST_BATCHES)
         found = single_adapter_losses(tasks, stacks, losses, some, **params)
         anchors = np.asarray(found).tolist()
-    work.start(anchors)
+    work.start(anchors, work.scale)
     problem = {
         **params,
         "scalarise": recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
         "preference": recipe.rho,
         "shared": recipe.shared,
     }
-    learned, scale = recipe.learned, None
+    learned, scale = recipe.learned, work.scale
     bases = map_modules(learned.prepare, stacks)
     start = first_phis(learned, bases, shared=recipe.shared)
     if recipe.start == "auto":
-        some = batches(FIRST_BATCHES)
-        scale, start, _ = search_start(learned, tasks, stacks, losses, some, **problem)
+        if scale is None:
+            some = batches(FIRST_BATCHES)
+            found = search_start(learned, tasks, stacks, losses, some, **problem)
+            scale = found.scale
+            work.start(anchors, scale)
+        start = equal_phis(start, scale)
     fitted = fit(
         *(learned, tasks, stacks, losses, batches(), recipe.optimizer),
         steps=recipe.steps,
@@ -157,6 +161,24 @@ def fit_recipe(
         before=_said(recipe, predict, adapters, heads, merge(learned, start, bases)),
         after=_said(recipe, predict, adapters, heads, fitted.updates),
     )
+
+
+def fit_reporter(
+    recipe: LearnRecipe, tasks: Sequence[str], advance: Callable[..., None]
+) -> Callable[[FitProgress], None]:
+    """A ``report`` for `fit_recipe` that shows the last step that was done."""
+    done = 0
+
+    def report(progress: FitProgress) -> None:
+        nonlocal done
+        objective, losses = (values[-1] for values in progress.history)
+        pairs = zip(tasks, losses, strict=True)
+        each = ", ".join(f"{task} {value:.3f}" for task, value in pairs)
+        title = f"objective {objective:.4f}, {recipe.loss} {each}"
+        advance(progress.step - done, title=title)
+        done = progress.step
+
+    return report
 
 
 def warnings(

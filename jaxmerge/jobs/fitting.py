@@ -1,7 +1,7 @@
 """Adapters, their base and unlabeled inputs in, one learned merge out."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +12,7 @@ from jaxmerge import io
 from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
-from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
+from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, fit_reporter, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
@@ -23,7 +23,6 @@ from jaxmerge.jobs.reading import (
     read_model_inputs,
     refusing_bad_input,
 )
-from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.null_space import check_seen
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.refusals import Option, Refusal
@@ -116,6 +115,7 @@ def learn(
     seed: int = 0,
     logit_scale: float | None = None,
     max_length: int | None = None,
+    limit: int | None = None,
     accumulate: bool = False,
     work: Folder | None = None,
     dtype: str | None = None,
@@ -163,6 +163,8 @@ def learn(
       seed: seed from which the batches are drawn.
       logit_scale: multiplies the logits; what the base stores unless given.
       max_length: number of tokens to which texts are truncated.
+      limit: largest number of inputs of a task, at even distances; all unless given.
+        Each own adapter answers all of them once before the first step.
       accumulate: go through the tasks one after the other, which needs less memory.
       work: folder of the checkpoints, for one fit at a time and apart from ``out``; it
         is kept. By default it lies beside ``out``, and is removed at the end.
@@ -215,6 +217,7 @@ def learn(
         text_heads=text_heads,
         task_type=task_type,
         max_length=max_length,
+        limit=limit,
         with_heads=loss in WITH_HEADS,
         with_digests=True,
         progress=progress,
@@ -227,6 +230,7 @@ def learn(
         if loss == "null-space":
             check_seen(adapters.names, adapters.stacks)
         asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})
+        asked |= {} if limit is None else {"limit": limit}
         identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
@@ -234,7 +238,7 @@ def learn(
             outcome = fit_recipe(
                 *(recipe, model, adapters, heads, unlabeled),
                 work=kept,
-                report=_reporter(recipe, adapters.names, advance),
+                report=fit_reporter(recipe, adapters.names, advance),
             )
         record = {
             **asked,
@@ -271,24 +275,6 @@ def learn(
             *warnings(recipe, outcome, adapters.names),
         ),
     )
-
-
-def _reporter(
-    recipe: LearnRecipe, tasks: Sequence[str], advance: Callable[..., None]
-) -> Callable[[FitProgress], None]:
-    """Gives a function that shows the last step that was done."""
-    done = 0
-
-    def report(progress: FitProgress) -> None:
-        nonlocal done
-        objective, losses = (values[-1] for values in progress.history)
-        pairs = zip(tasks, losses, strict=True)
-        each = ", ".join(f"{task} {value:.3f}" for task, value in pairs)
-        title = f"objective {objective:.4f}, {recipe.loss} {each}"
-        advance(progress.step - done, title=title)
-        done = progress.step
-
-    return report
 
 
 def _ends(values: np.ndarray) -> dict[str, float]:

@@ -120,7 +120,7 @@ _OF_LEARNED = Fields(
         "steps": _STEPS,
         "batch": COUNT,
         "seed": WHOLE,
-        "max_length": Maybe(COUNT),
+        **{"max_length": Maybe(COUNT), "limit": COUNT},
         "task_type": TASK_TYPE,
         "anchors": Items(NUMBER),
         "files": Table(_FILES),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxmerge.learning.apply import merge
 from jaxmerge.learning.objectives import smooth_tchebycheff
@@ -98,7 +99,7 @@ def search_start(
     def objective(
         scale: jax.Array, bases: Mapping[str, Any], params: Any, batch: Any
     ) -> jax.Array:
-        phis = jax.tree.map(lambda phi: jnp.full_like(phi, scale), first)
+        phis = equal_phis(first, scale)
         found = losses(params, merge(learned, phis, bases), batch)
         return scalarised(problem, found, preference)[0]
 
@@ -126,5 +127,9 @@ def search_start(
             low = one
     finite = {scale: value for scale, value in tried.items() if np.isfinite(value)}
     scale = min(finite, key=finite.__getitem__)
-    phis = jax.tree.map(lambda phi: jnp.full_like(phi, scale), first)
-    return Start(scale, phis, tried)
+    return Start(scale, equal_phis(first, scale), tried)
+
+
+def equal_phis(phis: Phis, scale: ArrayLike) -> Phis:
+    """Coefficients of the same shapes that all are one number."""
+    return jax.tree.map(lambda phi: jnp.full_like(phi, scale), phis)

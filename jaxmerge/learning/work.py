@@ -61,7 +61,7 @@ class Work:
                 Option("work", "<folder>"),
             ) from None
         try:
-            self.anchors = self._read()
+            self.anchors, self.scale = self._read()
         except BaseException:
             self.close()
             raise
@@ -82,10 +82,15 @@ class Work:
         """Where orbax keeps the state."""
         return self.folder / _CHECKPOINTS
 
-    def start(self, anchors: list[float]) -> None:
-        """Writes down which fit the checkpoints will belong to."""
-        self.anchors = anchors
-        content = {"identity": self._identity, "anchors": anchors}
+    def start(self, anchors: list[float], scale: float | None = None) -> None:
+        """Writes down which fit the checkpoints will belong to, and how it begins.
+
+        Args:
+          anchors: ideal losses of the tasks.
+          scale: at which the coefficients begin; None where no search has found it.
+        """
+        self.anchors, self.scale = anchors, scale
+        content = {"identity": self._identity, "anchors": anchors, "scale": scale}
         with staged_file(self._path) as path:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -121,20 +126,22 @@ class Work:
                 Option("work", "<folder>"),
             )
 
-    def _read(self) -> list[float] | None:
-        """The anchors of the same fit if it was begun."""
+    def _read(self) -> tuple[list[float] | None, float | None]:
+        """The anchors and the first scale of the same fit, as far as it was begun."""
         if not self._path.is_file():
-            return None
+            return None, None
         try:
             content = read_json(self._path)
             identity, anchors = dict(content["identity"]), list(content["anchors"])
+            scale = content.get("scale")
+            scale = None if scale is None else float(scale)
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(
                 f"{self._path}: not the record of a fit ({error!r}); remove the folder"
             ) from None
         told = "checkpoints of a fit"
         refuse_other(self.folder, told, identity, self._identity, growing=("steps",))
-        return anchors
+        return anchors, scale
 
 
 def refuse_other(

@@ -165,13 +165,13 @@ def next_token_inputs(
       The inputs, and how many of them were truncated.
 
     Raises:
-      ValueError: an input of which no token counts; names the line.
+      ValueError: inputs of which no token counts; names the first of their lines.
     """
     tokenizer.no_padding()
     tokenizer.no_truncation()
     whole = _encoded(tokenizer, [(x.prompt or "") + x.text for x in examples])
     prompts = _encoded(tokenizer, [x.prompt or "" for x in examples])
-    ids, places, following, truncated = [], [], [], 0
+    ids, places, following, truncated, empty = [], [], [], 0, []
     for example, row, prompt in zip(examples, whole, prompts, strict=True):
         first = 0 if example.prompt is None else _common(row, prompt)
         if end is not None and row[-1:] != [end]:
@@ -180,15 +180,19 @@ def next_token_inputs(
         row = row[:length]
         first = max(first, 1)  # nothing predicts the first token
         if first >= len(row):
-            raise Refusal(
-                f"{path}: of line {example.line} no token counts within {length} "
-                "tokens; give a larger ",
-                Option("max_length"),
-                ", or leave the line out",
-            )
+            empty.append(example.line)
+            continue
         ids.append(row)
         places.append(range(first - 1, len(row) - 1))
         following.append(row[first:])
+    if empty:
+        others = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+        raise Refusal(
+            f"{path}: of line {empty[0]}{others} no token counts within {length} "
+            "tokens; give a larger ",
+            Option("max_length"),
+            ", or leave them out" if others else ", or leave the line out",
+        )
     width, most = padded_width(ids, length), padded_width(places, length)
     inputs = {
         "input_ids": padded(ids, width, pad_id),

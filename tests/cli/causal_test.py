@@ -18,6 +18,7 @@ from rich.console import Console
 import jaxmerge as jm
 from jaxmerge.diagnostics.likelihood import Likelihoods
 from jaxmerge.diagnostics.text_evaluation import evaluate_texts
+from jaxmerge.jobs import fit_recipe
 from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.reports.scores import evaluation
 from jaxmerge.reports.standings import standings
@@ -151,6 +152,20 @@ def test_a_fit_that_was_stopped_ends_with_the_same_bytes(
     succeed(*ask(asked, tmp_path / "out", **fit))
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     assert "bit by bit" in succeed("verify", tmp_path / "out")
+
+
+def test_the_start_is_searched_for_once_from_a_few_inputs(
+    where, folders, tmp_path, monkeypatch
+):
+    fit = {"loss": "distillation", "start": "auto", "steps": 1, "limit": 3}
+    asked = [folders[0], *where, "--batch", 2, "--work", tmp_path / "work"]
+    found = document(*ask(asked, tmp_path / "out", **fit))
+    assert found["recipe"]["limit"] == 3
+    monkeypatch.setattr(fit_recipe, "search_start", None)
+    again = document(*ask(asked, tmp_path / "again", **fit))
+    assert again["start"] == found["start"]
+    said = refuse(*ask(asked, tmp_path / "more", **fit | {"limit": 4}))
+    assert "checkpoints of a fit with other limit (3, now 4)" in said
 
 
 @pytest.mark.parametrize(

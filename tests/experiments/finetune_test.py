@@ -117,6 +117,32 @@ def test_results_do_not_depend_on_the_chunk():
     assert seen == [3, 6, 7]
 
 
+def test_a_stopped_fit_goes_on_to_the_same_result(tmp_path):
+    def loss(weights, inputs, labels):
+        return jnp.mean((jnp.matmul(inputs, weights) - labels) ** 2)
+
+    rng = np.random.default_rng(0)
+    examples = (rng.normal(size=(20, 3)).astype(np.float32), np.ones(20, np.float32))
+    settings = {"key": jax.random.key(0), "steps": 7, "rate": 0.1, "decay": 0.0}
+    start, path, seen = jnp.zeros(3, jnp.float32), tmp_path / "state.safetensors", []
+    whole = fit(loss, start, examples, chunk=2, **settings)
+
+    def stop(done, _):
+        seen.append(done)
+        if done == 4:
+            raise KeyboardInterrupt
+
+    how = {"chunk": 2, "checkpoint": path, "report": stop}
+    with pytest.raises(KeyboardInterrupt):
+        fit(loss, start, examples, **how, **settings)
+    again = fit(loss, start, examples, **how, **settings)
+    assert seen == [2, 4, 6, 7]
+    np.testing.assert_array_equal(whole, again)
+    for other in ({"rate": 0.2}, {"key": jax.random.key(1)}):
+        with pytest.raises(ValueError, match="of another model or other steps"):
+            fit(loss, start, examples, **how, **settings | other)
+
+
 def test_augmentation_is_drawn_anew_in_every_step():
     def loss(weights, inputs, labels):
         return jnp.sum(weights * inputs.mean(0)) + 0 * labels.mean()

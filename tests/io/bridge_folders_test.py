@@ -159,6 +159,8 @@ def test_what_a_folder_cannot_become_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# orbax gives up and closes its loop while tensorstore may still have an answer for it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoints_are_refused(tmp_path):
     whole = write(tmp_path / "whole")
     for number, (name, content) in enumerate(

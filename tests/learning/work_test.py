@@ -56,7 +56,10 @@ def test_the_lock_ends_with_the_fit_and_with_a_refusal(tmp_path):
     with pytest.raises(ValueError, match=r"other steps \(3, now 2\)"):
         Work(folder, {"steps": 2})
     with Work(folder, IDENTITY) as work:
-        assert work.anchors == [1.0]
+        assert (work.anchors, work.scale) == ([1.0], None)
+        work.start([1.0], 0.1 + 0.2)
+    with Work(folder, IDENTITY) as work:
+        assert (work.anchors, work.scale) == ([1.0], 0.1 + 0.2)
         work.remove()
     assert not folder.exists()
 

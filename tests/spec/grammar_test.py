@@ -187,6 +187,7 @@ def calls(draw, kind):
             space = draw(st.sampled_from(["", " ", "\n "]))
             written.append(f"{keyword}{space}={space}{value}" if named else f"{value}")
     written = draw(st.permutations(written))
+    written.sort(key=lambda argument: "=" in argument)  # values come before names
     return f"{name}({', '.join(written)})" if written or draw(st.booleans()) else name
 
 

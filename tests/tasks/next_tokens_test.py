@@ -83,8 +83,10 @@ def test_what_is_cut_off_is_told_or_refused(read):
     assert pairs(found) == [(2, 6, 7), (3, 7, 8), (4, 8, 9), (5, 9, 10), (6, 10, 11)]
     assert found.notes == ("2 of 2 inputs of one were truncated to 8 tokens",)
     late = {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "completion": " w9"}
-    with pytest.raises(Refusal, match=r"line 3 no token counts within 8 tokens"):
-        read(*lines, late, max_length=8)
+    for count, others in ((1, ""), (3, " and 2 others")):
+        message = rf"of line 3{others} no token counts within 8 tokens"
+        with pytest.raises(Refusal, match=message):
+            read(*lines, *[late] * count, max_length=8)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from experiments import example_language
+from experiments import example_language, word_tokenizer
+from experiments.word_tokenizer import special_token, text
 from jaxmerge.models import BertConfig, init_bert, save_bert
 
 TASKS = {"cars": 4, "dtd": 2, "svhn": 3}  # ranks
@@ -83,33 +84,14 @@ def _write_base(folder: Path) -> None:
         max_position_embeddings=32,
     )
     save_bert(folder, config, init_bert(config, jax.random.key(0)))
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    kinds = [("[CLS]", 2), ("[SEP]", 3)]
-    parts = [_special("[CLS]"), _text("A", 0), _special("[SEP]")]
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": parts,
-            "pair": [*parts, _text("B", 1), _special("[SEP]", 1)],
-            "special_tokens": {
-                token: {"id": token, "ids": [number], "tokens": [token]}
-                for token, number in kinds
-            },
-        },
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-
-def _special(token: str, part: int = 0) -> dict:
-    return {"SpecialToken": {"id": token, "type_id": part}}
-
-
-def _text(name: str, part: int) -> dict:
-    return {"Sequence": {"id": name, "type_id": part}}
+    first = [special_token("[CLS]"), text("A"), special_token("[SEP]")]
+    word_tokenizer.write(
+        folder,
+        [*SPECIAL, *WORDS],
+        single=first,
+        pair=[*first, text("B", 1), special_token("[SEP]", 1)],
+        special={"[CLS]": 2, "[SEP]": 3},
+    )
 
 
 def _write_adapter(folder: Path, rank: int, rng: np.random.Generator) -> None:

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from experiments import word_tokenizer
+from experiments.word_tokenizer import special_token, text
 from jaxmerge.models import DecoderConfig, init_decoder, save_decoder
 
 TASKS = {"math": 4, "code": 2}  # ranks
@@ -47,24 +49,13 @@ def _write_base(folder: Path, rng: np.random.Generator) -> None:
     of_head = {"architectures": ["LlamaForCausalLM"]}
     of_head |= {"bos_token_id": BEGIN, "eos_token_id": END}
     path.write_text(json.dumps(json.loads(path.read_text()) | of_head, indent=2))
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    begin = {"id": "<s>", "type_id": 0}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": begin},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [BEGIN], "tokens": ["<s>"]}},
-        },
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    word_tokenizer.write(
+        folder,
+        [*SPECIAL, *WORDS],
+        single=[special_token("<s>"), text("A")],
+        pair=[text("A"), text("B")],
+        special={"<s>": BEGIN},
+    )
 
 
 def _write_adapter(folder: Path, rank: int, rng: np.random.Generator) -> None:

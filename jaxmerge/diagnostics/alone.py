@@ -1,9 +1,9 @@
 """Each adapter alone against the base model without it, measured on its own data."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxmerge.tasks.predict import predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
 
+Measured = TypeVar("Measured")
 SIGNIFICANT = 0.05  # two-sided p below which a difference is called clear
 
 
@@ -144,14 +145,30 @@ def alone(
         logits = predict(task, updates)
         return Predictions(logits.argmax(axis=1), np.asarray(each(jnp.asarray(logits))))
 
-    found = {}
+    return {
+        task: standing(*measured, labels[task], changes=changes)
+        for task, measured, changes in with_and_without(adapters, measure)
+    }
+
+
+def with_and_without(
+    adapters: Adapters, measure: Callable[[str, Mapping[str, Update]], Measured]
+) -> Iterator[tuple[str, tuple[Measured, Measured], bool]]:
+    """Every task, measured with its adapter and without it.
+
+    Args:
+      adapters: T adapters.
+      measure: ``(task, updates) -> what was found``.
+
+    Returns:
+      An iterator of (task, (with, without), whether any of its updates is not zero); an
+      adapter that changes nothing is not measured.
+    """
     for index, task in enumerate(adapters.names):
         updates = task_updates(adapters.stacks, index)
         changes = any(stack.ranks[index] for stack in adapters.stacks.values())
         without = measure(task, {})
-        adapted = measure(task, updates) if changes else without
-        found[task] = standing(adapted, without, labels[task], changes=changes)
-    return found
+        yield task, (measure(task, updates) if changes else without, without), changes
 
 
 def standing(

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.diagnostics.alone import SIGNIFICANT, sign_test
+from jaxmerge.diagnostics.alone import SIGNIFICANT, sign_test, with_and_without
 from jaxmerge.io import Adapters
 from jaxmerge.learning.token_objectives import token_nats
 from jaxmerge.models import with_updates
 from jaxmerge.refusals import Refusal
-from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import outputs_of
 from jaxmerge.tasks.next_tokens import NEXT, counted_tokens
@@ -152,14 +151,10 @@ def texts_alone(adapters: Adapters, assess: Assess) -> dict[str, TextStanding]:
     Returns:
       task -> what was found.
     """
-    found = {}
-    for index, task in enumerate(adapters.names):
-        updates = task_updates(adapters.stacks, index)
-        changes = any(stack.ranks[index] for stack in adapters.stacks.values())
-        without = assess(task, {})
-        adapted = assess(task, updates) if changes else without
-        found[task] = text_standing(adapted, without, changes=changes)
-    return found
+    return {
+        task: text_standing(*found, changes=changes)
+        for task, found, changes in with_and_without(adapters, assess)
+    }
 
 
 def text_standing(

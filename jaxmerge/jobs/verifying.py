@@ -215,14 +215,14 @@ def _differences_from_record(
     from jaxmerge import io
     from jaxmerge.jobs.merge_recipe import MergeRecipe
 
-    streamed = kind(record) == "pipeline"
+    of_pipeline = kind(record) == "pipeline"
     options = recorded_options(record["read_options"])
-    adapters = io.load_peft(paths, stream=streamed, **options)
+    adapters = io.load_peft(paths, stream=of_pipeline, **options)
     names = tuple(entry["name"] for entry in record["inputs"])
     adapters = dataclasses.replace(adapters, names=names)
     found = list(_unread(record, adapters, read))
     extra: dict[str, Any] = {}
-    if kind(record) == "pipeline":
+    if of_pipeline:
         with refusing_bad_input():
             recipe = MergeRecipe.from_record(record["recipe"], adapters, read)
         updates, biases = recipe.run(adapters)
@@ -265,9 +265,10 @@ def _unread(
         statistics = io.open_statistics(read[ROLE]).of(adapters.names)
         expected[ROLE] = statistics.sha256
     if "base" in read:
-        kind = record["recipe"].get("sample", {}).get("task_type", "classification")
+        sample = record["recipe"].get("sample", {})
+        task_type = sample.get("task_type", "classification")
         place = (read["base"], read["data"], adapters.names)
-        groups = names_read(*place, task_type=kind)
+        groups = names_read(*place, task_type=task_type)
         for role, (_, names) in groups.items():
             known = entries[role]["sha256"]
             expected[role] = {name: known.get(name, "") for name in names}

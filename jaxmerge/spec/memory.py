@@ -127,8 +127,6 @@ def loading(
     stats: "Mapping[str, Statistics] | LoadsStatistics",
 ) -> "Mapping[str, Statistics]":
     """The statistics of streamed adapters, loaded with them and checked."""
-    import jax
-
     shapes = described(stacks)
     if isinstance(stats, Mapping):
         checks.check_loaded(pipeline, shapes, stats)
@@ -140,10 +138,16 @@ def loading(
         return found
 
     def describe() -> "dict[str, Statistics]":
-        found = {name: load([name])[name] for name in shapes}
-        return jax.eval_shape(lambda: found)
+        return {name: _shapes_of(load([name])[name]) for name in shapes}
 
     return Streamed(stacks.groups, load, describe)
+
+
+def _shapes_of(values: "Statistics") -> "Statistics":
+    """The same tree with shapes in the place of arrays, which can then be let go."""
+    import jax
+
+    return jax.eval_shape(lambda: values)
 
 
 def _dense(pipeline: "Pipeline") -> bool:

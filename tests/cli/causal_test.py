@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from causal_samples import MODULES
 from cli_samples import document, everything, jaxmerge, refuse, succeed
-from learn_samples import TASKS, ask
+from learn_samples import TASKS, ask, stopped_after
 from rich.console import Console
 
 import jaxmerge as jm
 from jaxmerge.diagnostics.likelihood import Likelihoods
 from jaxmerge.diagnostics.text_evaluation import evaluate_texts
 from jaxmerge.jobs import fit_recipe
-from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.reports.scores import evaluation
 from jaxmerge.reports.standings import standings
 from jaxmerge.tasks.next_tokens import counted_tokens
@@ -139,15 +138,7 @@ def test_a_fit_that_was_stopped_ends_with_the_same_bytes(
     assert found["recipe"]["task_type"] == "causal"
     assert found["recipe"]["anchors"] == [0.0]
     assert found["predictions"] == {}
-    save = Checkpoints.save
-
-    def stop(self, step, *state):
-        save(self, step, *state)
-        if step == 10:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", stop)
+    with stopped_after(10, monkeypatch):
         assert jaxmerge(*ask(asked, tmp_path / "out", **fit)).exit_code == 130
     succeed(*ask(asked, tmp_path / "out", **fit))
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")

@@ -17,11 +17,10 @@ from cli_samples import (
     weighted_sum,
 )
 from io_samples import record_of
-from learn_samples import QUERY, TASKS, ask
+from learn_samples import QUERY, TASKS, ask, stopped_after
 
 from jaxmerge import io
 from jaxmerge.jobs import fit_recipe
-from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.models import with_updates
 from jaxmerge.tasks import load_base
 from jaxmerge.types import LowRank
@@ -161,16 +160,8 @@ def test_resumed_after_an_interruption_is_the_same_to_the_byte(
 ):
     fit = {"pipeline": "tara_b|calibrate", "steps": 24, "rate": 0.02}
     succeed(*ask(bert, tmp_path / "whole", **fit))
-    save, out = Checkpoints.save, tmp_path / "out"
-    work = tmp_path / "out.learning"
-
-    def stop(self, step, *state):
-        save(self, step, *state)
-        if step == 10:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", stop)
+    out, work = tmp_path / "out", tmp_path / "out.learning"
+    with stopped_after(10, monkeypatch):
         result = jaxmerge(*ask(bert, out, **fit))
     assert result.exit_code == 130
     assert f"goes on from {work}" in result.stderr

@@ -1,5 +1,6 @@
 """Tiny base models, adapters with heads and unlabeled data for ``jaxmerge learn``."""
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.models import (
     BertConfig,
     DecoderConfig,
@@ -148,3 +150,18 @@ def ask(inputs, out, pipeline="tara_a", **options):
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, value]
     return ["learn", *inputs, "-p", pipeline, "-o", out, *flags]
+
+
+@contextlib.contextmanager
+def stopped_after(step, monkeypatch):
+    """Fits in this process are stopped as by Ctrl-C once this step is saved."""
+    save = Checkpoints.save
+
+    def stop(self, saved, *state):
+        save(self, saved, *state)
+        if saved == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", stop)
+        yield

@@ -1,7 +1,9 @@
 """From a base, adapters, heads and inputs to learned coefficients."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 
 from jaxmerge.io import Adapters
 from jaxmerge.jobs.learn_recipe import TAUGHT, LearnRecipe
+from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.learning import (
     entropies,
     fit,
@@ -26,7 +29,12 @@ from jaxmerge.learning.entropies import information, token_entropies
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
-from jaxmerge.learning.start import equal_phis, search_start
+from jaxmerge.learning.start import (
+    REFINEMENTS,
+    SCALES,
+    equal_phis,
+    search_start,
+)
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
@@ -37,7 +45,9 @@ from jaxmerge.tasks.predict import Predict, predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
 
-FIRST_BATCHES = 8  # from which anchors and the start are found
+FIRST_BATCHES = 8  # at most, from which anchors and the start are found
+_ENOUGH = 64  # inputs of each task, for a start
+_ENOUGH_TOKENS = 1024
 _FALLEN = 0.9  # of the entropy of the mean prediction, below which a note warns
 
 
@@ -83,14 +93,15 @@ def fit_recipe(
     unlabeled: Unlabeled,
     *,
     work: Work,
-    report: Callable[[FitProgress], None] | None = None,
+    progress: Progress = silent,
 ) -> Outcome:
     """Fits the coefficients of a recipe.
 
     Where each adapter is a teacher, its answers are computed once for every input, and
-    the anchors are 0; otherwise the anchors are mean losses over the first 8 batches. A
-    fit that was stopped goes on from its last checkpoint in ``work`` and ends with the
-    same bits.
+    the anchors are 0; otherwise the anchors are mean losses over the first 8 batches.
+    The start is found from as many of these as hold 64 inputs of each task, or 1,024
+    tokens that count. A fit that was stopped goes on from its last checkpoint in
+    ``work`` and ends with the same bits.
 
     Args:
       recipe: how the coefficients are learned.
@@ -100,7 +111,7 @@ def fit_recipe(
         needs none.
       unlabeled: inputs of every task.
       work: keeps the checkpoints.
-      report: see `jaxmerge.fit`.
+      progress: shows how far it is.
 
     Raises:
       FloatingPointError: a loss or its gradient is not finite; names task and step.
@@ -111,8 +122,9 @@ def fit_recipe(
         logit_scale=recipe.logit_scale,
     )
     predict = predictor(base, heads, unlabeled)
+    enough = _enough_batches(base, unlabeled, recipe.batch)
     if recipe.loss in TAUGHT:
-        unlabeled = _taught(predict, adapters, unlabeled)
+        unlabeled = _taught(base, heads, adapters, unlabeled, progress)
 
     def batches(count: int | None = None) -> Iterator[Mapping[str, Any]]:
         source = unlabeled.batches(size=recipe.batch, seed=recipe.seed)
@@ -123,8 +135,10 @@ def fit_recipe(
     if anchors is None and recipe.loss in TAUGHT:
         anchors = [0.0] * len(tasks)  # the loss of the teacher itself
     elif anchors is None:
-        some = batches(FIRST_BATCHES)
-        found = single_adapter_losses(tasks, stacks, losses, some, **params)
+        with progress("measuring each adapter alone", 1) as advance:
+            some = batches(FIRST_BATCHES)
+            found = single_adapter_losses(tasks, stacks, losses, some, **params)
+            advance(1)
         anchors = np.asarray(found).tolist()
     work.start(anchors, work.scale)
     problem = {
@@ -138,20 +152,24 @@ def fit_recipe(
     start = first_phis(learned, bases, shared=recipe.shared)
     if recipe.start == "auto":
         if scale is None:
-            some = batches(FIRST_BATCHES)
-            found = search_start(learned, tasks, stacks, losses, some, **problem)
+            some = batches(enough)
+            with searching(progress) as report:
+                found = search_start(
+                    *(learned, tasks, stacks, losses, some), report=report, **problem
+                )
             scale = found.scale
             work.start(anchors, scale)
         start = equal_phis(start, scale)
-    fitted = fit(
-        *(learned, tasks, stacks, losses, batches(), recipe.optimizer),
-        steps=recipe.steps,
-        start=start,
-        accumulate=recipe.accumulate,
-        checkpoint=work.checkpoints,
-        report=report,
-        **problem,
-    )
+    with progress("learning", recipe.steps) as advance:
+        fitted = fit(
+            *(learned, tasks, stacks, losses, batches(), recipe.optimizer),
+            steps=recipe.steps,
+            start=start,
+            accumulate=recipe.accumulate,
+            checkpoint=work.checkpoints,
+            report=fit_reporter(recipe, tasks, advance),
+            **problem,
+        )
     return Outcome(
         updates=fitted.updates,
         phis={name: np.asarray(phi) for name, phi in fitted.phis.items()},
@@ -163,10 +181,22 @@ def fit_recipe(
     )
 
 
+@contextmanager
+def searching(progress: Progress) -> Iterator[Callable[[float, float], None]]:
+    """A ``report`` for `jaxmerge.search_start` that shows what was tried."""
+    usual = len(SCALES[::2]) + 3 + REFINEMENTS
+    with progress("looking for the scale to begin with", usual) as advance:
+
+        def report(scale: float, objective: float) -> None:
+            advance(1, title=f"begin at {scale:.3g}? objective {objective:.4f}")
+
+        yield report
+
+
 def fit_reporter(
     recipe: LearnRecipe, tasks: Sequence[str], advance: Callable[..., None]
 ) -> Callable[[FitProgress], None]:
-    """A ``report`` for `fit_recipe` that shows the last step that was done."""
+    """A ``report`` for `jaxmerge.fit` that shows the last step that was done."""
     done = 0
 
     def report(progress: FitProgress) -> None:
@@ -238,12 +268,34 @@ def model_losses(
             return null_space_ratios(*inputs, mask=mask)
 
 
-def _taught(predict: Predict, adapters: Adapters, unlabeled: Unlabeled) -> Unlabeled:
+def _enough_batches(base: Base, unlabeled: Unlabeled, size: int) -> int:
+    """How many batches tell at which scale to begin."""
+    enough = _ENOUGH
+    if base.causal:
+        tokens = [counted_tokens(x).mean(0).sum() for x in unlabeled.inputs.values()]
+        enough = min(enough, _ENOUGH_TOKENS / min(tokens))
+    return min(FIRST_BATCHES, math.ceil(enough / size))
+
+
+def _taught(
+    base: Base,
+    heads: Mapping[str, Any],
+    adapters: Adapters,
+    unlabeled: Unlabeled,
+    progress: Progress,
+) -> Unlabeled:
     """Every input with what the own adapter of its task says of it."""
     inputs = {}
-    for index, task in enumerate(adapters.names):
-        answers = predict(task, task_updates(adapters.stacks, index))
-        inputs[task] = Taught(unlabeled.inputs[task], answers)
+    total = sum(map(unlabeled.count, adapters.names))
+    with progress("asking each adapter", total) as advance:
+
+        def report(task: str, count: int) -> None:
+            advance(count, title=f"asking the adapter of {task}")
+
+        predict = predictor(base, heads, unlabeled, report=report)
+        for index, task in enumerate(adapters.names):
+            answers = predict(task, task_updates(adapters.stacks, index))
+            inputs[task] = Taught(unlabeled.inputs[task], answers)
     return unlabeled._replace(inputs=inputs)
 
 

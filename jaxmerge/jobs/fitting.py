@@ -12,7 +12,7 @@ from jaxmerge import io
 from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
-from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, fit_reporter, warnings
+from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
@@ -234,12 +234,9 @@ def learn(
         identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
-        with progress("measuring each adapter alone", steps) as advance:
-            outcome = fit_recipe(
-                *(recipe, model, adapters, heads, unlabeled),
-                work=kept,
-                report=fit_reporter(recipe, adapters.names, advance),
-            )
+        outcome = fit_recipe(
+            *(recipe, model, adapters, heads, unlabeled), work=kept, progress=progress
+        )
         record = {
             **asked,
             "max_length": unlabeled.max_length,

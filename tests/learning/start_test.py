@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fit_problem import (
     METHODS,
     PARAMS,
     TASKS,
+    Model,
     make_batches,
     make_losses,
     make_stacks,
@@ -17,6 +19,7 @@ from fit_problem import (
 )
 
 import jaxmerge as jm
+from jaxmerge.learning.start import SCALES, search_scale
 
 BATCHES = list(itertools.islice(make_batches(), 2))
 
@@ -65,6 +68,46 @@ def test_every_method_is_tried_as_task_arithmetic(method):
         assert objective == pytest.approx(float(np.mean(expected)), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("teacher", [False, True])
+def test_it_is_the_best_of_all_scales_on_all_batches_or_beside_it(method, teacher):
+    """And costs a third of what they cost."""
+    calls, of_model = [], jax.jit(make_losses())
+    if teacher:
+        own = {t: jm.task_updates(make_stacks(), i) for i, t in enumerate(TASKS)}
+        answers = (lambda _, features: features, dict.fromkeys(TASKS))
+        of_model = jax.jit(jm.distillation(Model().apply, *answers, teachers=own))
+
+    def losses(params, updates, batch):
+        jax.debug.callback(lambda: calls.append(1))
+        return of_model(params, updates, batch)
+
+    batches = list(itertools.islice(make_batches(), 8))
+    start = search(method, losses, batches=batches)
+    jax.effects_barrier()
+    assert len(calls) == 2 * len(start.glanced) + 8 * len(start.tried) <= 60
+    # every scale on every batch
+    whole = {m: jm.concat(stack) for m, stack in make_stacks().items()}
+    grid = {}
+    for scale in SCALES:
+        updates = {m: jm.scale(update, by=scale) for m, update in whole.items()}
+        found = [of_model(PARAMS, updates, batch) for batch in batches]
+        each = [jnp.stack([one[t] for t in TASKS]) for one in found]
+        grid[scale] = float(np.mean([jm.smooth_tchebycheff(x) for x in each]))
+    best = min(grid, key=grid.__getitem__)
+    steps = np.interp(np.log([start.scale, best]), np.log(SCALES), range(len(SCALES)))
+    assert abs(steps[0] - steps[1]) <= 1
+    assert start.tried[start.scale] <= grid[best] + 1e-6
+
+
+def test_a_valley_that_the_first_batches_do_not_see_is_found():
+    """They are least at 0.1, all of them together at 0.8."""
+    batches = [*[0.1] * 2, *[1.0] * 6]
+    found = search_scale(lambda scale, best: (scale - best) ** 2, batches)
+    assert min(found.glanced, key=found.glanced.__getitem__) == 0.1
+    assert found.scale == pytest.approx(np.mean(batches), rel=1e-3)
+
+
 def test_more_refinements_are_never_worse():
     values = [
         min(search("tara_a", refinements=count).tried.values()) for count in range(4)
@@ -92,7 +135,7 @@ def test_scales_that_are_not_finite_are_passed_over():
     threshold = 0.5 * whole
     start = search("tara_a", make_losses(change=change))
     assert start.scale <= 0.5
-    assert not np.isfinite(start.tried[1.5])
+    assert not np.isfinite(start.glanced[1.5])
     threshold = -1.0
     with pytest.raises(ValueError, match="finite for no scale; look for adapters"):
         search("tara_a", make_losses(change=change))

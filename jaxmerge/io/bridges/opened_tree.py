@@ -97,8 +97,8 @@ def check_has_trees(places: Iterable[Path], options: ReadOptions) -> None:
     if useless and not any(map(is_tree, places)):
         raise AdapterError(
             Option(useless[0]),
-            " is for checkpoints of JAX libraries, and none of the inputs is one: leave "
-            "it out; the alpha of an adapter whose config has none is ",
+            " is for checkpoints of JAX libraries, and none of the inputs is one; "
+            "leave it out. The alpha of an adapter whose config has none is ",
             Option("assume_alpha"),
         )
 

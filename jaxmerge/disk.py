@@ -89,6 +89,14 @@ def sync_tree(folder: Folder) -> None:
         sync(place)
 
 
+def share(path: Path) -> None:
+    """Lets everybody read a file who may look into its folder.
+
+    `safetensors` makes its files private.
+    """
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def exchange(one: Folder, other: Folder) -> bool:
     """Two names change places, at no moment one of them missing.
 

@@ -52,6 +52,12 @@ class WouldBeRefused(CommandError):
     code = BAD_INPUT
 
 
+class Interrupted(CommandError):
+    """A command that was stopped and has printed what it had by then."""
+
+    code = INTERRUPTED
+
+
 class FitDiverged(CommandError):
     """A fit whose numbers are no longer finite."""
 
@@ -69,9 +75,13 @@ class Commands(typer.core.TyperGroup):
         try:
             with _mended_as_notes():
                 code = super().main(args=args, **options)
+            if code == INTERRUPTED:  # typer has made a code of it
+                raise KeyboardInterrupt
             _flush_output()
         except KeyboardInterrupt:
             code = INTERRUPTED
+            if "--json" in args:
+                print(json.dumps({"error": "interrupted", "exit_code": code}, indent=2))
         except BrokenPipeError:  # whoever reads has seen enough
             code = FAILED
         except Exception as error:

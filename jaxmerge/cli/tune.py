@@ -1,15 +1,13 @@
 """``jaxmerge tune``: searches scales and other numbers of a merge."""
 
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jaxmerge.cli.console import Console
+from jaxmerge.cli.exits import Interrupted
 from jaxmerge.cli.flags import (
     DATA_FILES,
     BatchSize,
@@ -27,18 +25,15 @@ from jaxmerge.cli.flags import (
     split,
     with_read_options,
 )
-from jaxmerge.cli.merge import Dtype, written_lines
+from jaxmerge.cli.merge import Dtype
+from jaxmerge.cli.search_lines import repetition, search_lines
 from jaxmerge.runtime import start_jax
-
-if TYPE_CHECKING:
-    from jaxmerge.jobs.tuning import Tuned
-    from jaxmerge.tuning.trace import Row
 
 Score = Literal[
     "distillation", "features", "entropy", "information", "null-space", "accuracy"
 ]
 Search = Literal["line", "grid", "cma"]
-_SCORING, _SEARCHING, _SHOWN = "Score", "Search", 12
+_SCORING, _SEARCHING = "Score", "Search"
 
 
 @partial(with_read_options, heads="keep")
@@ -223,7 +218,7 @@ def tune(
     goes on with what was tried.
     """
     start_jax()
-    from jaxmerge.jobs import tuning
+    from jaxmerge.jobs import tuned, tuning
 
     console = Console(as_json=as_json, quiet=quiet)
     try:
@@ -264,57 +259,11 @@ def tune(
             progress=console.progress,
             **read,
         )
-    except KeyboardInterrupt:
-        if not quiet and (work or out):
-            print("stopped; the same command goes on from here", file=sys.stderr)
-        raise
-    console.result(found.to_json(), lambda: _lines(found))
-
-
-def _lines(found: "Tuned") -> Iterator[Any]:
-    from jaxmerge.reports.tables import table
-
-    for text in found.searched:
-        yield f"searched  {text}"
-    ended = "" if found.finished else ", as many as the budget allows"
-    yield f"tried     {len(found.rows)} merges{ended}"
-    best = sorted(found.rows, key=partial(_place, rising=found.maximise))[:_SHOWN]
-    high = "higher" if found.maximise else "lower"
-    columns = (f"{found.score} ({high} is better)>", "spread>", "merge")
-    yield table(columns, [_cells(row) for row in best])
-    if len(found.rows) > len(best):
-        yield f"and {len(found.rows) - len(best)} more"
-    yield f"repeat    jaxmerge merge ADAPTER... {_flags(found)}, as they were read here"
-    if found.merged is not None:
-        saved = found.merged
-        yield f"{saved.saved.path}: the best merge, {len(saved.saved.energy)} modules"
-        yield from written_lines(saved.saved, saved.size, saved.seconds, saved.notes)
-    yield from (f"note: {note}" for note in found.notes)
-    yield from (f"wrote {path}" for path in (found.trace, found.plot) if path)
-
-
-def _place(row: "Row", *, rising: bool) -> tuple[bool, float]:
-    score = row.scored.score
-    return score is None, (-1 if rising else 1) * (score or 0.0)
-
-
-def _cells(row: "Row") -> tuple[str, ...]:
-    scored, point = row.scored, row.point
-    told = [point.pipeline, *([_weights(point.weights)] if point.weights else [])]
-    told += [f"without {', '.join(point.left_out)}"] if point.left_out else []
-    score = scored.error if scored.score is None else f"{scored.score:.4g}"
-    spread = "" if scored.spread is None else f"{scored.spread:.2g}"
-    return score, spread, " ".join(told)
-
-
-def _weights(weights: tuple[float, ...]) -> str:
-    return f"--weights {','.join(map(str, weights))}"
-
-
-def _flags(found: "Tuned") -> str:
-    """The best merge as flags of `jaxmerge merge`."""
-    flags = [f"--pipeline {quote(found.pipeline)}"]
-    flags += [_weights(found.weights)] if found.weights else []
-    flags += [f"--leave-out {quote(entry)}" for entry in found.leave_out]
-    flags += [] if found.seed is None else [f"--seed {found.seed}"]
-    return " ".join(flags)
+    except tuned.SearchStopped as stopped:
+        if as_json:
+            console.result(stopped.tried.to_json(), list)
+        kept = "; the same command goes on from here" if stopped.tried.trace else ""
+        raise Interrupted(f"{stopped}{kept}") from stopped
+    others = {"stats": stats, "names": names, "dtype": dtype, "dense": dense}
+    again = repetition(found, folders, {**others, **read})
+    console.result(found.to_json(), lambda: search_lines(found, again))

@@ -1,9 +1,13 @@
 """What flags of reading say, as the values of the options."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import typer
+
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.refusals import Option
 
 
 def axis(text: str) -> int:
@@ -61,6 +65,23 @@ def vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
             "give one size for all modules, or sizes by name", param_hint="--vera-input"
         )
     return sizes[""]
+
+
+def unlike_default(options: Mapping[str, Any]) -> list[Option]:
+    """Options of `jaxmerge.merge` that are not its defaults, as they would be given.
+
+    >>> unlike_default({"heads": "error", "lora_alpha": {"q": 8.0}})[0].value
+    ('q=8.0',)
+    """
+    defaults = {**vars(ReadOptions()), "hub": False, "dense": "error"}
+    changed = {k: v for k, v in options.items() if v != defaults.get(k)}
+    return [Option(name, _as_text(value)) for name, value in changed.items()]
+
+
+def _as_text(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={each}" for name, each in value.items())
+    return tuple(value) if isinstance(value, tuple | list) else str(value)
 
 
 _UNITS = {

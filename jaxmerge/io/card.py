@@ -21,7 +21,8 @@ def build_record(
       like: the adapters that were merged.
       recipe: how: the text of a pipeline, or a mapping with "pipeline", "weights",
         "seed" and whatever else the caller needs to repeat it; a learned merge has
-        "learned" in the place of "pipeline", one that ran the base has "sample".
+        "learned" in the place of "pipeline", an adapter under other names "converted",
+        one that ran the base has "sample".
         "files" are those that were read beside the adapters, by their role.
       output: what was written.
     """
@@ -123,12 +124,16 @@ def _front_matter(inputs: list[Mapping[str, Any]], files: Collection[str]) -> st
 def _title(recipe: Mapping[str, Any], inputs: int) -> str:
     if "extracted" in recipe:
         return "LoRA adapter between two full models"
+    if "converted" in recipe:
+        return "LoRA adapter under other names"
     return f"Merge of {inputs} LoRA adapter{'s' if inputs > 1 else ''}"
 
 
 def _made(recipe: Mapping[str, Any]) -> str:
     if "extracted" in recipe:
         return "The leading directions of the difference of two models"
+    if "converted" in recipe:
+        return "Converted, with its scale folded into B"
     if "learned" in recipe:
         return "Coefficients learned through the base model without labels"
     if "sample" in recipe:
@@ -188,7 +193,7 @@ def _kept(recipe: Mapping[str, Any]) -> str:
         return "`jaxmerge.json` names the two models and how they were compared."
     if "learned" in recipe:
         again = "this folder again from `phi.safetensors`, without the fit"
-    elif "pipeline" in recipe:
+    elif "pipeline" in recipe or "converted" in recipe:
         again = "this folder again"
     else:
         return (

@@ -1,6 +1,6 @@
 """What an adapter changes in a full model: which of its tensors, and by what."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -9,13 +9,15 @@ import numpy as np
 
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.base_model import BaseModel
-from jaxmerge.io.errors import AdapterError, listing
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.model_names import Front, front_of, key_of, lacks
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.tensors import SafetensorsFile
 from jaxmerge.io.tied_weights import Tie
-from jaxmerge.refusals import Option, nearest
+from jaxmerge.refusals import Option
 
 _COPY = 0.01  # relative difference of a copy in half precision, and more
-_LEAVES = ("weight", "in_proj_weight")  # the second is that of torch's attention
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _TURNED = {"c_attn", "c_fc", "c_proj", "q_attn"}  # their layers with weights [n, m]
 
@@ -98,12 +100,12 @@ def changes_of(
     shapes = {key: info.shape for key, info in model.tensors.infos.items()}
     if tie is not None:
         shapes.setdefault(tie.head, shapes[tie.embedding])
-    front = _front(list(adapters.stacks), shapes, model)
+    front = front_of(list(adapters.stacks), shapes, model)
     changes = Changes(notes=front.notes)
     for module, stack in adapters.stacks.items():
-        key = _key(front.of(module), shapes)
+        key = key_of(front.of(module), shapes)
         if key is None:
-            raise _lacks(module, shapes, model)
+            raise lacks(module, shapes, model)
         layout = adapters.layouts[module]
         b, a = np.asarray(stack.b[0]), np.asarray(stack.a[0])
         shape = (b.shape[0], a.shape[1])
@@ -160,21 +162,37 @@ def _check_frozen(key: str, value: np.ndarray, model: BaseModel) -> None:
         )
 
 
-def deltas_of(file: SafetensorsFile, model: BaseModel) -> Changes:
+def deltas_of(file: SafetensorsFile, model: BaseModel, options: ReadOptions) -> Changes:
     """What a file of weight deltas, as a dense merge is saved, changes in a model.
+
+    Args:
+      file: ``<module>.weight`` for each module.
+      model: the full model.
+      options: the prefixes of names in the file.
 
     Raises:
       AdapterError: a weight that the model lacks, or that is of another shape there.
     """
     shapes = {key: info.shape for key, info in model.tensors.infos.items()}
-    front = _front([k.removesuffix(".weight") for k in file.infos], shapes, model)
+    modules = {key: key.removesuffix(".weight") for key in file.infos}
+    rename = prefix_change(
+        modules.values(),
+        strip_prefix=options.strip_prefix,
+        add_prefix=options.add_prefix,
+    )
+    names = {key: rename(module) for key, module in modules.items()}
+    check_names(modules.values(), names.values(), file.path, options)
+    front = front_of(list(names.values()), shapes, model)
     changes = Changes(notes=front.notes)
     for key, info in file.infos.items():
-        place = f"{front.of(key.removesuffix('.weight'))}.weight"
-        if shapes.get(place) != info.shape:
+        place = f"{front.of(names[key])}.weight"
+        if place not in shapes:
+            raise lacks(names[key], shapes, model)
+        if shapes[place] != info.shape:
             raise AdapterError(
-                f"{file.path}: {key!r} {list(info.shape)} is not a weight of "
-                f"{model.folder}; it belongs to another base model"
+                f"{file.path}: {key!r} is {list(info.shape)}, the weight of "
+                f"{model.folder} {list(shapes[place])}; it belongs to another base "
+                "model"
             )
         columns = int(np.prod(info.shape[1:]))
         changes.additions[place] = Stored(file, key, columns)
@@ -211,80 +229,10 @@ def together(changes: Changes, tie: Tie, folder: Path) -> Changes:
     return replace(changes, additions=changes.additions | dict.fromkeys(both, parts[0]))
 
 
-class _Front(NamedTuple):
-    """How names of the adapter become names of the model: one part in front of all."""
-
-    strip: str = ""
-    add: str = ""
-    known: Collection[str] = ()
-    notes: tuple[str, ...] = ()
-
-    def of(self, name: str) -> str:
-        if not (self.strip or self.add):
-            return name
-        if self.strip:
-            return name.removeprefix(self.strip)
-        new = self.add + name
-        within = any(f"{new}{leaf}" in self.known for leaf in ("", ".weight", ".bias"))
-        return new if within else name
-
-
-def _front(
-    names: Sequence[str], shapes: Mapping[str, object], model: BaseModel
-) -> _Front:
-    """The one change of the front of names with which every module is there.
-
-    transformers stores a model with or without the name of its inner part in front of
-    all (``transformer.`` of GPT-2), and reads both.
-    """
-    missing = [name for name in names if _key(name, shapes) is None]
-    if not missing:
-        return _Front()
-    fronts = {key.partition(".")[0] + "." for key in shapes if "." in key}
-    mine = {name.partition(".")[0] + "." for name in missing}
-    found = [_Front(strip=front) for front in mine - fronts if len(mine) == 1]
-    found += [_Front(add=front, known=shapes.keys()) for front in fronts - mine]
-    found = [
-        front
-        for front in found
-        if all(_key(front.of(name), shapes) is not None for name in names)
-    ]
-    if len(found) != 1:
-        return _Front()
-    note = (
-        f"{model.folder}: its names have no {found[0].strip!r} in front, as those of "
-        "the adapter do"
-        if found[0].strip
-        else f"{model.folder}: its names have {found[0].add!r} in front of those of "
-        "the adapter"
-    )
-    return found[0]._replace(notes=(note,))
-
-
-def _key(module: str, shapes: Mapping[str, object]) -> str | None:
-    """The tensor of a module to which its update is added."""
-    plain = module.replace(".base_layer.", ".")
-    keys = (f"{plain}.{leaf}" for leaf in _LEAVES)
-    return next((key for key in keys if key in shapes), None)
-
-
-def _lacks(module: str, shapes: Mapping[str, object], model: BaseModel) -> AdapterError:
-    near = nearest(f"{module}.weight", list(shapes)[:20_000])
-    says = f"; the nearest is {near!r}" if near else f"; it holds {listing(shapes)}"
-    return AdapterError(
-        f"{model.folder}: the adapter changes module {module!r}, of which this model "
-        f"has no weight{says}. Give the model that the adapter was trained on, or put "
-        "its names into the place of the adapter's with ",
-        Option("strip_prefix", "<text>"),
-        " and ",
-        Option("add_prefix", "<text>"),
-    )
-
-
 def _turned(
     module: str,
     adapters: Adapters,
-    front: _Front,
+    front: Front,
     model: BaseModel,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> bool:
@@ -302,7 +250,10 @@ def _turned(
         return False
     seen: dict[str, bool] = {}
     for name, stack in adapters.stacks.items():
-        (m, n), key = (stack.b.shape[1], stack.a.shape[2]), _key(front.of(name), shapes)
+        (m, n), key = (
+            (stack.b.shape[1], stack.a.shape[2]),
+            key_of(front.of(name), shapes),
+        )
         if key is not None and adapters.layouts[name].kind == "linear" and m != n:
             seen[name] = shapes[key] == (n, m)
     if module in seen:

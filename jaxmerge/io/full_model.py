@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmerge.disk import share
 from jaxmerge.io.base_model import MODEL_CONFIG, BaseModel
 from jaxmerge.io.changes import Addition, Changes
 from jaxmerge.io.errors import AdapterError
@@ -87,7 +88,7 @@ def write_weights(
                 for block in _blocks(model, target, key, infos[key], losses):
                     writer.write(block)
                 advance()
-        path.chmod(folder.stat().st_mode & 0o666)
+        share(path)
         digests[name] = writer.sha256
         if sha256(path) != writer.sha256:
             raise RuntimeError(f"{name} does not read back as it was written")

@@ -1,7 +1,8 @@
 """Adapters on the Hub of Hugging Face: ``owner/name@revision:subfolder``.
 
 Nothing is downloaded unless the caller asks for it. Then only the config and weights in
-safetensors are, at one commit, which the record of a merge keeps.
+safetensors are, at one commit, which the record of a merge keeps. Of image models it is
+the file under the name that diffusers gives it, or that a merge gives it.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE, TORCH_FILE
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES
 from jaxmerge.refusals import Refusal
 
 _PIECE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
@@ -110,7 +112,7 @@ def fetch(named: HubId) -> Fetched:
             repo_id=named.name,
             repo_type="model",
             revision=commit,
-            allow_patterns=[below + name for name in (*_FILES, _SHARDS)],
+            allow_patterns=[below + name for name in (*_FILES, _SHARDS, *WEIGHT_FILES)],
         )
     except Exception as error:
         raise _failed(named, error) from error
@@ -132,6 +134,8 @@ def hub_library() -> Any:
 def _check_offered(named: HubId, below: str, names: list[str]) -> None:
     """Refuses what has no adapter in safetensors, before anything is downloaded."""
     there = {name.removeprefix(below) for name in names if name.startswith(below)}
+    if not WEIGHT_FILES.isdisjoint(there):
+        return
     if CONFIG_FILE not in there:
         nested = [n for n in sorted(there) if n.endswith(f"/{CONFIG_FILE}")]
         found = [

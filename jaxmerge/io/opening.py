@@ -16,12 +16,13 @@ import numpy as np
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.beside import left_out
-from jaxmerge.io.bridges.opened_tree import is_tree, open_folder
+from jaxmerge.io.bridges.opened_tree import check_has_trees, is_tree, open_folder
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.factors import FactorSpec
 from jaxmerge.io.files import CONFIG_FILE, read_config, weight_file
 from jaxmerge.io.foreign import format_of_keys
+from jaxmerge.io.formats import format_of
 from jaxmerge.io.frozen import frozen_copies, refuse_tied
 from jaxmerge.io.hub_ids import Fetched, fetch, meant_as_id
 from jaxmerge.io.image.naming import in_one_naming
@@ -33,6 +34,7 @@ from jaxmerge.io.places import adapter_place, naming_nested
 from jaxmerge.io.prefixes import check_names, prefix_change
 from jaxmerge.io.shards import open_weights
 from jaxmerge.io.tensors import TensorFile
+from jaxmerge.refusals import Option
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def open_adapters(
         adapter_place(folder if found is None else found.path)
         for folder, found in zip(folders, fetched, strict=True)
     ]
+    check_has_trees(places, options)
     names = task_names(
         [
             path if named is None else named.as_path
@@ -256,6 +259,7 @@ def _open_files(
     if path.is_file():
         return open_weight_file(path, options)
     if not os.path.lexists(path / CONFIG_FILE):
+        _refuse_other_format(path)
         with naming_nested(path):
             return open_without_config(path, options)
     config = parse_config(
@@ -272,6 +276,18 @@ def _open_files(
         raise AdapterError(f"{tensors.path}: {foreign}")
     table = sort_keys(tensors.infos, tensors.path, config.modules_to_save)
     return config, tensors, table
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Refuses a folder of this package that is no adapter by what it is."""
+    other = format_of(path)
+    if other is not None:
+        raise AdapterError(
+            f"{path}: is {other.says}, which may hold several adapters; make a PEFT "
+            "folder of each first (`jaxmerge.convert`, with ",
+            Option("task", "<name>"),
+            ")",
+        )
 
 
 def _check_gathered(table: KeyTable, tensors: TensorFile) -> None:

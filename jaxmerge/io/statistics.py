@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxmerge.disk import share
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import checked_file
@@ -43,6 +44,7 @@ def save_moments(path: Folder, statistics: "Mapping[str, Statistics]") -> None:
         }
     with staged_file(path) as staged:
         save_file(tensors, staged, metadata={"format": _FORMAT})
+        share(staged)
 
 
 def load_moments(

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.bridges.opened_tree import check_has_trees
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.fields import PATH, TEXT, Fields, Items, check_fields
 from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE, format_of, resolve
+from jaxmerge.io.options import ReadOptions
 
 if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters
@@ -28,6 +30,8 @@ def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
 
     other = format_of(path)
     if other is not None:
+        given = {name: value for name, value in read.items() if name != "hub"}
+        check_has_trees([Path(path)], ReadOptions(**given))
         return resolve(other.load)(path)
     if read.get("heads", "error") == "error":
         read = {**read, "heads": "keep"}

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jax.typing import ArrayLike
 
+from jaxmerge.disk import share
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters
 from jaxmerge.io.card import build_card, build_record
@@ -245,8 +246,7 @@ def _write_folder(
                 folder / name,
                 metadata=dict(output.header),
             )
-            # safetensors makes its files private; give them the folder's permissions.
-            (folder / name).chmod(folder.stat().st_mode & 0o666)
+            share(folder / name)
         if output.config is not None:
             _write_json(folder / CONFIG_FILE, output.config)
         verify_written(folder, output)
@@ -270,7 +270,7 @@ def _write_weights(path: Path, output: Output) -> None:
     with SafetensorsWriter(path, output.blanks, output.header, hashed=False) as writer:
         for key in writer.keys:
             writer.write(output.tensor(key))
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    share(path)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def read_changes(
     path = adapter_place(adapter)
     further, files = _further(head)
     if (path / DELTA_FILE).is_file():
-        return _deltas(path / DELTA_FILE, further, files, model)
+        return _deltas(path / DELTA_FILE, further, files, model, read)
     options: ReadOptions = {**read, "heads": "first"}
     found = one_adapter(load_stored(path, **options), path, task)
     heads = {**found.heads[0], **further}
@@ -100,12 +100,17 @@ def _deltas(
     further: Mapping[str, "np.ndarray"],
     files: dict[str, dict[str, Any]],
     model: "BaseModel",
+    read: ReadOptions,
 ) -> Given:
     from jaxmerge.io.changes import deltas_of
     from jaxmerge.io.files import sha256
+    from jaxmerge.io.options import ReadOptions as Reading
     from jaxmerge.io.tensors import SafetensorsFile
 
-    changes = deltas_of(SafetensorsFile(path), model)
+    options = Reading(
+        strip_prefix=read.get("strip_prefix", ""), add_prefix=read.get("add_prefix", "")
+    )
+    changes = deltas_of(SafetensorsFile(path), model, options)
     known = model.tensors.infos
     for name, value in further.items():
         if name in known and known[name].shape != value.shape:
@@ -126,4 +131,5 @@ def _deltas(
         "weight_file": path.name,
         "sha256": {path.name: sha256(path)},
     }
-    return Given(changes, None, [entry], {}, files, changes.notes)
+    names = {"strip_prefix": options.strip_prefix, "add_prefix": options.add_prefix}
+    return Given(changes, None, [entry], names, files, changes.notes)

@@ -1,6 +1,6 @@
 """Adapters from one format of folders, or kind of file, to another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
@@ -13,6 +13,7 @@ from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
+    from jaxmerge.types import Update
 
 Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
 Target = Literal[FormatName, Named, BridgeName]
@@ -141,8 +142,17 @@ def convert(
         else:
             adapters = _renamed(found, folders[0], kind, component)
             same = adapters is found and kind == "peft"
-            card = {"pipeline": "concat"} if same else None
-            dtype = _write(out, adapters, ragged=ragged, card=card, **target)
+            card = {"pipeline": "concat"} if same else _recipe(kind, component)
+            updates, biases = updates_of(adapters)
+            dtype = io.save_peft(
+                *(out, updates),
+                like=adapters,
+                biases=biases,
+                heads="first",
+                ragged=ragged,
+                card=card,
+                **target,
+            ).dtype
     return Converted(
         path=str(out),
         format=kind,
@@ -152,6 +162,29 @@ def convert(
         dtype=dtype,
         notes=(*adapters.notes, *notes),
     )
+
+
+def repeated(
+    folder: Folder, recipe: Mapping[str, Any], read: ReadOptions
+) -> "Adapters":
+    """One adapter under other names again, as the recipe in the record says."""
+    kind = recipe["converted"]
+    found = _opened(folder, kind, None, read)
+    return _renamed(found, folder, kind, recipe.get("component"))
+
+
+def updates_of(adapter: "Adapters") -> "tuple[Mapping[str, Update], dict[str, Any]]":
+    """What is written of one adapter: module -> update, and module -> LoRA bias."""
+    from jaxmerge.stacks import concatenate
+
+    updates = {module: concatenate(stack) for module, stack in adapter.stacks.items()}
+    return updates, {module: bias[0] for module, bias in adapter.biases.items()}
+
+
+def _recipe(kind: str, component: str | None) -> dict[str, Any]:
+    """What a record says of an adapter under other names; see `repeated`."""
+    chosen = {} if component is None else {"component": component}
+    return {"converted": kind, **chosen}
 
 
 def _keeping_heads(read: ReadOptions) -> ReadOptions:
@@ -171,9 +204,11 @@ def _opened(
     from jaxmerge.io.read import load_opened
     from jaxmerge.io.stored import load_stored
 
-    if format_of(folder) is not None:
-        return one_adapter(load_stored(folder, **read), folder, task)
     given: dict[str, Any] = {**_keeping_heads(read)}
+    if kind in get_args(BridgeName):  # then these are of the tree that is written
+        given |= {"lora_alpha": None, "scan_axis": None}
+    if format_of(folder) is not None:
+        return one_adapter(load_stored(folder, **given), folder, task)
     hub = bool(given.pop("hub", False))
     options = Reading(**given)
     opened = open_adapters([folder], options, hub=hub)
@@ -206,21 +241,6 @@ def _renamed(
     if adapters.kind == "diffusers" and kind == "kohya":
         adapters = renaming.to_kohya_names(adapters)
     return adapters
-
-
-def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
-    from jaxmerge import io
-    from jaxmerge.stacks import concatenate
-
-    report = io.save_peft(
-        out,
-        {module: concatenate(stack) for module, stack in adapter.stacks.items()},
-        like=adapter,
-        biases={module: bias[0] for module, bias in adapter.biases.items()},
-        heads="first",
-        **options,
-    )
-    return report.dtype
 
 
 def _write_tree(

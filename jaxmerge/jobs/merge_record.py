@@ -52,7 +52,8 @@ def read_record(folder: Folder) -> dict[str, Any]:
     if not kinds:
         raise AdapterError(
             f"{path}: does not say how the merge was made, so it cannot be computed "
-            "again; save it with card=<the pipeline as text>"
+            "again; merge its inputs once more by a command, or save them in Python "
+            "with card=<the pipeline as text>"
         )
     if len(kinds) > 1:
         raise AdapterError(
@@ -93,6 +94,10 @@ def _check_recipe(record: Mapping[str, Any], path: Path) -> None:
             raise AdapterError(
                 f"{path}: field recipe.own_steps.{name}: is not in the pipeline"
             )
+    if kind(record) == "converted":
+        if len(record["inputs"]) > 1:
+            raise AdapterError(f"{path}: field inputs: a conversion is of one adapter")
+        return
     if missing_steps(record):
         return  # without them the text cannot be read
     if kind(record) == "learned":
@@ -144,12 +149,14 @@ def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -
 
 
 def kind(record: Mapping[str, Any]) -> str:
-    """The entry of the recipe that says how the merge was made."""
-    return "learned" if "learned" in record["recipe"] else "pipeline"
+    """The entry of the recipe that says how the folder was made."""
+    return next(name for name in RECIPES if name in record["recipe"])
 
 
 def steps_named(record: Mapping[str, Any]) -> set[str]:
     """What stands in the text of the pipeline where steps stand."""
+    if kind(record) == "converted":
+        return set()
     segments = record["recipe"][kind(record)].split("|")
     return {segment.partition("(")[0].strip() for segment in segments}
 

@@ -1,12 +1,17 @@
 """A merged folder to the Hub of Hugging Face, when it is asked for."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.errors import listing
 from jaxmerge.io.files import CONFIG_FILE, SAFETENSORS_FILE
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.hub_ids import hub_id, hub_library
+from jaxmerge.io.image.file_kinds import WEIGHT_FILES
+from jaxmerge.io.output import DELTA_FILE
 from jaxmerge.io.places import folder_place
 from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.refusals import Option, Refusal
@@ -46,6 +51,8 @@ def push(
 ) -> Pushed:
     """Uploads a merged adapter to the Hub: its config, weights, card and heads.
 
+    Of a merge of image models these are its file and its card.
+
     Args:
       folder: written by `jaxmerge.merge` or `jaxmerge.learn`, or any adapter.
       repository: ``owner/name``; created, private unless ``public``.
@@ -66,14 +73,13 @@ def push(
     named = hub_id(repository)
     if named is None or str(named) != repository or named.revision or named.subfolder:
         raise Refusal(f"{repository!r}: expected the name of a repository, owner/name")
-    patterns = [*_PATTERNS, *([RECORD_FILE] if record else [])]
+    patterns = [*_PATTERNS, *WEIGHT_FILES, *([RECORD_FILE] if record else [])]
     files = sorted(
         found.relative_to(path).as_posix()
         for pattern in patterns
         for found in path.glob(pattern)
     )
-    if not {CONFIG_FILE, SAFETENSORS_FILE}.issubset(files):
-        raise Refusal(f"{path}: holds no {CONFIG_FILE} with {SAFETENSORS_FILE}")
+    _check_adapter(path, files)
     if dry_run:
         return Pushed(repository, tuple(files))
     hub = hub_library().HfApi()
@@ -99,3 +105,21 @@ def push(
             f"{repository}: cannot be uploaded ({type(error).__name__}: {first})"
         ) from error
     return Pushed(repository, tuple(files), str(done.oid), str(done.commit_url))
+
+
+def _check_adapter(path: Path, files: Collection[str]) -> None:
+    """Refuses a folder that holds no adapter, by what it holds instead."""
+    if {CONFIG_FILE, SAFETENSORS_FILE} <= {*files} or not WEIGHT_FILES.isdisjoint(
+        files
+    ):
+        return
+    if (path / DELTA_FILE).is_file():
+        raise Refusal(
+            f"{path}: holds weight deltas, which no library loads; put them into their "
+            "base (`jaxmerge.bake`) and upload that model"
+        )
+    expected = listing([*sorted(WEIGHT_FILES)])
+    raise Refusal(
+        f"{path}: holds no {CONFIG_FILE} with {SAFETENSORS_FILE}, and no file of image "
+        f"models, {expected}"
+    )

@@ -127,7 +127,16 @@ _OF_LEARNED = Fields(
     },
     others=True,
 )
-RECIPES = {"pipeline": _OF_PIPELINE, "learned": _OF_LEARNED}
+_OF_CONVERTED = Fields(
+    {"converted": one_of(("peft", "diffusers", "kohya"))},
+    {"component": TEXT},
+    others=True,
+)
+RECIPES = {  # how a folder was made, by the entry that says it
+    "pipeline": _OF_PIPELINE,
+    "learned": _OF_LEARNED,
+    "converted": _OF_CONVERTED,
+}
 
 
 def unknown_entries(recipe: Mapping[str, Any], kind: str) -> list[str]:

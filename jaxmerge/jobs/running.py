@@ -92,14 +92,19 @@ def recipe_of(folder: Folder) -> dict[str, Any]:
       file of it.
 
     Raises:
-      Refusal: a learned merge, whose coefficients no recipe holds; steps that are not
-        registered in this process; a record that cannot be used.
+      Refusal: a learned merge, whose coefficients no recipe holds; a conversion; steps
+        that are not registered in this process; a record that cannot be used.
     """
     record = read_record(folder)
     if kind(record) == "learned":
         raise Refusal(
             f"{folder}: its coefficients were learned, which a recipe does not repeat; "
             "`jaxmerge.verify` applies them again, `jaxmerge.learn` learns them"
+        )
+    if kind(record) == "converted":
+        raise Refusal(
+            f"{folder}: is a conversion, not a merge; `jaxmerge.verify` computes it "
+            "again, `jaxmerge.convert` makes another"
         )
     if missing_steps(record):
         names = ", ".join(missing_steps(record))

@@ -1,13 +1,11 @@
 """Adapters and a way to score merges in, the numbers of the best merge out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from jaxmerge.io.options import TaskType
-from jaxmerge.jobs.merging import Merged
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
     Folder,
@@ -17,6 +15,7 @@ from jaxmerge.jobs.reading import (
     read_model_inputs,
     refusing_bad_input,
 )
+from jaxmerge.jobs.tuned import SearchStopped, Tried, Tuned
 from jaxmerge.jobs.tuning_inputs import (
     ACCURACY,
     check_score,
@@ -39,68 +38,7 @@ from jaxmerge.tuning.progression import (
     run_searches,
     title_of,
 )
-from jaxmerge.tuning.trace import Row, Trace
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a search over merges has found.
-
-    Attributes:
-      searched: the pipelines, their ranges in braces.
-      score: its name, or the command.
-      maximise: whether a higher score is better.
-      rows: every merge that was tried.
-      best: the best of them.
-      seed: with which `jaxmerge.merge` repeats it; None where nothing is random.
-      finished: whether the search came to its end before its budget did.
-      trace: folder in which the rows are kept.
-      merged: the best merge as it was written.
-      plot: file that was written.
-      notes: what a reader should know.
-    """
-
-    searched: tuple[str, ...]
-    score: str
-    maximise: bool
-    rows: tuple[Row, ...]
-    best: Row
-    seed: int | None
-    finished: bool
-    trace: Path | None
-    merged: Merged | None
-    plot: Path | None
-    notes: tuple[str, ...]
-
-    @property
-    def pipeline(self) -> str:
-        """Of the best merge; `jaxmerge.merge` takes it, and so the three below."""
-        return self.best.point.pipeline
-
-    @property
-    def weights(self) -> tuple[float, ...] | None:
-        """Weights of the tasks in the best merge, None for ones."""
-        return self.best.point.weights
-
-    @property
-    def leave_out(self) -> tuple[str, ...]:
-        """What takes no part in the best merge."""
-        return self.best.point.left_out
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return {
-            "searched": list(self.searched),
-            "score": self.score,
-            "maximise": self.maximise,
-            "best": {**self.best.to_json(), "seed": self.seed},
-            "finished": self.finished,
-            "tried": [row.to_json() for row in self.rows],
-            "trace": None if self.trace is None else str(self.trace),
-            "merged": None if self.merged is None else self.merged.to_json(),
-            "plot": None if self.plot is None else str(self.plot),
-            "notes": list(self.notes),
-        }
+from jaxmerge.tuning.trace import Trace
 
 
 def tune(
@@ -196,6 +134,7 @@ def tune(
 
     Raises:
       Refusal: what cannot be searched as asked for; says what to do instead.
+      SearchStopped: it was interrupted (a KeyboardInterrupt that has what was tried).
     """
     options: ReadOptions = {"heads": "keep", **read}
     given = {"base": base, "data": data}
@@ -264,6 +203,12 @@ def tune(
     }
     settings = {**space.to_record(), **scoring, **identity(adapters, files, stats)}
     rising = score == ACCURACY if command is None else bool(maximise)
+    told: dict[str, Any] = {
+        "searched": tuple(map(str, space.pipelines)),
+        "score": scoring["score"],
+        "maximise": rising,
+        "trace": place,
+    }
     with Trace(place, settings) as trace, candidate_folder(place) as candidate:
         if model is None:
             evaluate: Evaluate = command_scores(
@@ -282,14 +227,17 @@ def tune(
         total = evaluations or max(space.expected(families), len(trace.rows))
         with progress("trying merges", total) as advance:
             advance(len(trace.rows))
-            finished = run_searches(
-                space.searches(families),
-                evaluate,
-                trace,
-                maximise=rising,
-                budget=budget,
-                report=lambda _: advance(1, title=title_of(trace, rising)),
-            )
+            try:
+                finished = run_searches(
+                    space.searches(families),
+                    evaluate,
+                    trace,
+                    maximise=rising,
+                    budget=budget,
+                    report=lambda _: advance(1, title=title_of(trace, rising)),
+                )
+            except KeyboardInterrupt as error:
+                raise SearchStopped(Tried(rows=tuple(trace.rows), **told)) from error
         rows = tuple(trace.rows)
     best = best_row(rows, maximise=rising)
     chosen = seed if parse(best.point.pipeline).random else None
@@ -301,14 +249,10 @@ def tune(
     if drawn is not None:
         write_search_plot(rows, space.pipelines, scoring["score"], drawn)
     return Tuned(
-        searched=tuple(map(str, space.pipelines)),
-        score=scoring["score"],
-        maximise=rising,
+        **told,
         rows=rows,
-        best=best,
         seed=chosen,
         finished=finished,
-        trace=place,
         merged=merged,
         plot=drawn,
         notes=(

@@ -1,6 +1,5 @@
 """Computes a merged folder again from its own record."""
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.files import checked_file, sha256
+from jaxmerge.io.files import sha256
 from jaxmerge.io.formats import RECORD_FILE
-from jaxmerge.io.options import recorded_options
 from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.jobs.compare import Difference, differences
 from jaxmerge.jobs.merge_record import (
@@ -23,7 +21,6 @@ from jaxmerge.jobs.merge_record import (
     read_record,
 )
 from jaxmerge.jobs.progress import Progress, silent
-from jaxmerge.jobs.reading import refusing_bad_input
 from jaxmerge.jobs.record_fields import SETTINGS
 from jaxmerge.jobs.recorded import (
     card_differences,
@@ -32,11 +29,11 @@ from jaxmerge.jobs.recorded import (
     record_differences,
     unnamed_files,
 )
-from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE, names_read
+from jaxmerge.jobs.repeating import CannotBeUsed, adapters_again, computed_again
+from jaxmerge.tasks.record import PHI_FILE, names_read
 
 if TYPE_CHECKING:
     from jaxmerge.io import Adapters
-    from jaxmerge.types import Update
 
 
 @dataclass(frozen=True)
@@ -213,34 +210,22 @@ def _differences_from_record(
 ) -> list[Difference]:
     """Merges again as the record says and compares the two folders."""
     from jaxmerge import io
-    from jaxmerge.jobs.merge_recipe import MergeRecipe
 
-    of_pipeline = kind(record) == "pipeline"
-    options = recorded_options(record["read_options"])
-    adapters = io.load_peft(paths, stream=of_pipeline, **options)
-    names = tuple(entry["name"] for entry in record["inputs"])
-    adapters = dataclasses.replace(adapters, names=names)
+    adapters = adapters_again(record, paths)
     found = list(_unread(record, adapters, read))
-    extra: dict[str, Any] = {}
-    if of_pipeline:
-        with refusing_bad_input():
-            recipe = MergeRecipe.from_record(record["recipe"], adapters, read)
-        updates, biases = recipe.run(adapters)
-    else:
-        try:
-            updates, biases = _apply_phi(record, adapters, folder / PHI_FILE), None
-            extra = {name: _tensors(folder / name) for name in (PHI_FILE, HISTORY_FILE)}
-        except (ValueError, TypeError) as error:  # AdapterError is a ValueError
-            return [*found, Difference(PHI_FILE, f"cannot be used: {error}")]
+    try:
+        merged = computed_again(record, adapters, folder, read)
+    except CannotBeUsed as error:
+        return [*found, Difference(PHI_FILE, f"cannot be used: {error}")]
     settings = {name: record["output"][name] for name in SETTINGS}
     with tempfile.TemporaryDirectory(prefix="jaxmerge-verify-") as scratch:
         again = Path(scratch) / "again"
         saved = io.save_peft(
-            *(again, updates),
+            *(again, merged.updates),
             like=adapters,
-            biases=biases,
+            biases=merged.biases,
             card=record["recipe"],
-            extra_files=extra,
+            extra_files=merged.beside,
             **settings,
         )
         written = {**record["output"]["sha256"], **saved.files}.keys()
@@ -275,25 +260,6 @@ def _unread(
     for role, files in expected.items():
         where = f"{RECORD_FILE}: recipe.files.{role}.sha256"
         yield from files_differences(where, entries[role]["sha256"], files)
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    from jaxmerge.io.tensors import SafetensorsFile
-
-    file = SafetensorsFile(checked_file(path))
-    return {name: file.read(name) for name in file.infos}
-
-
-def _apply_phi(
-    record: Mapping[str, Any], adapters: "Adapters", path: Path
-) -> "dict[str, Update]":
-    """Merges with learned coefficients as they were stored."""
-    from jaxmerge.io.tensors import SafetensorsFile, read_finite
-    from jaxmerge.jobs.learn_recipe import LearnRecipe
-
-    file = SafetensorsFile(checked_file(path))
-    phis = {name: read_finite(file, name) for name in file.infos}
-    return LearnRecipe.from_record(record["recipe"]).apply(adapters, phis)
 
 
 def _read_by_fit(record: Mapping[str, Any]) -> dict[str, str]:

@@ -25,6 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from jaxmerge.disk import share
 from jaxmerge.folders import Folder
 from jaxmerge.untrusted.json_text import read_json
 from jaxmerge.untrusted.safetensors_file import Safetensors
@@ -108,6 +109,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    share(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Commands that are stopped, or whose disk is full, and what the next run says."""
 
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,8 @@ def test_a_request_to_end_is_as_ctrl_c(number, ask, tmp_path, monkeypatch):
         write_module, "build_card", lambda *_: os.kill(os.getpid(), number)
     )
     assert jaxmerge(*ask).exit_code == 130
+    found = json.loads(jaxmerge(*ask, "--json").stdout)
+    assert found == {"error": "interrupted", "exit_code": 130}
     assert everything(tmp_path) == before
 
 

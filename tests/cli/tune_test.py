@@ -1,6 +1,7 @@
 """``jaxmerge tune``: scores against the losses of the library, and what it writes."""
 
 import json
+import shlex
 import sys
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import learn_samples
 import numpy as np
 import pytest
-from cli_samples import close, document, refuse, succeed, updates_of
+from cli_samples import close, document, jaxmerge, refuse, succeed, updates_of
 from learn_samples import TASKS
 
 import jaxmerge as jm
@@ -246,11 +247,44 @@ def test_masks_leave_tasks_out_of_blocks(place, tmp_path):
     assert merged.recipe.left_out == one.point.left_out
 
 
-def test_what_is_shown(place):
-    said = succeed(*ask(place, "-p", "concat|scale({4.0, 0.5})"))
+def test_what_is_shown_and_the_command_that_repeats_it(place, tmp_path):
+    asked = ask(place, "-p", "concat|scale({4.0, 0.5})", "--limit", 6)
+    read = ["--strip-prefix", "vision_model.", "--add-prefix", "vision_model."]
+    said = succeed(*asked, *read, "--weight-file", "safetensors", "--dtype", "float16")
     assert "searched  concat|scale(4.0)" in said
     assert "distillation (lower is better)" in said
-    assert "repeat    jaxmerge merge ADAPTER... --pipeline 'concat|scale(" in said
+    (line,) = (x for x in said.splitlines() if x.startswith("repeat"))
+    program, *words = shlex.split(line.removeprefix("repeat "))
+    assert (program, words[0], words[-2:]) == ("jaxmerge", "merge", ["--out", "OUT"])
+    out = tmp_path / "out"
+    succeed(*words[:-1], out)
+    record = json.loads((out / "jaxmerge.json").read_text())
+    assert record["output"]["dtype"] == "float16"
+    options = record["read_options"]
+    assert options["strip_prefix"] == options["add_prefix"] == "vision_model."
+    assert options["weight_file"] == "safetensors"
+    assert options["heads"] == "keep"
+
+
+def test_a_stopped_search_tells_what_it_tried(place, tmp_path, monkeypatch):
+    add = tuning.Trace.add
+
+    def stopping(trace, row):
+        add(trace, row)
+        if len(trace.rows) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.Trace, "add", stopping)
+    asked = ask(place, "-p", "concat|scale({4.0, 2.0, 0.5})", "--limit", 6)
+    result = jaxmerge(*asked, "--work", tmp_path / "work", "--json")
+    assert result.exit_code == 130
+    found = json.loads(result.stdout)
+    assert (len(found["tried"]), found["finished"]) == (2, False)
+    assert found["best"] in found["tried"]
+    assert "stopped after 2 merges; the same command goes on" in result.stderr
+    result = jaxmerge(*asked)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "error: stopped after 2 merges\n"
 
 
 @pytest.mark.parametrize(

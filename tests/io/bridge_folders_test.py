@@ -196,6 +196,18 @@ def test_the_alpha_of_a_record_counts(tmp_path):
     assert any("lora_alpha of its record, 8" in note for note in asked.notes)
 
 
+def test_options_of_trees_are_refused_without_a_tree(tmp_path):
+    one = write(tmp_path / "tree")
+    peft = jm.convert([one], out=tmp_path / "peft", lora_alpha=6).path
+    for options in ({"lora_alpha": 6}, {"scan_axis": 1}, {"layout": "qwix"}):
+        with pytest.raises(jm.io.AdapterError, match=f"{next(iter(options))} is for"):
+            jm.merge([peft, peft], "concat", out=tmp_path / "out", **options)
+    assert jm.plan([peft, one], lora_alpha=6).plan.modules["layers_0.fc"].scales == (
+        1.0,
+        3.0,
+    )
+
+
 def test_saved_modules_have_no_place_in_a_tree(tmp_path):
     head = {"base_model.model.score.weight": samples.random(3, 6)}
     folder = samples.write(tmp_path / "in", samples.linear("h.0", m=8, n=6) | head)

@@ -4,14 +4,17 @@ import os
 import stat
 
 import io_samples as samples
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from io_samples import put
 
+import jaxmerge as jm
 from jaxmerge import io
 from jaxmerge.io import write as write_module
 from jaxmerge.io.safetensors_writer import SafetensorsWriter
 from jaxmerge.io.staging import staged_folder
+from jaxmerge.models import hub
 
 pytest_plugins = ["io_fixtures"]
 
@@ -205,5 +208,10 @@ def test_a_file_as_parent_is_a_clear_error(tmp_path, adapters, updates):
 
 def test_files_have_ordinary_permissions(tmp_path, adapters, updates):
     io.save_peft(tmp_path / "out", updates, like=adapters)
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
-    assert len(modes) == 1
+    hub.write_folder(tmp_path / "base", {}, {"w": np.ones(2)})
+    moments = jm.moments_of(jnp.ones((2, 3)))
+    io.save_statistics(tmp_path / "stats", {"a": {"q": moments}})
+    for folder in ("out", "base", "stats"):
+        paths = (tmp_path / folder).iterdir()
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in paths}
+        assert len(modes) == 1, folder

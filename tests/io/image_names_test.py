@@ -200,6 +200,31 @@ def test_a_component_becomes_a_peft_folder_and_one_again(tmp_path):
         same(image.read_updates(back), wanted)
 
 
+def twice(record):
+    (entry,) = record["inputs"]
+    record["inputs"].append({**entry, "name": "other"})
+
+
+def test_a_conversion_under_other_names_is_computed_again(tmp_path):
+    found = image.pairs()
+    path = image.write_kohya(tmp_path / "a.safetensors", found)
+    converted(path, tmp_path / "p", "peft", component="unet")
+    converted(tmp_path / "p", tmp_path / "d", "diffusers", component="unet")
+    for folder, kind in (("p", "peft"), ("d", "diffusers")):
+        assert not jm.verify(tmp_path / folder).differences
+        assert jm.verify(tmp_path / folder).record["recipe"]["converted"] == kind
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "# LoRA adapter under other names" in card
+        assert "needs to compute this folder again" in card
+    with pytest.raises(jm.Refusal, match="a conversion, not a merge"):
+        jm.recipe_of(tmp_path / "p")
+    image.write_kohya(path, image.pairs(seed=1))
+    assert jm.verify(tmp_path / "p").serious
+    samples.edit(tmp_path / "d" / "jaxmerge.json", twice)
+    with pytest.raises(io.AdapterError, match="is of one adapter"):
+        jm.verify(tmp_path / "d")
+
+
 def test_a_checkpoint_holds_peft_adapters(tmp_path):
     found = {CONV: image.pairs()[CONV]}
     path = image.write_kohya(tmp_path / "a.safetensors", found)

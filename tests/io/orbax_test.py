@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxmerge import io
+from jaxmerge.io.stored import load_stored
 from jaxmerge.types import AdapterStack, LowRank
 
 HOSTILE_NAMES = ["h.0.fc", "../../etc/passwd", "/absolute", "a/b", ".", "snow ☃\n", "0"]
@@ -95,6 +96,15 @@ def test_what_comes_back_can_be_saved_as_peft(tmp_path, adapters):
     )
     for name in names:
         assert reports[0].files[name] == reports[1].files[name]
+
+
+def test_a_checkpoint_beside_adapters_is_refused_by_what_it_is(tmp_path, adapters):
+    io.save_orbax(tmp_path / "ckpt", adapters)
+    peft = samples.write(tmp_path / "peft")
+    with pytest.raises(io.AdapterError, match=r"is an orbax checkpoint.*task=<name>"):
+        io.load_peft([peft, tmp_path / "ckpt"])
+    with pytest.raises(io.AdapterError, match="lora_alpha is for checkpoints of JAX"):
+        load_stored(tmp_path / "ckpt", lora_alpha=4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])

@@ -4,6 +4,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import image_samples as image
 import pytest
 from cli_samples import document, refuse, three
 from io_samples import edit
@@ -206,3 +207,21 @@ def test_push_adds_to_what_exists_only_when_it_is_asked_to(hub):
     for wrong in ("merged", "owner/merged@v1", "../merged"):
         with pytest.raises(jm.Refusal, match="expected the name of a repository"):
             jm.push("in/cars", wrong)
+
+
+def test_a_merge_of_image_models_is_pushed_and_read_again(hub, tmp_path):
+    path = image.write_kohya(tmp_path / "ink.safetensors", image.pairs())
+    jm.merge([path, path], "average", out="in/styles")
+    hub.names = ["README.md", "kohya_lora.safetensors"]
+    assert jm.push("in/styles", "owner/styles").files == tuple(hub.names)
+    (found,) = jm.plan(["owner/styles"], hub=True).plan.adapters
+    assert (found.kind, found.modules) == ("kohya", len(image.pairs()))
+
+
+def test_what_is_no_adapter_is_not_pushed(hub):
+    jm.merge(["in/cars", "in/dtd"], "elect|full", out="deltas", dense="full")
+    with pytest.raises(jm.Refusal, match=r"weight deltas.*bake"):
+        jm.push("deltas", "owner/deltas")
+    with pytest.raises(jm.Refusal, match=r"no adapter_config.json .* image models"):
+        jm.push("in", "owner/in")
+    assert hub.calls == []

@@ -83,6 +83,26 @@ def is_tree(folder: Path) -> bool:
     return tree_folder(folder) is not None
 
 
+def check_has_trees(places: Iterable[Path], options: ReadOptions) -> None:
+    """AdapterError if options of trees are given and there is none to which they apply.
+
+    Every other kind of adapter holds its own alpha.
+    """
+    given = {
+        "lora_alpha": options.lora_alpha is not None,
+        "scan_axis": options.scan_axis is not None,
+        "layout": options.layout in BRIDGES,
+    }
+    useless = [name for name, is_given in given.items() if is_given]
+    if useless and not any(map(is_tree, places)):
+        raise AdapterError(
+            Option(useless[0]),
+            " is for checkpoints of JAX libraries, and none of the inputs is one; "
+            "leave it out. The alpha of an adapter whose config has none is ",
+            Option("assume_alpha"),
+        )
+
+
 def open_folder(
     folder: Path, options: ReadOptions
 ) -> tuple[AdapterConfig, TensorFile, KeyTable]:

@@ -1,51 +1,69 @@
-"""Several processes that do one job: one of them writes, all agree, none waits for ever.
+"""Several processes that do one job: one writes, all agree, none waits for ever.
 
-`jax.distributed` starts them; every process makes the same calls in the same order. What
-this module adds is what collectives alone do not give: an error of one process is an
-error of all, at the next place where they meet.
+`jax.distributed` connects them; every process makes the same calls in the same order.
+What collectives alone do not give is added here: an error of one process is an error of
+all, at the next place where they meet.
 """
 
 import pickle
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxmerge.refusals import Option, Refusal
+
 Value = TypeVar("Value")
 
 
 def several() -> bool:
     """Whether this process is one of several that `jax.distributed` connects."""
-    import jax
-
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    jax = sys.modules.get("jax")  # what nobody has loaded connects nothing
+    if jax is None or not jax.distributed.is_initialized():
+        return False
+    return jax.process_count() > 1
 
 
 def writes() -> bool:
     """Whether this process writes files: the first one, or the only one."""
+    if not several():
+        return True
     import jax
 
-    return not several() or jax.process_index() == 0
+    return jax.process_index() == 0
+
+
+_told: list[Exception] = []  # the error that all processes know of, while it is raised
 
 
 @contextmanager
 def together() -> Generator[None, None, None]:
-    """What fails inside in one process fails in all, when the last one is through.
+    """What fails inside in one process fails in all, where they meet next.
 
-    No process may be waiting for the others inside where another one may fail: what
-    moves arrays between processes has to fail in all of them alike, or in none.
+    They meet behind this, in every other ``together`` that the others come to before,
+    and in `of_first`. Only what moves arrays between processes may not fail in some of
+    them alone. A function can be decorated with it.
 
     Raises:
       Exception: that of the first process that failed; the others raise it too.
     """
-    failure: Exception | None = None
     try:
         yield
     except Exception as error:
-        if not several():
-            raise
-        failure = error
+        if not _is_told(error):
+            meet(error)
+        raise
+    meet()
+
+
+def meet(failure: Exception | None = None) -> None:
+    """Waits for the other processes; an error of one of them is raised in all.
+
+    Args:
+      failure: the error of this process.
+    """
     if not several():
         return
     from jax.experimental import multihost_utils
@@ -53,9 +71,16 @@ def together() -> Generator[None, None, None]:
     failed = multihost_utils.process_allgather(np.array([failure is not None]))
     if not failed.any():
         return
-    first = int(np.argmax(failed.reshape(-1)))
-    told = _from(first, _as_sent(failure))
-    raise failure if failure is not None else told
+    error = _from(int(np.argmax(failed.reshape(-1))), _as_sent(failure))
+    _told[:] = [error if failure is None else failure]
+    raise _told[0]
+
+
+def _is_told(error: BaseException | None) -> bool:
+    """Whether the others know of an error, or of the one that led to it."""
+    while error is not None and error not in _told:
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def of_first(make: Callable[[], Value]) -> Value:
@@ -76,16 +101,33 @@ def of_first(make: Callable[[], Value]) -> Value:
     return _from(0, value)
 
 
+def alone() -> Any:
+    """Options of orbax with which this process waits for no other one."""
+    import orbax.checkpoint as ocp
+
+    if not several():
+        return ocp.options.MultiprocessingOptions()
+    import jax
+
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"process{here}",
+    )
+
+
 def fetched(tree: Value) -> Value:
     """A tree whose arrays can all be read here, also those of other processes.
 
     Every process has to ask for the same trees in the same order.
+
+    Raises:
+      Refusal: an array of another process alone, which this one has no part of.
     """
     import jax
 
-    if not several():
-        return tree
-    return jax.tree.map(_fetched, tree)
+    return jax.tree.map(_fetched, tree) if several() else tree
 
 
 def _fetched(leaf: Any) -> Any:
@@ -94,6 +136,12 @@ def _fetched(leaf: Any) -> Any:
 
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf
+    if not leaf.addressable_shards:
+        raise Refusal(
+            "an array lies on a device of another process alone; give map_modules ",
+            Option("gather", "True"),
+            " for results that every process can read",
+        )
     if leaf.is_fully_replicated:
         return leaf.addressable_data(0)
     return jax.numpy.asarray(multihost_utils.process_allgather(leaf, tiled=True))

@@ -1,11 +1,11 @@
-"""Modules spread over the devices of a mesh, and their results taken from them.
+"""What lies on which device: modules and their results, parameters, batches.
 
 The devices may belong to several processes: each stacks the rows of its own devices and
 finds the results of these, unless they are gathered.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from jax.sharding import (
 )
 
 from jaxmerge.processes import several
+from jaxmerge.refusals import Option, Refusal
+
+Tree = TypeVar("Tree")
 
 
 def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -27,10 +30,106 @@ def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     Args:
       devices: all of them unless given, those of other processes included.
     """
+    return _mesh("modules", devices)
+
+
+def _mesh(axis: str, devices: Sequence[Any] | None) -> Mesh:
     devices = devices or jax.devices()
     return jax.make_mesh(
-        (len(devices),), ("modules",), axis_types=(AxisType.Auto,), devices=devices
+        (len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices
     )
+
+
+def mesh_of_jobs(axis: Literal["modules", "data"]) -> Mesh | None:
+    """The devices that jobs use together; None where one is all there is.
+
+    Those of all processes, or the accelerators of this one. The devices that a CPU
+    pretends to have share its cores, and are left alone.
+    """
+    if several() or (jax.device_count() > 1 and jax.default_backend() != "cpu"):
+        return _mesh(axis, None)
+    return None
+
+
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with one axis, ``data``, over the given devices.
+
+    Args:
+      devices: all of them unless given, those of other processes included.
+    """
+    return _mesh("data", devices)
+
+
+def on_all(mesh: Mesh | None, tree: Tree) -> Tree:
+    """A tree whose arrays lie whole on every device of a mesh.
+
+    Arrays that lie on several devices already stay where they are, and so do all where
+    there is no mesh.
+    """
+    if mesh is None:
+        return tree
+
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+            return leaf
+        return _placed(leaf, NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(place, tree)
+
+
+def over_data(mesh: Mesh | None, batch: Tree, *, axis: int = 0) -> Tree:
+    """A batch whose inputs are spread over the axis ``data`` of a mesh.
+
+    Args:
+      mesh: such as `data_mesh`; without one nothing is moved.
+      batch: arrays, the same in every process. Those whose number of inputs the devices
+        do not divide lie whole on each of them.
+      axis: that of the inputs.
+    """
+    if mesh is None:
+        return batch
+    spread = PartitionSpec(*[None] * axis, "data")
+
+    def place(leaf: Any) -> Any:
+        shape = np.shape(leaf)
+        even = len(shape) > axis and shape[axis] % mesh.shape["data"] == 0
+        return _placed(leaf, NamedSharding(mesh, spread if even else PartitionSpec()))
+
+    return jax.tree.map(place, batch)
+
+
+def check_devices(params: Any, batch: Any) -> None:
+    """Refuses parameters and a batch that were put on different devices.
+
+    Raises:
+      Refusal: says which are where, and what to do.
+    """
+    found = [_devices_of(tree) for tree in (params, batch)]
+    if len(set[frozenset[Any]]().union(*found)) > 1:
+        many = [max(map(len, sets), default=0) for sets in found]
+        raise Refusal(
+            f"params lie on {many[0]} of the devices and the batches on {many[1]}; "
+            "computation needs all of it on the same ones: put params on the mesh of "
+            "the batches by jax.device_put, or leave the batches in NumPy and give ",
+            Option("mesh", "jaxmerge.data_mesh()"),
+        )
+
+
+def _devices_of(tree: Any) -> set[frozenset[Any]]:
+    """The sets of devices on which arrays were put."""
+    return {
+        frozenset(leaf.sharding.device_set)
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.Array) and leaf.committed
+    }
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has, with a sharding."""
+    if not several():
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
 
 def stacked_on(mesh: Mesh, trees: Sequence[Any]) -> Any:
@@ -90,6 +189,7 @@ def _gathered(leaf: jax.Array, count: int) -> list[jax.Array]:
 
 
 def _in_place(leaf: jax.Array, count: int) -> list[jax.Array]:
+    assert isinstance(leaf.sharding, NamedSharding)
     devices = list(leaf.sharding.mesh.devices.flat)
     share = leaf.shape[0] // len(devices)
     here: Mapping[Any, jax.Array] = {x.device: x.data for x in leaf.addressable_shards}

@@ -30,6 +30,7 @@ from jaxmerge.learning.start import equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
+from jaxmerge.spread import mesh_of_jobs
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
 from jaxmerge.tasks.next_tokens import counted_tokens
@@ -148,6 +149,7 @@ def fit_recipe(
         steps=recipe.steps,
         start=start,
         accumulate=recipe.accumulate,
+        mesh=mesh_of_jobs("data"),
         checkpoint=work.checkpoints,
         report=report,
         **problem,

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxmerge.doors import check_inputs, check_modules
+from jaxmerge.spread import results_of, stacked_on
 from jaxmerge.streamed import Streamed, described
 
 Result = TypeVar("Result")
@@ -26,14 +27,6 @@ _BY_MODULE = ("weights", "densities", "stats")  # inputs that modules may have a
 _kept_functions = lru_cache(maxsize=64)
 
 
-def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with one axis, ``modules``, over the given devices (all unless given)."""
-    devices = devices or jax.devices()
-    return jax.make_mesh(
-        (len(devices),), ("modules",), axis_types=(AxisType.Auto,), devices=devices
-    )
-
-
 def map_modules(
     fn: Callable[..., Result],
     modules: Mapping[str, Any],
@@ -41,6 +34,7 @@ def map_modules(
     key: jax.Array | None = None,
     chunk: int | None = None,
     mesh: Mesh | None = None,
+    gather: bool = False,
     extras: Sequence[str] = (),
     **extra: Any,
 ) -> dict[str, Result]:
@@ -61,7 +55,9 @@ def map_modules(
         anyway, and the arrays of one module stay in its cache. One at a time they are
         not stacked, and models of any depth share a program.
       mesh: spreads the modules of each shape over the axis ``modules`` of a mesh
-        (`module_mesh`); no data moves between devices. Results come back gathered.
+        (`module_mesh`), which may lie in several processes; no data moves between
+        devices. Every result stays on the device that computed it.
+      gather: bring the results of a mesh to the first device, in every process.
       extras: names of further inputs that a part of ``fn`` takes, beside those of
         `jaxmerge.types` and the keywords of ``fn`` itself.
       extra: inputs of the call (see `jaxmerge.types`) such as ``weights``, passed to
@@ -95,7 +91,8 @@ def map_modules(
         if missing:
             raise ValueError(f"map_modules: no value for module {missing[0]!r}")
     if isinstance(modules, Streamed):
-        found = _streamed(fn, (modules, *rest), own, key, extra, chunk, mesh, extras)
+        options = {"chunk": chunk, "mesh": mesh, "gather": gather, "extras": extras}
+        found = _streamed(fn, (modules, *rest), own, key, extra, options)
         return cast("dict[str, Result]", found)  # typed as what it stands for
     trees = {
         name: (
@@ -120,14 +117,19 @@ def map_modules(
 
     results: dict[str, Result] = {}
     for names in groups.values():
-        keys = None if key is None else module_keys(key, names)
-        stacked = jax.tree.map(
-            lambda *x: jnp.stack(x), *(trees[name] for name in names)
-        )
+        rows = [(trees[name], _hash(name)) for name in names]
+        if mesh is not None and not traced:
+            spread = stacked_on(mesh, rows)
+            outputs = _run_on_mesh(fn, chunk, mesh, spread, key, extra)
+            results |= results_of(outputs, names, gather=gather)
+            continue
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
         if mesh is None:
-            outputs = _run(fn, chunk, stacked, keys, extra)
+            outputs = _run(fn, chunk, stacked, key, extra)
         else:
-            outputs = _run_on_mesh(fn, chunk, mesh, stacked, keys, extra)
+            order = np.arange(-(-len(names) // mesh.size) * mesh.size) % len(names)
+            padded = jax.tree.map(lambda x, order=order: x[order], stacked)
+            outputs = _run_on_mesh(fn, chunk, mesh, padded, key, extra)
         for index, name in enumerate(names):
             results[name] = jax.tree.map(lambda x, i=index: x[i], outputs)
     return {name: results[name] for name in modules}
@@ -139,9 +141,7 @@ def _streamed(
     own: Mapping[str, Mapping[str, Any]],
     key: jax.Array | None,
     extra: Mapping[str, Any],
-    chunk: int | None,
-    mesh: Mesh | None,
-    extras: Sequence[str],
+    options: Mapping[str, Any],
 ) -> Streamed[Result]:
     """The results for modules of which one group at a time is made."""
     first = trees[0]
@@ -151,9 +151,7 @@ def _streamed(
         some = [{name: tree[name] for name in names} for tree in trees]
         mine = {k: {name: v[name] for name in names} for k, v in own.items()}
         inputs = {**extra, **mine}
-        return map_modules(
-            fn, *some, key=key, chunk=chunk, mesh=mesh, extras=extras, **inputs
-        )
+        return map_modules(fn, *some, key=key, **options, **inputs)
 
     def describe() -> dict[str, Result]:
         programs: dict[Any, Result] = {}
@@ -178,12 +176,6 @@ def _value(name: str, value: Any) -> Any:
     return value if name == "stats" else jnp.asarray(value)
 
 
-def module_keys(key: jax.Array, names: list[str]) -> jax.Array:
-    """One key for each module, from the run's key and the module's name alone."""
-    hashes = np.array([_hash(name) for name in names])
-    return jax.vmap(partial(jax.random.fold_in, key))(hashes)
-
-
 def _hash(name: str) -> np.uint32:
     return np.uint32(zlib.crc32(name.encode()))
 
@@ -206,50 +198,35 @@ def _run(
     fn: Callable[..., Any],
     chunk: int | None,
     stacked: Any,
-    keys: jax.Array | None,
+    key: jax.Array | None,
     extra: dict[str, Any],
 ) -> Any:
-    def one(args: tuple[Any, jax.Array | None]) -> Any:
-        (tree, own), key = args
-        given = {**extra, **own}
-        return fn(*tree, **given) if key is None else fn(*tree, key=key, **given)
+    """Modules of one shape: their trees and the hashes of their names, stacked."""
+
+    def one(row: tuple[Any, jax.Array]) -> Any:
+        (given, own), name = row
+        more = {} if key is None else {"key": jax.random.fold_in(key, name)}
+        return fn(*given, **{**extra, **own}, **more)
 
     if chunk is None:
-        return jax.vmap(one)((stacked, keys))
-    return jax.lax.map(one, (stacked, keys), batch_size=None if chunk == 1 else chunk)
+        return jax.vmap(one)(stacked)
+    return jax.lax.map(one, stacked, batch_size=None if chunk == 1 else chunk)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_on_mesh(
     fn: Callable[..., Any],
     chunk: int | None,
     mesh: Mesh,
     stacked: Any,
-    keys: jax.Array | None,
-    extra: dict[str, Any],
-) -> Any:
-    count, devices = jax.tree.leaves(stacked)[0].shape[0], mesh.shape["modules"]
-    order = np.arange(-(-count // devices) * devices) % count
-    sharding = NamedSharding(mesh, PartitionSpec("modules"))
-    spread = jax.tree.map(lambda x: jax.device_put(x[order], sharding), (stacked, keys))
-    outputs = _run_sharded(fn, chunk, mesh, *spread, extra)
-    gathered = jax.device_put(outputs, NamedSharding(mesh, PartitionSpec()))
-    return jax.tree.map(lambda x: x[:count], gathered)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _run_sharded(
-    fn: Callable[..., Any],
-    chunk: int | None,
-    mesh: Mesh,
-    stacked: Any,
-    keys: jax.Array | None,
+    key: jax.Array | None,
     extra: dict[str, Any],
 ) -> Any:
     local = jax.shard_map(
         partial(_run, fn, chunk),
         mesh=mesh,
-        in_specs=(PartitionSpec("modules"), PartitionSpec("modules"), PartitionSpec()),
+        in_specs=(PartitionSpec("modules"), PartitionSpec(), PartitionSpec()),
         out_specs=PartitionSpec("modules"),
         check_vma=False,
     )
-    return local(stacked, keys, extra)
+    return local(stacked, key, extra)

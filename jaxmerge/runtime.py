@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jaxmerge.refusals import Refusal
+
 
 def limit_threads() -> None:
     """A setting that must come before numpy and JAX are loaded; the user's own wins.
@@ -66,11 +68,48 @@ class Compiling:
 compiling = Compiling()
 
 
-def start_jax() -> None:
-    """Loads JAX with its persistent compilation cache, whatever a program's size."""
+_CONNECTED_BY = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def connect() -> None:
+    """Connects this process with the others that the same command was started in.
+
+    How many there are, and which one this is, is said by what started them, such as
+    SLURM, Open MPI or a cloud TPU, or by three variables of the environment.
+
+    Raises:
+      Refusal: nothing says it, or the others are not found.
+    """
+    import jax
+
+    given = {name: os.environ.get(name) for name in _CONNECTED_BY}
+    address, count, index = given.values()
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes=None if count is None else int(count),
+            process_id=None if index is None else int(index),
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refusal(
+            f"the processes cannot be connected ({reason}); start them with srun, "
+            "mpirun or on all hosts of a cloud TPU, or give each of them ",
+            ", ".join(_CONNECTED_BY),
+        ) from error
+
+
+def start_jax(*, distributed: bool = False) -> None:
+    """Loads JAX with its persistent compilation cache, whatever a program's size.
+
+    Args:
+      distributed: `connect` with the processes that were started together.
+    """
     import jax
 
     compiling.listen()
+    if distributed:
+        connect()
     folder = cache_folder()
     if folder is None:
         return

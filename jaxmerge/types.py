@@ -122,7 +122,7 @@ class Post(Protocol):
 class ModelMerger(Protocol):
     """Merges the T adapters of every module of a model: module -> update.
 
-    Beside the inputs of a merger it takes ``chunk`` and ``mesh``, see
+    Beside the inputs of a merger it takes ``chunk``, ``mesh`` and ``gather``, see
     `jaxmerge.map_modules`; ``stats`` are then those of every module. Adapters that are
     `jaxmerge.streamed.Streamed` give updates that are.
     """

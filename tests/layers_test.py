@@ -14,6 +14,8 @@ LAYERS = (  # from the bottom to the top, as in docs/design.md
         "linalg",
         "randomised",
         "streamed",
+        "processes",
+        "spread",
         "types",
         "doors",
         "stacks",

@@ -14,7 +14,6 @@ import pytest
 from methods import distance, random_stack
 
 import jaxmerge as jm
-from jaxmerge.mapping import module_keys
 from jaxmerge.mergers.whole_model import _merge_above
 
 RANDOM = jm.full_space(jm.dare(jm.elect, density=0.5))
@@ -86,22 +85,34 @@ def test_chunks_and_devices_change_nothing(model, chunk, devices):
 
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_no_data_moves_between_devices(model, chunk):
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from jaxmerge.mapping import _run_sharded
+    from jaxmerge.mapping import _run_on_mesh
+    from jaxmerge.spread import stacked_on
 
     mesh = jm.module_mesh()
-    names = [f"m{i}" for i in range(16)]
-    stacked = jax.tree.map(lambda x: jnp.stack([x] * 16), ((model["q"],), {}))
-    keys = module_keys(jax.random.key(0), names)
-    spread = jax.device_put(
-        (stacked, keys), NamedSharding(mesh, PartitionSpec("modules"))
-    )
-    program = (
-        _run_sharded.lower(DECOMPOSED, chunk, mesh, *spread, {}).compile().as_text()
-    )
+    rows = [(((model["q"],), {}), np.uint32(index)) for index in range(16)]
+    given = (stacked_on(mesh, rows), jax.random.key(0), {})
+    lowered = _run_on_mesh.lower(DECOMPOSED, chunk, mesh, *given)
+    program = lowered.compile().as_text()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in program
+
+
+def test_results_stay_where_they_are_unless_gathered(model):
+    mesh = jm.module_mesh(jax.devices()[:3])
+    merged = jm.map_modules(MERGER, model, mesh=mesh)
+    of = {name: update.b.devices() for name, update in merged.items()}
+    first, second, _ = jax.devices()[:3]
+    assert (of["q"], of["k"], of["down"]) == ({first}, {second}, {first})
+    gathered = jm.map_modules(MERGER, model, mesh=mesh, gather=True)
+    assert all(update.b.devices() == {first} for update in gathered.values())
+    assert same(gathered, merged, 1e-300)
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_mesh_may_be_used_inside_of_a_program(model, chunk):
+    mesh = jm.module_mesh(jax.devices()[:2])
+    inside = jax.jit(lambda x: jm.map_modules(MERGER, x, mesh=mesh, chunk=chunk))
+    assert same(inside(model), jm.map_modules(MERGER, model))
 
 
 def test_extra_inputs_trace_and_missing_values_are_named(model):

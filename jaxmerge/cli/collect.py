@@ -12,6 +12,7 @@ from jaxmerge.cli.flags import (
     BaseFolder,
     BatchSize,
     DataFolder,
+    Distributed,
     Json,
     Limit,
     MaxLength,
@@ -78,6 +79,7 @@ def collect(
             "--force", help="Replace the folder if it holds statistics alone."
         ),
     ] = False,
+    distributed: Distributed = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +88,7 @@ def collect(
     Writes one file for each task into a folder for `jaxmerge merge --stats`. The folder
     appears complete or not at all.
     """
-    start_jax()
+    start_jax(distributed=distributed)
     from jaxmerge.jobs import collecting
 
     console = Console(as_json=as_json, quiet=quiet)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxmerge.processes import writes
+
 _WIDTH_OF_FILES = 200  # columns, where stdout is not a terminal
 
 
@@ -30,6 +32,8 @@ class Console:
           document: as JSON values.
           text: gives lines and rich tables, for people.
         """
+        if not writes():  # another process tells it
+            return
         if self.as_json:
             print(json.dumps(_finite(document), indent=2, allow_nan=False))
         elif not self.quiet:
@@ -58,7 +62,8 @@ class Console:
         from jaxmerge.cli.terminal import PlainConsole
         from jaxmerge.cli.waiting import Waiting
 
-        silent = self.as_json or self.quiet or not sys.stderr.isatty()
+        told = self.as_json or self.quiet or not writes()
+        silent = told or not sys.stderr.isatty()
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -38,6 +38,12 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", rich_help_panel=_SHOWING, help="Print errors only."),
 ]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        help="Work with the same command in other processes, as srun starts them.",
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option(

@@ -14,6 +14,7 @@ from jaxmerge.cli.exits import FitDiverged
 from jaxmerge.cli.flags import (
     BaseFolder,
     DataFolder,
+    Distributed,
     Dtype,
     Folders,
     Force,
@@ -155,6 +156,7 @@ def learn(
     ] = None,
     read: dict[str, Any],
     force: Force = False,
+    distributed: Distributed = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -165,7 +167,7 @@ def learn(
     another guide. If the command is stopped, the same command goes on from the last
     checkpoint. Exit code 1 if the fit diverges.
     """
-    start_jax()
+    start_jax(distributed=distributed)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every old step
     from jaxmerge.jobs import fitting
 

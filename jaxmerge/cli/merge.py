@@ -8,6 +8,7 @@ import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.flags import (
+    Distributed,
     Dtype,
     Folders,
     Force,
@@ -132,6 +133,7 @@ def merge(
             "--dry-run", help="Read headers alone and say what would be done."
         ),
     ] = False,
+    distributed: Distributed = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +165,7 @@ def merge(
         )
         show(console, plan(folders, recipe=recipe, out=out, names=split(names), **read))
         return
-    start_jax()
+    start_jax(distributed=distributed)
     found = merging.merge(
         folders,
         pipeline,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import Force, Json, Quiet
+from jaxmerge.cli.flags import Distributed, Force, Json, Quiet
 from jaxmerge.cli.merge import merged_lines
 from jaxmerge.runtime import start_jax
 
@@ -36,6 +36,7 @@ def run(
             "--print", help="Merge nothing, print the recipe of a merged folder."
         ),
     ] = False,
+    distributed: Distributed = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +55,7 @@ def run(
         text = running.recipe_text(found)
         console.result(found, lambda: iter(text.splitlines()))
         return
-    start_jax()
+    start_jax(distributed=distributed)
     merged = running.run_recipe(
         recipe, out=out, hub=hub, force=force, progress=console.progress
     )

@@ -28,11 +28,8 @@ if TYPE_CHECKING:
     from jaxmerge.io.plan import Plan, plan_peft
     from jaxmerge.io.read import load_peft
     from jaxmerge.io.statistics import load_moments, save_moments
-    from jaxmerge.io.statistics_folder import (
-        StatisticsFolder,
-        open_statistics,
-        save_statistics,
-    )
+    from jaxmerge.io.statistics_folder import StatisticsFolder, open_statistics
+    from jaxmerge.io.statistics_saving import save_statistics
     from jaxmerge.io.write import SaveReport, save_peft
 
 __all__ = [
@@ -76,7 +73,8 @@ _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "plan": ("Plan", "plan_peft"),
     "read": ("load_peft",),
     "statistics": ("load_moments", "save_moments"),
-    "statistics_folder": ("StatisticsFolder", "open_statistics", "save_statistics"),
+    "statistics_folder": ("StatisticsFolder", "open_statistics"),
+    "statistics_saving": ("save_statistics",),
     "write": ("SaveReport", "save_peft"),
 }
 

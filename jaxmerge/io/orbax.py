@@ -33,7 +33,8 @@ from jaxmerge.io.orbax_record import (
     digest_of_record,
     dtype_named,
 )
-from jaxmerge.io.staging import staged_folder
+from jaxmerge.io.staging import folder_of_one
+from jaxmerge.processes import alone, fetched, together
 from jaxmerge.types import AdapterStack, LowRank, Update
 
 _LEAVES = "leaves"
@@ -50,6 +51,7 @@ _DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
 Modules = Mapping[str, AdapterStack] | Mapping[str, Update]
 
 
+@together()
 def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) -> None:
     """Saves adapters or merged updates as an orbax checkpoint.
 
@@ -63,6 +65,7 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
         whose padding is not zero, or a folder that cannot be written.
     """
     leaves: list[Any] = []
+    value = fetched(value)
     if isinstance(value, Adapters):
         inputs = [source.path for source in value.sources]
         record = {"kind": "adapters", **_describe_adapters(value, leaves)}
@@ -75,9 +78,11 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
     record["format"] = FORMAT
     record["leaves"] = [described_leaf(leaf) for leaf in leaves]
     record["sha256"] = digest_of_record(record)
-    with staged_folder(path, force=force, inputs=inputs) as folder:
+    with folder_of_one(path, force=force, inputs=inputs) as folder:
+        if folder is None:
+            return
         if leaves:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _checkpointer() as checkpointer:
                 checkpointer.save(folder.resolve() / _LEAVES, _numbered(leaves))
         text = json.dumps(record, indent=2)
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
@@ -109,7 +114,7 @@ def load_orbax(path: Folder) -> Adapters | dict[str, Any]:
 
 def _numbered(leaves: list[Any]) -> dict[str, Any]:
     """Leaves by number; orbax has no empty arrays, whose shape says everything."""
-    return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+    return {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves) if leaf.size}
 
 
 def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarray]:
@@ -117,7 +122,7 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
     wanted = [str(i) for i, entry in enumerate(described) if 0 not in entry["shape"]]
     place, restored = folder.resolve() / _LEAVES, {}
     if wanted:
-        with _silent_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with _silent_orbax(), _checkpointer() as checkpointer:
             stored = _tree(checkpointer.metadata(place))
             for number in wanted:  # orbax would cast to the dtype that is asked for
                 check_array(described[int(number)], stored[number], number, folder)
@@ -134,6 +139,11 @@ def _restore(folder: Path, described: list[Mapping[str, Any]]) -> list[np.ndarra
         leaves.append(np.zeros(shape, dtype) if leaf is None else np.asarray(leaf))
         check_leaf(entry, leaves[-1], index, folder)
     return leaves
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax in this process alone: by itself it waits for all processes."""
+    return ocp.StandardCheckpointer(multiprocessing_options=alone())
 
 
 @contextmanager

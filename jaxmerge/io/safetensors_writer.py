@@ -28,8 +28,7 @@ class SafetensorsWriter:
       hashed: whether `sha256` is asked for.
 
     Attributes:
-      keys: the tensors in the order of the file: wide dtypes first, so that every
-        tensor is aligned, and otherwise as they are given.
+      keys: the tensors in the order of the file, `in_file_order`.
     """
 
     keys: tuple[str, ...]
@@ -42,7 +41,7 @@ class SafetensorsWriter:
         *,
         hashed: bool = True,
     ):
-        self.keys = tuple(sorted(infos, key=lambda key: -infos[key].dtype.itemsize))
+        self.keys = in_file_order(infos)
         self._left = 0
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         for key in self.keys:
@@ -88,6 +87,11 @@ class SafetensorsWriter:
         self._file.write(data)
         if self._digest is not None:
             self._digest.update(data)
+
+
+def in_file_order(infos: Mapping[str, Described]) -> tuple[str, ...]:
+    """Wide dtypes first, so that every tensor is aligned, and otherwise as given."""
+    return tuple(sorted(infos, key=lambda key: -infos[key].dtype.itemsize))
 
 
 def _size(dtype: np.dtype, shape: tuple[int, ...]) -> int:

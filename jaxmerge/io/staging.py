@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxmerge.disk import (
     Mended,
@@ -23,6 +23,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.leftovers import NEW, OLD, beside, mend, new_mark
 from jaxmerge.io.replaceable import ADAPTER, Replaceable, held_in
+from jaxmerge.processes import meet, together, writes
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.text import is_plain
 
@@ -65,6 +66,26 @@ def staged_folder(
             _replace(place, out, kind)
         else:
             _appear(place.staged, out)
+
+
+@contextlib.contextmanager
+def folder_of_one(out: Folder, **options: Any) -> Generator[Path | None, None, None]:
+    """`staged_folder` in the one process that writes; None in the others.
+
+    Where one process fails, nothing appears and all raise its error.
+
+    Args:
+      out: folder to create.
+      **options: those of `staged_folder`.
+    """
+    with contextlib.ExitStack() as staged:
+        with together():
+            folder = None
+            if writes():
+                folder = staged.enter_context(staged_folder(out, **options))
+        with together(), staged:
+            yield folder
+            meet()  # nothing appears unless all have come so far
 
 
 @contextlib.contextmanager

@@ -1,30 +1,24 @@
 """A folder of statistics of inputs: a file for each task, and what was measured."""
 
-import importlib.metadata
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import checked_file, json_of, sha256
 from jaxmerge.io.replaceable import (
-    STATISTICS,
     STATISTICS_FILE,
     STATISTICS_FORMAT,
     statistics_file,
 )
-from jaxmerge.io.staging import staged_folder
 from jaxmerge.refusals import Option
 from jaxmerge.untrusted.text import is_plain
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
     from jaxmerge.io.adapters import Source
     from jaxmerge.stats.moments import Statistics
-
-    OfTask = tuple[str, Mapping[str, Statistics]]
 
 
 @dataclass(frozen=True)
@@ -234,86 +228,14 @@ def open_statistics(folder: Folder) -> StatisticsFolder:
     if not usable or not record["tasks"]:
         raise AdapterError(f"{path}: not a record of statistics of this version")
     for task in record["tasks"]:
-        _check_name(task, path)
+        check_task_name(task, path)
     return StatisticsFolder(folder, tuple(record["tasks"]), record, sha256(path))
 
 
-def save_statistics(
-    out: Folder,
-    tasks: "Mapping[str, Mapping[str, Statistics]] | Iterable[OfTask]",
-    *,
-    measured: Mapping[str, Any] | None = None,
-    force: bool = False,
-    inputs: Sequence[Folder] = (),
-) -> StatisticsFolder:
-    """Writes a folder of statistics, whole or not at all.
+def check_task_name(task: str, where: Path) -> None:
+    """AdapterError unless a task's name can be that of a file.
 
-    Args:
-      out: folder to create.
-      tasks: name -> (module -> `Moments` or `Sketch` of its inputs), or such pairs one
-        after the other, each of which is written before the next one is asked for.
-      measured: what is known of them, as JSON values: ``base_model``, the name of the
-        base, and ``adapters``, name -> ``sha256`` of its files and ``scales`` of its
-        modules, are checked when adapters are merged with them.
-      force: replace a folder of statistics that holds nothing else.
-      inputs: files and folders that must survive.
-
-    Returns:
-      The folder, opened.
-
-    Raises:
-      AdapterError: tasks without the same modules and kinds of statistics, a name that
-        cannot be that of a file, or a folder that cannot be written.
-    """
-    from jaxmerge.io.statistics import save_moments
-
-    out = Path(out)
-    given = tasks.items() if isinstance(tasks, Mapping) else tasks
-    pairs = cast("Iterable[OfTask]", given)  # a mapping is an iterable too
-    shapes: dict[str, Any] | None = None
-    files: dict[str, dict[str, Any]] = {}
-    with staged_folder(out, force=force, inputs=inputs, kind=STATISTICS) as folder:
-        for task, statistics in pairs:
-            _check_name(task, out)
-            save_moments(folder / statistics_file(task), statistics)
-            found = _shapes(task, statistics)
-            if shapes not in (None, found):
-                raise AdapterError(
-                    f"{out}: task {task!r} has other modules or kinds of statistics "
-                    "than the tasks before it; collect the same for all"
-                )
-            shapes = found
-            files[task] = {
-                "tokens": int(max(value.count for value in statistics.values())),
-                "sha256": sha256(folder / statistics_file(task)),
-            }
-        if shapes is None:
-            raise AdapterError(f"{out}: no task to write")
-        record = {
-            "format": STATISTICS_FORMAT,
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("jaxmerge", "jax")
-            },
-            "modules": {m: list(shape) for m, (_, shape) in sorted(shapes.items())},
-            "tasks": files,
-            "measured": dict(measured or {}),
-        }
-        text = json.dumps(record, indent=2) + "\n"
-        (folder / STATISTICS_FILE).write_text(text, encoding="utf-8")
-    return open_statistics(out)
-
-
-def _shapes(task: str, statistics: "Mapping[str, Statistics]") -> dict[str, Any]:
-    """Module -> kind and shape of the Gram matrix or of the rows that stand for it."""
-    if not statistics or any(value.mean.ndim != 1 for value in statistics.values()):
-        raise AdapterError(
-            f"task {task!r}: expected statistics of some modules, of this task alone"
-        )
-    return {m: (type(value), value[2].shape) for m, value in statistics.items()}
-
-
-def _check_name(task: str, where: Path) -> None:
-    """A name may have folders in front, as those of adapters, below this one."""
+    It may have folders in front, as those of adapters, below this one."""
     parts = PurePosixPath(task).parts
     below = not any(part.startswith((".", "/")) for part in parts)
     if not (parts and below and is_plain(task)) or task != "/".join(parts):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +28,13 @@ from jaxmerge.io.prepare import (
 )
 from jaxmerge.io.readback import verify_written
 from jaxmerge.io.replaceable import CARD_FILE
-from jaxmerge.io.safetensors_writer import SafetensorsWriter
+from jaxmerge.io.safetensors_writer import SafetensorsWriter, in_file_order
 from jaxmerge.io.saved_modules import Heads, head_files, merged_heads
 from jaxmerge.io.serving import vllm_max_lora_rank
-from jaxmerge.io.staging import staged_folder
+from jaxmerge.io.staging import folder_of_one
+from jaxmerge.processes import fetched, of_first, several, together
 from jaxmerge.refusals import Option
-from jaxmerge.streamed import described
+from jaxmerge.streamed import Streamed, described
 from jaxmerge.types import LowRank, Update
 
 
@@ -68,6 +69,7 @@ class SaveReport:
         return asdict(self)
 
 
+@together()
 def save_peft(
     out: Folder,
     updates: Mapping[str, Update],
@@ -125,7 +127,8 @@ def save_peft(
       AdapterError: updates that do not fit ``like``, non-finite values, options that
         contradict each other, or a folder that cannot be written.
     """
-    updates = checked_updates(updates, like)
+    in_memory = not isinstance(updates, Streamed)
+    updates = checked_updates(fetched(dict(updates)) if in_memory else updates, like)
     dtype = checked_dtype(like.dtype if dtype is None else dtype)
     rank_given, rank = rank, checked_rank(rank, energy, like)
     biases = checked_biases(biases, updates, like)
@@ -237,8 +240,9 @@ def _write_folder(
     target: Mapping[str, Any],
 ) -> dict[str, str]:
     """Writes, reads back and compares, then renames; gives the SHA-256 of each file."""
-    with staged_folder(out, **target) as folder:
-        _write_weights(folder / output.name, output)
+
+    def finish() -> dict[str, str]:
+        assert folder is not None  # it is asked of the process that writes
         for name, tensors in output.files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             safetensors.numpy.save_file(
@@ -264,13 +268,36 @@ def _write_folder(
         found = {**written, **last}
         return {name: found[name] for name in sorted(found, key=Path)}
 
+    with folder_of_one(out, **target) as folder:
+        _write_weights(folder, output)
+        return of_first(finish)
 
-def _write_weights(path: Path, output: Output) -> None:
-    """Writes the weight file, every tensor when it is made."""
-    with SafetensorsWriter(path, output.blanks, output.header, hashed=False) as writer:
-        for key in writer.keys:
-            writer.write(output.tensor(key))
-    share(path)
+
+def _write_weights(folder: Path | None, output: Output) -> None:
+    """Writes the weight file, every tensor when it is made.
+
+    Making them may take several processes, so that one which does not write, or for
+    which the disk takes no more, makes them too.
+    """
+    keys = iter(in_file_order(output.blanks))
+    try:
+        if folder is not None:
+            how = (folder / output.name, output.blanks, output.header)
+            with SafetensorsWriter(*how, hashed=False) as writer:
+                for key in keys:
+                    writer.write(output.tensor(key))
+            share(folder / output.name)
+    except OSError:
+        _make(keys, output)
+        raise
+    _make(keys, output)
+
+
+def _make(keys: Iterator[str], output: Output) -> None:
+    """Makes tensors for other processes, which write them."""
+    if several():
+        for key in keys:
+            output.tensor(key)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

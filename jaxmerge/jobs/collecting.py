@@ -16,6 +16,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
     task_names,
 )
+from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ToMeasure(NamedTuple):
     modules: list[str]
 
 
+@together()
 def collect(
     folders: Sequence[Folder] = (),
     *,

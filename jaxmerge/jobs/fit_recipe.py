@@ -38,6 +38,7 @@ from jaxmerge.learning.start import (
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
+from jaxmerge.spread import mesh_of_jobs
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.bases import Base, token_mask
 from jaxmerge.tasks.next_tokens import counted_tokens
@@ -166,6 +167,7 @@ def fit_recipe(
             steps=recipe.steps,
             start=start,
             accumulate=recipe.accumulate,
+            mesh=mesh_of_jobs("data"),
             checkpoint=work.checkpoints,
             report=fit_reporter(recipe, tasks, advance),
             **problem,

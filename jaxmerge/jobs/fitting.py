@@ -25,6 +25,7 @@ from jaxmerge.jobs.reading import (
 )
 from jaxmerge.learning.null_space import check_seen
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
+from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
@@ -91,6 +92,7 @@ class Learnt:
         }
 
 
+@together()
 def learn(
     folders: Sequence[Folder],
     pipeline: str | Pipeline,

@@ -21,6 +21,8 @@ from jaxmerge.spec.layerwise import PerModule, as_given
 from jaxmerge.streamed import described
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxmerge.io import Adapters, StatisticsFolder
     from jaxmerge.stats.moments import Statistics
     from jaxmerge.tasks import SampleFiles
@@ -215,13 +217,14 @@ class MergeRecipe:
         *,
         chunk: int | None = None,
         memory: int | None = None,
+        mesh: "Mesh | None" = None,
         advance: Callable[[int], None] | None = None,
     ) -> "tuple[dict[str, Update], dict[str, Any]]":
         """Merges all modules and their LoRA biases.
 
         Args:
           adapters: what to merge; streamed ones give streamed updates.
-          chunk: see `jaxmerge.Pipeline.run`, and so ``memory``.
+          chunk: see `jaxmerge.Pipeline.run`, and so ``memory`` and ``mesh``.
           advance: called with the number of modules that are done.
 
         Returns:
@@ -255,6 +258,8 @@ class MergeRecipe:
             sample=None if self.sample is None else self.sample.of(kept),
             chunk=chunk,
             memory=memory,
+            mesh=mesh,
+            gather=True,
             report=advance,
         )
         biases = pipeline.merge_biases(kept.biases, kept.stacks, weights=self.weights)

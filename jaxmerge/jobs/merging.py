@@ -17,6 +17,7 @@ from jaxmerge.jobs.reading import (
     read_adapters,
     refusing_bad_input,
 )
+from jaxmerge.processes import of_first, together
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.spec.checks import check_count
@@ -61,6 +62,7 @@ class Merged:
         }
 
 
+@together()
 def merge(
     folders: Sequence[Folder],
     pipeline: str | Pipeline,
@@ -93,6 +95,8 @@ def merge(
 
     Neither torch nor the base model is needed; methods that use inputs take them from
     statistics, only iteris runs the base. The folder appears complete or not at all.
+    Modules are spread over all accelerators, and over those of several processes that
+    make the same call; the first process writes.
 
     Args:
       folders: PEFT adapter folders.
@@ -131,6 +135,7 @@ def merge(
       Refusal: what cannot be merged exactly as asked for; says what to do instead.
     """
     from jaxmerge import io
+    from jaxmerge.spread import mesh_of_jobs
 
     clock, out = time.perf_counter(), Path(out)
     recipe = merge_recipe(
@@ -174,7 +179,11 @@ def merge(
         advance(1)
     with _Merging(progress, len(adapters.stacks) * (1 if energy is None else 2)) as at:
         updates, biases = recipe.run(
-            adapters, chunk=chunk, memory=memory, advance=at.advance
+            adapters,
+            chunk=chunk,
+            memory=memory,
+            mesh=mesh_of_jobs("modules"),
+            advance=at.advance,
         )
         saved = io.save_peft(
             out,
@@ -294,7 +303,7 @@ def check_before(
 
 def size_of(folder: Path, files: Iterable[str]) -> int:
     """Bytes of some files of a folder."""
-    return sum((folder / name).stat().st_size for name in files)
+    return of_first(lambda: sum((folder / name).stat().st_size for name in files))
 
 
 def _notes(recipe: MergeRecipe, saved: "SaveReport") -> Iterator[str]:

@@ -43,7 +43,8 @@ def apply_learned(learned: Learned, phis: Mapping[str, Any]) -> ModelMerger:
         mesh: Mesh | None = None,
         **extra: Any,
     ) -> dict[str, Update]:
-        bases = map_modules(learned.prepare, stacks, chunk=chunk, mesh=mesh)
+        devices = {"chunk": chunk, "mesh": mesh, "gather": True}
+        bases = map_modules(learned.prepare, stacks, **devices)
         check_coefficients(learned, bases, phis)
         return merge(learned, phis, bases)
 

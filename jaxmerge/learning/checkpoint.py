@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from jaxmerge.disk import Mended, sync, sync_tree, trouble
 from jaxmerge.folders import Folder
+from jaxmerge.processes import alone, of_first, several, together, writes
 from jaxmerge.refusals import Option, Refusal
 
 _KEPT = 2  # a kill while the last one is written leaves the one before
@@ -28,6 +29,8 @@ class CheckpointError(Refusal):
 class Checkpoints:
     """The checkpoints of one fit in a folder; use as a context manager.
 
+    Of several processes the first one reads and writes, and tells the others.
+
     Args:
       folder: created if needed.
       identity: digests of what determines the fit, see `fit_identity`.
@@ -38,12 +41,20 @@ class Checkpoints:
         self._versions = {name: version(name) for name in _LIBRARIES}
 
     def __enter__(self) -> "Checkpoints":
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with together():
+            if writes():
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=_KEPT,
+                    multiprocessing_options=alone(),
+                    create=not several(),  # orbax lets no single process create it
+                )
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._manager = ocp.CheckpointManager(self._folder, options=options)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        if writes():
+            self._manager.close()
 
     def restore(
         self, state: Any, steps: int
@@ -57,6 +68,16 @@ class Checkpoints:
           CheckpointError: the checkpoint belongs to another fit, and in what it
             differs; or it is further than ``steps``; or all are damaged.
         """
+        done, found, history = of_first(lambda: self._latest(state, steps))
+        if history is None:
+            return done, state, None
+        # on no device in particular: parameters decide on which
+        return done, jax.tree.map(jnp.asarray, found), history
+
+    def _latest(
+        self, state: Any, steps: int
+    ) -> tuple[int, Any, dict[str, np.ndarray] | None]:
+        """As `restore`, with a state in NumPy; none where nothing was saved."""
         damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step > steps:
@@ -75,7 +96,7 @@ class Checkpoints:
             self._remove(damaged, step)
             return step, *found
         if not damaged:
-            return 0, state, None
+            return 0, None, None
         step, error = next(iter(damaged.items()))
         if isinstance(error, CheckpointError):
             raise error
@@ -102,9 +123,7 @@ class Checkpoints:
         expected = identity.get(_CONTENT)  # absent in those of version 0.1.0
         if expected not in (None, _digest(found["state"], found["history"])):
             raise ValueError("its numbers are not those that were saved")
-        # as at the start, on no device in particular: parameters decide on which
-        state = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found["state"])
-        return state, found["history"]
+        return jax.device_get(found["state"]), found["history"]
 
     def _remove(self, damaged: Mapping[int, Exception], kept: int) -> None:
         for step, error in damaged.items():
@@ -123,6 +142,11 @@ class Checkpoints:
         Raises:
           CheckpointError: the disk takes no more.
         """
+        with together():
+            if writes():
+                self._save(step, jax.device_get(state), history)
+
+    def _save(self, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
         content = {_CONTENT: _digest(state, history)}
         try:
             self._manager.save(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxmerge.folders import Folder
 from jaxmerge.learning.apply import merge
@@ -33,6 +34,7 @@ from jaxmerge.learning.step import (
     gradient_by_task,
 )
 from jaxmerge.mapping import map_modules
+from jaxmerge.spread import check_devices, on_all, over_data
 from jaxmerge.types import AdapterStack, Learned, Update
 
 Step = Callable[..., tuple[FitState, Record]]
@@ -79,6 +81,7 @@ def fit(
     shared: bool = False,
     accumulate: bool = False,
     steps_per_call: int = 10,
+    mesh: Mesh | None = None,
     checkpoint: Folder | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Fitted:
@@ -87,7 +90,8 @@ def fit(
     Each step lowers ``scalarise([f_1 .. f_T]) + penalty`` where f_t is the loss of task
     t on its batch, in the model with the merged updates. ``steps_per_call`` steps are
     one compiled program (``lax.scan``) that reuses the memory of its state.
-    Computation follows the placement of ``params`` and batches; phi is replicated.
+    Computation follows the placement of ``params`` and batches; phi is replicated. In
+    several processes each makes the same call; the first writes the checkpoints.
 
     Args:
       learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
@@ -114,6 +118,10 @@ def fit(
         of each task, then the gradients. Costs one more forward pass.
       steps_per_call: steps in one compiled call; nothing is reported, saved or checked
         in between.
+      mesh: spreads the inputs of every batch over its axis ``data``
+        (`jaxmerge.data_mesh`), which may lie in several processes; everything else lies
+        whole on each device. Where batches and ``params`` are placed already none is
+        needed.
       checkpoint: folder for orbax checkpoints, one after every call. If it holds any,
         the fit goes on from there, and ends with the same bits as without an
         interruption. They are refused by a fit with other adapters, tasks, preference,
@@ -163,6 +171,7 @@ def fit(
         _step, problem, optimizer, gradient_by_task if accumulate else gradient
     )
     run = _compiled(step, front=front)
+    bases, params, preference = on_all(mesh, (bases, params, preference))
     records: list[History] = []
     done = 0
 
@@ -175,7 +184,10 @@ def fit(
             saved = stack.enter_context(Checkpoints(checkpoint, identity))
             done, state, history = saved.restore(state, steps)
             records = [] if history is None else [History(**history)]
+        state = on_all(mesh, state)
         for stacked in _chunks(batches, tasks, done, steps, steps_per_call):
+            stacked = over_data(mesh, stacked, axis=1)
+            check_devices(params, stacked)
             before = jax.device_get(state)
             state, record = run(state, bases, params, stacked, preference)
             record = _history(record, front=front)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmerge.folders import Folder
 from jaxmerge.io.leftovers import NEW, beside, mend, new_mark
 from jaxmerge.io.staging import staged_file
+from jaxmerge.processes import of_first
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.untrusted.json_text import read_json
 
@@ -34,7 +35,8 @@ class Work:
 
     The folder is locked until `close`, at the latest until the process ends, however it
     ends. Systems without ``fcntl``, such as Windows, have no such lock: there a warning
-    says that nothing keeps a second fit out.
+    says that nothing keeps a second fit out. Of several processes the first one locks,
+    reads and writes, and tells the others.
 
     Args:
       folder: created if needed.
@@ -49,6 +51,11 @@ class Work:
         self.folder: Path = Path(folder)
         self._path = self.folder / _RECORD
         self._identity = dict(identity)
+        self._lock: int | None = None
+        self.anchors, self.scale = of_first(self._begin)
+
+    def _begin(self) -> tuple[list[float] | None, float | None]:
+        """Locks the folder and reads what is known of the fit."""
         mend(self._path)
         mend(self.checkpoints)
         self._check_content()
@@ -61,7 +68,7 @@ class Work:
                 Option("work", "<folder>"),
             ) from None
         try:
-            self.anchors, self.scale = self._read()
+            return self._read()
         except BaseException:
             self.close()
             raise
@@ -90,6 +97,9 @@ class Work:
           scale: at which the coefficients begin; None where no search has found it.
         """
         self.anchors, self.scale = anchors, scale
+        of_first(lambda: self._write(anchors, scale))
+
+    def _write(self, anchors: list[float], scale: float | None) -> None:
         content = {"identity": self._identity, "anchors": anchors, "scale": scale}
         with staged_file(self._path) as path:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -102,6 +112,9 @@ class Work:
 
     def remove(self) -> None:
         """Removes what belongs to the fit, and the folder unless more is in it."""
+        of_first(self._remove)
+
+    def _remove(self) -> None:
         if self.checkpoints.exists():  # never seen half removed
             discarded = beside(self.checkpoints, new_mark(), NEW)
             self.checkpoints.rename(discarded)

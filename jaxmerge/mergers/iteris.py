@@ -145,6 +145,7 @@ def iteris(
             weights=weights,
             chunk=chunk,
             mesh=mesh,
+            gather=True,
         )
     return merged
 

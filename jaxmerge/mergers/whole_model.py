@@ -89,13 +89,16 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
         *,
         chunk: int | None = None,
         mesh: Mesh | None = None,
+        gather: bool = False,
         **extra: Any,
     ) -> dict[str, Update]:
         devices = {"chunk": chunk, "mesh": mesh}
+        between = {**devices, "gather": True}
         check_model(merger, stacks)
-        seen = map_modules(prepare, stacks, **devices) if prepare else stacks
-        updates = merger(seen, **extra, **devices)
+        seen = map_modules(prepare, stacks, **between) if prepare else stacks
+        updates = merger(seen, **extra, **between)
         of_posts = {name: extra[name] for name in extra if name not in _OF_MERGERS}
+        devices["gather"] = gather
         return map_modules(finish, stacks, updates, **of_posts, **devices)
 
     return merge
@@ -180,12 +183,15 @@ def trim_whole_model(
         densities: ArrayLike | None = None,
         chunk: int | None = None,
         mesh: Mesh | None = None,
+        gather: bool = False,
         **extra: Any,
     ) -> dict[str, Update]:
         check_model(trim_whole_model, stacks)
         kept = density_of(trim_whole_model, density, densities)
         devices = {"chunk": chunk, "mesh": mesh}
-        projected = map_modules(project, stacks, weights=weights, **devices)
+        projected = map_modules(
+            project, stacks, weights=weights, gather=True, **devices
+        )
         sizes: list[tuple[int, Any]] = []
 
         def blocks() -> Iterator[jax.Array]:
@@ -203,9 +209,8 @@ def trim_whole_model(
             threshold = threshold_in_passes(blocks, count)
         else:
             threshold = magnitude_threshold(list(blocks()), count())
-        return map_modules(
-            merge_above, stacks, projected, threshold=threshold, **extra, **devices
-        )
+        extra |= {"threshold": threshold, "gather": gather, **devices}
+        return map_modules(merge_above, stacks, projected, **extra)
 
     return merge
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.processes import several
 from jaxmerge.spec import checks
 from jaxmerge.spec import memory as at_work
 from jaxmerge.spec.build import model_merger
@@ -27,6 +28,7 @@ def run(
     chunk: int | None,
     memory: int | None,
     mesh: Any,
+    gather: bool,
     report: Callable[[int], None] | None,
 ) -> dict[str, Update]:
     """See `jaxmerge.Pipeline.run`."""
@@ -41,6 +43,7 @@ def run(
         "weights": checks.checked_weights(weights, shapes),
         "key": checks.checked_key(pipeline, key),
         "mesh": mesh,
+        "gather": gather or several(),
     }
     given |= checks.checked_densities(pipeline, densities, shapes)
     if sample is not None:

@@ -181,6 +181,7 @@ class Pipeline:
         chunk: int | None = None,
         memory: int | None = None,
         mesh: "Mesh | None" = None,
+        gather: bool = False,
         report: Callable[[int], None] | None = None,
     ) -> "dict[str, Update]":
         """Merges the adapters of a whole model.
@@ -208,6 +209,7 @@ class Pipeline:
           memory: bytes that streamed adapters may take with what is computed from them
             (`jaxmerge.spec.memory.bounded`); as few as possible unless given.
           mesh: devices, see `jaxmerge.map_modules`.
+          gather: bring the updates to the first device; in several processes always.
           report: called with the number of modules that are done.
 
         Returns:
@@ -240,6 +242,7 @@ class Pipeline:
             chunk=chunk,
             memory=memory,
             mesh=mesh,
+            gather=gather,
             report=report,
         )
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxmerge.io import Adapters
 from jaxmerge.models import linear_layers, with_updates
+from jaxmerge.processes import fetched
 from jaxmerge.refusals import Refusal
+from jaxmerge.spread import mesh_of_jobs, on_all, over_data
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.collection import collector
 from jaxmerge.stats.moments import Statistics
@@ -69,12 +71,17 @@ def measure(
     mask = token_mask(base, inputs, modules)
     collect = collector(apply, modules=modules, mask=mask, sketch=sketch)
 
+    mesh = mesh_of_jobs("data")
+    params = on_all(mesh, base.params)
+
     def of_task(task: str) -> dict[str, Statistics]:
         own = unlabeled.inputs[task]
         batches = batches_of(base, own, batch, crop=crop)
         if report is not None:
             batches = _reported(batches, partial(report, task))
-        statistics = collect((base.params, _updates(adapters, task)), batches)
+        updates = on_all(mesh, _updates(adapters, task))
+        found = collect((params, updates), (over_data(mesh, x) for x in batches))
+        statistics = fetched(found)
         for module, value in statistics.items():
             if not all(np.isfinite(part).all() for part in value):
                 raise Refusal(

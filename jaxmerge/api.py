@@ -40,6 +40,7 @@ from jaxmerge.learning.objectives import (
     squared_distance,
 )
 from jaxmerge.learning.optimizers import decay_to_start, tail_average
+from jaxmerge.learning.router import core_router
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
 from jaxmerge.learning.token_objectives import (
@@ -64,6 +65,7 @@ from jaxmerge.mergers.reversible import (
     compression_curve,
     restore_adapter,
 )
+from jaxmerge.mergers.routed import fixed_update, route_cores
 from jaxmerge.mergers.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.mergers.soft_threshold import shrink_updates, soft_threshold
 from jaxmerge.mergers.spaces import (
@@ -130,6 +132,8 @@ from jaxmerge.types import (
     Merger,
     ModelMerger,
     Post,
+    RoutedCores,
+    Router,
     Rule,
     Space,
     Update,
@@ -148,11 +152,11 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
-    "convert", "bake", "extract", "verify", "run_recipe", "push", "recipe_of",
-    "recipe_text",
+    "convert", "bake", "extract", "verify",
+    "run_recipe", "push", "recipe_of", "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
-    "Post", "Rule", "Space", "Update", "stack_adapters",
+    "Post", "RoutedCores", "Router", "Rule", "Space", "Update", "stack_adapters",
     # rules: T matrices to one
     "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
     # rule to rule
@@ -182,6 +186,8 @@ __all__ = [
     # T adapters in terms of few components, and back
     "CompressionCurve", "ReversibleMerge", "compress_adapters", "compression_curve",
     "restore_adapter",
+    # T adapters mixed for every token, and as one
+    "core_router", "fixed_update", "route_cores",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
     "decay_to_start", "distillation", "entropies",

@@ -3,7 +3,9 @@
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
 from jaxmerge.jobs.baking import bake
 from jaxmerge.jobs.checking import check
+from jaxmerge.jobs.clustering import cluster
 from jaxmerge.jobs.collecting import collect
+from jaxmerge.jobs.compressing import compress, restore
 from jaxmerge.jobs.converting import convert
 from jaxmerge.jobs.evaluating import evaluate
 from jaxmerge.jobs.extracting import extract
@@ -152,7 +154,7 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
-    "convert", "bake", "extract", "verify",
+    "cluster", "compress", "restore", "convert", "bake", "extract", "verify",
     "run_recipe", "push", "recipe_of", "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",

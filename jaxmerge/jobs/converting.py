@@ -12,7 +12,7 @@ from jaxmerge.jobs.reading import ReadOptions, one_adapter
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
-    from jaxmerge.io import Adapters
+    from jaxmerge.io import Adapters, SaveReport
 
 Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
 Target = Literal[FormatName, Named, BridgeName]
@@ -121,7 +121,7 @@ def convert(
             f" are of one adapter, and {kind} holds all that are given",
         )
     if kind in FORMATS:
-        adapters = io.load_peft(folders, **_keeping_heads(read))
+        adapters = io.load_peft(folders, **keeping_heads(read))
         resolve(FORMATS[kind].save)(out, adapters, force=force)
         dtype = FORMATS[kind].dtype
     elif len(folders) > 1:
@@ -142,7 +142,8 @@ def convert(
             adapters = _renamed(found, folders[0], kind, component)
             same = adapters is found and kind == "peft"
             card = {"pipeline": "concat"} if same else None
-            dtype = _write(out, adapters, ragged=ragged, card=card, **target)
+            report = write_adapter(out, adapters, ragged=ragged, card=card, **target)
+            dtype = report.dtype
     return Converted(
         path=str(out),
         format=kind,
@@ -154,7 +155,7 @@ def convert(
     )
 
 
-def _keeping_heads(read: ReadOptions) -> ReadOptions:
+def keeping_heads(read: ReadOptions) -> ReadOptions:
     """Options with which saved modules are kept, unless another policy is given."""
     policy = read.get("heads", "error")
     return {**read, "heads": "keep" if policy == "error" else policy}
@@ -173,7 +174,7 @@ def _opened(
 
     if format_of(folder) is not None:
         return one_adapter(load_stored(folder, **read), folder, task)
-    given: dict[str, Any] = {**_keeping_heads(read)}
+    given: dict[str, Any] = {**keeping_heads(read)}
     hub = bool(given.pop("hub", False))
     options = Reading(**given)
     opened = open_adapters([folder], options, hub=hub)
@@ -208,11 +209,12 @@ def _renamed(
     return adapters
 
 
-def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
+def write_adapter(out: Folder, adapter: "Adapters", **options: Any) -> "SaveReport":
+    """Writes one adapter that was read, its biases and saved modules included."""
     from jaxmerge import io
     from jaxmerge.stacks import concatenate
 
-    report = io.save_peft(
+    return io.save_peft(
         out,
         {module: concatenate(stack) for module, stack in adapter.stacks.items()},
         like=adapter,
@@ -220,7 +222,6 @@ def _write(out: Folder, adapter: "Adapters", **options: Any) -> str:
         heads="first",
         **options,
     )
-    return report.dtype
 
 
 def _write_tree(

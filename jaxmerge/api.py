@@ -3,7 +3,9 @@
 from jaxmerge import diagnostics, io, linalg, models, reports, tasks
 from jaxmerge.jobs.baking import bake
 from jaxmerge.jobs.checking import check
+from jaxmerge.jobs.clustering import cluster
 from jaxmerge.jobs.collecting import collect
+from jaxmerge.jobs.compressing import compress, restore
 from jaxmerge.jobs.converting import convert
 from jaxmerge.jobs.evaluating import evaluate
 from jaxmerge.jobs.extracting import extract
@@ -40,6 +42,7 @@ from jaxmerge.learning.objectives import (
     squared_distance,
 )
 from jaxmerge.learning.optimizers import decay_to_start, tail_average
+from jaxmerge.learning.router import core_router
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
 from jaxmerge.learning.token_objectives import (
@@ -64,6 +67,7 @@ from jaxmerge.mergers.reversible import (
     compression_curve,
     restore_adapter,
 )
+from jaxmerge.mergers.routed import fixed_update, route_cores
 from jaxmerge.mergers.singular import cart, iso_c, iso_cts, tsv, tsv_m
 from jaxmerge.mergers.soft_threshold import shrink_updates, soft_threshold
 from jaxmerge.mergers.spaces import (
@@ -131,6 +135,8 @@ from jaxmerge.types import (
     Merger,
     ModelMerger,
     Post,
+    RoutedCores,
+    Router,
     Rule,
     Space,
     Update,
@@ -149,11 +155,11 @@ from jaxmerge.updates import (
 __all__ = [
     # the main jobs, from folders to a folder
     "merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan",
-    "convert", "bake", "extract", "verify", "run_recipe", "push", "recipe_of",
-    "recipe_text",
+    "cluster", "compress", "restore", "convert", "bake", "extract", "verify",
+    "run_recipe", "push", "recipe_of", "recipe_text",
     # types
     "AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "ModelMerger",
-    "Post", "Rule", "Space", "Update", "stack_adapters",
+    "Post", "RoutedCores", "Router", "Rule", "Space", "Update", "stack_adapters",
     # rules: T matrices to one
     "cart", "elect", "emr", "iso_c", "iso_cts", "mean", "ties", "total", "tsv",
     # rule to rule
@@ -183,6 +189,8 @@ __all__ = [
     # T adapters in terms of few components, and back
     "CompressionCurve", "ReversibleMerge", "compress_adapters", "compression_curve",
     "restore_adapter",
+    # T adapters mixed for every token, and as one
+    "core_router", "fixed_update", "route_cores",
     # learned coefficients, and objectives without labels
     "Fitted", "History", "Progress", "Start", "Taught", "adamerging", "compose",
     "decay_to_start", "distillation", "entropies",

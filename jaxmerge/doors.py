@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmerge.refusals import Refusal, nearest
 from jaxmerge.streamed import described
-from jaxmerge.types import AdapterStack, LowRank, Update
+from jaxmerge.types import AdapterStack, LowRank, RoutedCores, Router, Update
 
 INPUTS = ("key", "weights", "densities", "stats", "sample", "ranks", "size", "stack")
 _INSIDE = ("factor", "merged", "threshold")  # inputs that pipelines add
@@ -141,6 +141,27 @@ def _has_axes(value: Any, axes: str, sizes: dict[str, Any]) -> bool:
     )
 
 
+def check_routed(function: Callable[..., Any], value: Any) -> None:
+    """Refuses what is no routed cores whose arrays fit each other."""
+    if not isinstance(value, RoutedCores):
+        raise Refusal(
+            f"{_name(function)} takes routed cores, got {_described(value)}; make them "
+            "of a stack by jaxmerge.route_cores"
+        )
+    arrays = {
+        "U": (value.basis.b, "[m, p]"),
+        "V^T": (value.basis.a, "[q, n]"),
+        "cores": (value.cores, "[T, p, q]"),
+    }
+    if isinstance(value.gates, Router):
+        arrays["weights"] = (value.gates.weights, "[T, q]")
+        arrays["biases"] = (value.gates.biases, "[T]")
+    else:
+        several = len(_shape(value.gates)) == 2
+        arrays["gates"] = (value.gates, "[B, T]" if several else "[T]")
+    check_shapes(function, **arrays)
+
+
 def check_update(post: Callable[..., Any], value: Any, extra: Any = None) -> None:
     """Refuses what is no update of one module, and a misspelt keyword, of a post."""
     name = _name(post)
@@ -148,6 +169,12 @@ def check_update(post: Callable[..., Any], value: Any, extra: Any = None) -> Non
         raise Refusal(
             f"{name} takes a merged update, not a stack of adapters; merge it first, "
             f"as in jaxmerge.then(jaxmerge.concat, {name})"
+        )
+    if isinstance(value, RoutedCores):
+        raise Refusal(
+            f"{name} takes an update, one matrix; routed cores are one for each token: "
+            "fix their gates by jaxmerge.fixed_update, or run them as they are by "
+            "jaxmerge.models.with_updates"
         )
     if isinstance(value, LowRank):
         b, a = _shape(value.b), _shape(value.a)

@@ -190,7 +190,7 @@ def _gathered(leaf: jax.Array, count: int) -> list[jax.Array]:
 
 def _in_place(leaf: jax.Array, count: int) -> list[jax.Array]:
     assert isinstance(leaf.sharding, NamedSharding)
-    devices = list(leaf.sharding.mesh.devices.flat)
+    devices = list(np.asarray(leaf.sharding.mesh.devices).flat)
     share = leaf.shape[0] // len(devices)
     here: Mapping[Any, jax.Array] = {x.device: x.data for x in leaf.addressable_shards}
 

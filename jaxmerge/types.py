@@ -98,6 +98,51 @@ class LowRank(NamedTuple):
 
 
 Update = jax.Array | LowRank  # a dense update is just an array [m, n]
+
+
+class Router(NamedTuple):
+    """Gates of a token from its coordinates z: ``softmax(weights z' + biases)``.
+
+    z' is z with a mean square of 1, so that the size of a module's inputs has no say.
+    """
+
+    weights: jax.Array  # [T, q]
+    biases: jax.Array  # [T]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RoutedCores:
+    """T updates in common bases, of which every token x gets a mixture of its own.
+
+    ``U (sum_t g_t M_t) V^T x``. It is no `Update`, as no one matrix does the same:
+    `jaxmerge.models.with_updates` runs it in a model.
+
+    Attributes:
+      basis: b = U [m, p], a = V^T [q, n].
+      cores: M [T, p, q]; zeros where a task has no adapter.
+      gates: g [T] for all tokens, [B, T] with a row for each example of a batch, or the
+        `Router` that finds them for each token from ``z = V^T x``.
+    """
+
+    basis: LowRank
+    cores: jax.Array
+    gates: "jax.Array | Router"
+
+    def replace(
+        self,
+        *,
+        cores: jax.Array | None = None,
+        gates: "jax.Array | Router | None" = None,
+    ) -> "RoutedCores":
+        """The same with other values in the given fields."""
+        return RoutedCores(
+            basis=self.basis,
+            cores=self.cores if cores is None else cores,
+            gates=self.gates if gates is None else gates,
+        )
+
+
 RealLike = float | np.integer[Any] | np.floating[Any] | np.ndarray | jax.Array
 
 

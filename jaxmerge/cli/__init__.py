@@ -8,7 +8,9 @@ from jaxmerge import __version__
 from jaxmerge.cli import (
     bake,
     check,
+    cluster,
     collect,
+    components,
     convert,
     evaluate,
     extract,
@@ -52,9 +54,13 @@ def options(
 
 
 for _panel, _commands in {
-    "Before a merge": (plan.plan, inspect.inspect, check.check, methods.methods),
+    "Before a merge": (
+        *(plan.plan, inspect.inspect, check.check, cluster.cluster),
+        methods.methods,
+    ),
     "Merge": (merge.merge, run.run, collect.collect, learn.learn, tune.tune),
     "After a merge": (verify.verify, evaluate.evaluate, convert.convert, push.push),
+    "Instead of a merge": (components.compress, components.restore),
     "Full models": (bake.bake, extract.extract),
 }.items():
     for _command in _commands:

@@ -18,6 +18,7 @@ EXAMPLES = {
         f"jaxmerge inspect {_RUNS} --html report.html",
     ),
     "check": (f"jaxmerge check {_WITH_MODEL}",),
+    "cluster": (f"jaxmerge cluster {_RUNS} --groups 2",),
     "methods": ("jaxmerge methods",),
     "merge": (
         f"jaxmerge merge {_RUNS} -p tsv_m --heads keep --out merged",
@@ -43,6 +44,11 @@ EXAMPLES = {
     "evaluate": ("jaxmerge evaluate learned --base base --data data",),
     "push": ("jaxmerge push merged owner/merged --dry-run",),
     "convert": (f"jaxmerge convert {_RUNS} --out checkpoint",),
+    "compress": (
+        f"jaxmerge compress {_RUNS} --out compressed",
+        f"jaxmerge compress {_RUNS} --rank 4 --plot compressed.png --out smaller",
+    ),
+    "restore": ("jaxmerge restore compressed --adapter dtd --out restored",),
     "bake": ("jaxmerge bake runs/cars --base base --new-heads --out baked",),
     "extract": (
         "jaxmerge extract baked --base base --rank 4 --others save --out extracted",

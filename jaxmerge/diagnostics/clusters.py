@@ -108,7 +108,13 @@ def cluster_adapters(
     >>> cluster_adapters(["cars", "birds", "bikes"], stacks, groups=2)
     (('bikes', 'cars'), ('birds',))
     """
-    similarity = task_similarities(stacks, by=by)
+    return clusters_of(tasks, task_similarities(stacks, by=by), groups=groups)
+
+
+def clusters_of(
+    tasks: Sequence[str], similarity: np.ndarray, *, groups: int
+) -> tuple[tuple[str, ...], ...]:
+    """`cluster_adapters` of similarities [T, T] that are known."""
     count = len(similarity)
     if len(tasks) != count or len(set(tasks)) != count:
         raise Refusal(

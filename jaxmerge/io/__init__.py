@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         to_qwix,
         to_tunix,
     )
+    from jaxmerge.io.compressed_folder import CompressedAdapters
     from jaxmerge.io.errors import AdapterError
     from jaxmerge.io.module_layout import Layout
     from jaxmerge.io.options import ReadOptions
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterError",
     "Adapters",
+    "CompressedAdapters",
     "Layout",
     "Plan",
     "ReadOptions",
@@ -66,6 +68,7 @@ _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
         *("from_gemma", "from_nnx", "from_qwix", "from_tunix"),
         *("to_gemma", "to_nnx", "to_qwix", "to_tunix"),
     ),
+    "compressed_folder": ("CompressedAdapters",),
     "errors": ("AdapterError",),
     "factors": ("Layout",),
     "options": ("ReadOptions",),

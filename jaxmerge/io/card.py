@@ -126,6 +126,8 @@ def _title(recipe: Mapping[str, Any], inputs: int) -> str:
         return "LoRA adapter between two full models"
     if "converted" in recipe:
         return "LoRA adapter under other names"
+    if "restored" in recipe:
+        return "LoRA adapter restored from compressed ones"
     return f"Merge of {inputs} LoRA adapter{'s' if inputs > 1 else ''}"
 
 
@@ -134,6 +136,8 @@ def _made(recipe: Mapping[str, Any]) -> str:
         return "The leading directions of the difference of two models"
     if "converted" in recipe:
         return "Converted, with its scale folded into B"
+    if "restored" in recipe:
+        return "Restored from components that several adapters share"
     if "learned" in recipe:
         return "Coefficients learned through the base model without labels"
     if "sample" in recipe:
@@ -191,6 +195,8 @@ def _kept(recipe: Mapping[str, Any]) -> str:
     """What can be done with the record."""
     if "extracted" in recipe:
         return "`jaxmerge.json` names the two models and how they were compared."
+    if "restored" in recipe:
+        return "`jaxmerge.json` names the folder that it was restored from."
     if "learned" in recipe:
         again = "this folder again from `phi.safetensors`, without the fit"
     elif "pipeline" in recipe or "converted" in recipe:

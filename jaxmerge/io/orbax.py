@@ -12,18 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.adapters import Adapters, Source
+from jaxmerge.io.compressed_folder import CompressedAdapters
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.files import read_object
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import checked_options
-from jaxmerge.io.orbax_checks import check_adapters, check_modules
+from jaxmerge.io.orbax_checks import check_adapters, check_compressed, check_modules
+from jaxmerge.io.orbax_modules import (
+    describe_compressed,
+    describe_modules,
+    rebuild_compressed,
+    rebuild_modules,
+)
 from jaxmerge.io.orbax_record import (
     FORMAT,
     check_array,
@@ -35,7 +41,7 @@ from jaxmerge.io.orbax_record import (
 )
 from jaxmerge.io.staging import folder_of_one
 from jaxmerge.processes import alone, fetched, together
-from jaxmerge.types import AdapterStack, LowRank, Update
+from jaxmerge.types import AdapterStack, RoutedCores, Update
 
 _LEAVES = "leaves"
 _DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
@@ -48,16 +54,22 @@ _DAMAGE = (  # what json, orbax and the rebuilding below raise on damaged files
     TypeError,
     ValueError,
 )
-Modules = Mapping[str, AdapterStack] | Mapping[str, Update]
+Modules = Mapping[str, AdapterStack] | Mapping[str, Update] | Mapping[str, RoutedCores]
 
 
 @together()
-def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) -> None:
-    """Saves adapters or merged updates as an orbax checkpoint.
+def save_orbax(
+    path: Folder,
+    value: Adapters | CompressedAdapters | Modules,
+    *,
+    force: bool = False,
+) -> None:
+    """Saves adapters, merged updates or routed cores as an orbax checkpoint.
 
     Args:
       path: folder to create.
-      value: `Adapters`, or module -> `AdapterStack`, `LowRank` or dense array.
+      value: `Adapters`, `CompressedAdapters`, or module -> `AdapterStack`, `LowRank`,
+        dense array or `RoutedCores`.
       force: replace ``path`` if it is an adapter or a checkpoint, and nothing else.
 
     Raises:
@@ -68,12 +80,19 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
     value = fetched(value)
     if isinstance(value, Adapters):
         inputs = [source.path for source in value.sources]
-        record = {"kind": "adapters", **_describe_adapters(value, leaves)}
+        modules = describe_modules(value.stacks, leaves)
+        record = {"kind": "adapters", **_describe_adapters(value, modules, leaves)}
         check_modules(value.stacks, Path(path))
         check_adapters(value, Path(path))
+    elif isinstance(value, CompressedAdapters):
+        inputs = [source.path for source in value.rest.sources]
+        modules = describe_compressed(value, leaves)
+        record = _describe_adapters(value.rest, modules, leaves)
+        record = {"kind": "compressed", **record}
+        check_compressed(value, Path(path))
     else:
         inputs = []
-        record = {"kind": "modules", "modules": _describe_modules(value, leaves)}
+        record = {"kind": "modules", "modules": describe_modules(value, leaves)}
         check_modules(value, Path(path))
     record["format"] = FORMAT
     record["leaves"] = [described_leaf(leaf) for leaf in leaves]
@@ -88,7 +107,7 @@ def save_orbax(path: Folder, value: Adapters | Modules, *, force: bool = False) 
         (folder / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_orbax(path: Folder) -> Adapters | dict[str, Any]:
+def load_orbax(path: Folder) -> Adapters | CompressedAdapters | dict[str, Any]:
     """Reads what `save_orbax` wrote: the same value, static ranks and kinds included.
 
     Raises:
@@ -99,7 +118,13 @@ def load_orbax(path: Folder) -> Adapters | dict[str, Any]:
         record = read_object(folder / RECORD_FILE)
         check_record(record, folder / RECORD_FILE)
         leaves = _restore(folder, record["leaves"])
-        modules = _rebuild_modules(record["modules"], leaves)
+        if record["kind"] == "compressed":
+            merges, ranks = rebuild_compressed(record["modules"], leaves)
+            rest = _rebuild_adapters(record, {}, leaves, folder)
+            compressed = CompressedAdapters(merges, ranks, rest)
+            check_compressed(compressed, folder)
+            return compressed
+        modules = rebuild_modules(record["modules"], leaves)
         check_modules(modules, folder)
         if record["kind"] == "modules":
             return modules
@@ -162,66 +187,12 @@ def _tree(metadata: Any) -> dict[str, Any]:
     return dict(metadata.item_metadata.tree)
 
 
-def _describe_modules(modules: Mapping[str, Any], leaves: list[Any]) -> dict[str, Any]:
-    def put(leaf: Any) -> int:
-        leaves.append(leaf)
-        return len(leaves) - 1
-
-    described = {}
-    for module, value in modules.items():
-        if isinstance(value, AdapterStack):
-            described[module] = {
-                "kind": "stack",
-                "b": put(value.b),
-                "a": put(value.a),
-                "ranks": list(value.ranks),
-            }
-        elif isinstance(value, LowRank):
-            described[module] = {
-                "kind": "low_rank",
-                "b": put(value.b),
-                "a": put(value.a),
-            }
-        elif isinstance(value, jax.Array | np.ndarray):
-            described[module] = {"kind": "dense", "value": put(value)}
-        else:
-            raise AdapterError(
-                f"module {module!r}: {type(value).__name__} is neither an adapter "
-                "stack nor an update"
-            )
-    return described
-
-
-def _rebuild_modules(
-    described: Mapping[str, Any], leaves: list[np.ndarray]
+def _describe_adapters(
+    adapters: Adapters, modules: Mapping[str, Any], leaves: list[Any]
 ) -> dict[str, Any]:
-    def get(number: int) -> jax.Array:
-        leaf = jax.numpy.asarray(leaves[number])
-        if leaf.dtype != leaves[number].dtype:
-            raise AdapterError(
-                f"the checkpoint holds {leaves[number].dtype} values; "
-                "enable jax_enable_x64 to load it"
-            )
-        return leaf
-
-    modules: dict[str, Any] = {}
-    for module, entry in described.items():
-        if entry["kind"] == "stack":
-            ranks = tuple(entry["ranks"])
-            modules[module] = AdapterStack(
-                a=get(entry["a"]), b=get(entry["b"]), ranks=ranks
-            )
-        elif entry["kind"] == "low_rank":
-            modules[module] = LowRank(b=get(entry["b"]), a=get(entry["a"]))
-        else:
-            modules[module] = get(entry["value"])
-    return modules
-
-
-def _describe_adapters(adapters: Adapters, leaves: list[Any]) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "modules": _describe_modules(adapters.stacks, leaves),
-        "biases": _describe_modules(adapters.biases, leaves),
+        "modules": modules,
+        "biases": describe_modules(adapters.biases, leaves),
         "names": list(adapters.names),
         "layouts": {m: asdict(layout) for m, layout in adapters.layouts.items()},
         "sources": [asdict(source) for source in adapters.sources],
@@ -247,7 +218,7 @@ def _rebuild_adapters(
             module: Layout(**{**layout, "kernel": tuple(layout["kernel"])})
             for module, layout in record["layouts"].items()
         },
-        biases=_rebuild_modules(record["biases"], leaves),
+        biases=rebuild_modules(record["biases"], leaves),
         heads=tuple(
             {name: leaves[number] for name, number in heads.items()}
             for heads in record["heads"]

@@ -7,15 +7,17 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from jaxmerge.doors import check_routed
 from jaxmerge.io.adapters import Adapters, Source
+from jaxmerge.io.compressed_folder import CompressedAdapters
 from jaxmerge.io.config import AdapterConfig, parse_config
 from jaxmerge.io.errors import AdapterError
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.module_layout import Layout
 from jaxmerge.io.options import ReadOptions
 from jaxmerge.io.orbax_record import KINDS, dtype_named
-from jaxmerge.refusals import Option
-from jaxmerge.types import AdapterStack
+from jaxmerge.refusals import Option, Refusal
+from jaxmerge.types import AdapterStack, RoutedCores
 
 
 def check_modules(modules: Mapping[str, Any], folder: Path) -> None:
@@ -23,6 +25,8 @@ def check_modules(modules: Mapping[str, Any], folder: Path) -> None:
     for module, value in modules.items():
         if isinstance(value, AdapterStack):
             problem = _stack_problem(value)
+        elif isinstance(value, RoutedCores):
+            problem = _routed_problem(value)
         elif isinstance(value, tuple):
             b, a = (np.shape(x) for x in value)
             fits = len(b) == len(a) == 2 and b[1] == a[0]
@@ -31,6 +35,13 @@ def check_modules(modules: Mapping[str, Any], folder: Path) -> None:
             problem = "" if value.ndim == 2 else f"{value.shape} is no matrix"
         if problem:
             raise AdapterError(f"{folder}: field modules.{module}: {problem}")
+
+
+def check_compressed(value: CompressedAdapters, folder: Path) -> None:
+    """AdapterError unless compressed adapters fit each other and their configs."""
+    for module, problem in value.problems():
+        raise AdapterError(f"{folder}: field modules.{module}: {problem}")
+    check_adapters(value.described(), folder)
 
 
 def check_adapters(adapters: Adapters, folder: Path) -> None:
@@ -60,6 +71,14 @@ def _stack_problem(stack: AdapterStack) -> str:
     for task, rank in enumerate(ranks):
         if b[task, :, rank:].any() or a[task, rank:].any():
             return f"ranks {ranks}, but task {task} has directions beyond {rank}"
+    return ""
+
+
+def _routed_problem(value: RoutedCores) -> str:
+    try:
+        check_routed(_routed_problem, value)
+    except Refusal as error:
+        return str(error).partition("got ")[2] + " do not fit each other"
     return ""
 
 

@@ -49,7 +49,23 @@ _LEAF = Fields({"shape": Items(_SIZE), "dtype": _DTYPE}, {"sha256": DIGEST})
 _STACK = Fields({"kind": ANY, "b": _PLACE, "a": _PLACE, "ranks": Items(_SIZE)})
 _LOW_RANK = Fields({"kind": ANY, "b": _PLACE, "a": _PLACE})
 _DENSE = Fields({"kind": ANY, "value": _PLACE})
-_MODULES = {"stack": _STACK, "low_rank": _LOW_RANK, "dense": _DENSE}
+_OF_CORES = {"kind": ANY, **dict.fromkeys(("b", "a", "cores"), _PLACE)}
+_MODULES = {
+    "stack": _STACK,
+    "low_rank": _LOW_RANK,
+    "dense": _DENSE,
+    "routed": Fields({**_OF_CORES, "gates": _PLACE}),
+    "routed_by_router": Fields({**_OF_CORES, "weights": _PLACE, "biases": _PLACE}),
+}
+_COMPRESSED = {
+    "reversible": Fields(
+        {
+            "kind": ANY,
+            **dict.fromkeys(("b", "a", "components", "coefficients"), _PLACE),
+            "ranks": Items(_SIZE),
+        }
+    )
+}
 _LAYOUT = Fields(
     {
         "kind": one_of(tuple(KINDS)),
@@ -72,7 +88,7 @@ _SOURCE = Fields(
 )
 _COMMON: dict[str, Any] = {
     "format": one_of((FORMAT, WITHOUT_DIGESTS)),
-    "kind": one_of(("adapters", "modules")),
+    "kind": one_of(("adapters", "compressed", "modules")),
     "modules": Table(ANY),
     "leaves": Items(_LEAF),
 }
@@ -110,19 +126,21 @@ def check_record(record: Mapping[str, Any], path: Path) -> None:
     """AdapterError, which names the field, unless a record is whole and well formed."""
     if record.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise AdapterError(f"{path}: not an orbax checkpoint of this version")
-    has_adapters = record.get("kind") == "adapters"
+    has_adapters = record.get("kind") in ("adapters", "compressed")
     check_fields(record, _OF_ADAPTERS if has_adapters else _OF_MODULES, path)
     tables = ("modules", "biases") if has_adapters else ("modules",)
     used = []
     for table in tables:
+        compressed = (record["kind"], table) == ("compressed", "modules")
+        known = _COMPRESSED if compressed else _MODULES
         for module, entry in record[table].items():
             field = f"{table}.{module}"
             named = entry.get("kind") if isinstance(entry, Mapping) else None
-            if not isinstance(named, str) or named not in _MODULES:
-                expected = f"a module of kind {', '.join(_MODULES)}"
+            if not isinstance(named, str) or named not in known:
+                expected = f"a module of kind {', '.join(known)}"
                 raise wrong_field(path, field, expected, entry)
-            check_fields(entry, _MODULES[named], path, field)
-            used += [entry[name] for name in ("b", "a", "value") if name in entry]
+            check_fields(entry, known[named], path, field)
+            used += [entry[name] for name in entry if name not in ("kind", "ranks")]
     used += [n for heads in record.get("heads", ()) for n in heads.values()]
     if sorted(used) != list(range(len(record["leaves"]))):
         raise AdapterError(

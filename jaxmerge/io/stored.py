@@ -21,6 +21,8 @@ _INPUTS = Fields({"inputs": Items(_INPUT, least=1)}, others=True)
 def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
     """Reads one PEFT folder, its heads included, or a folder of another format.
 
+    Compressed adapters are restored.
+
     Args:
       path: the folder.
       **read: options of `jaxmerge.io.load_peft`; nothing is merged, so that no policy
@@ -30,9 +32,12 @@ def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
 
     other = format_of(path)
     if other is not None:
+        from jaxmerge.io.compressed_folder import CompressedAdapters
+
         given = {name: value for name, value in read.items() if name != "hub"}
         check_has_trees([Path(path)], ReadOptions(**given))
-        return resolve(other.load)(path)
+        found = resolve(other.load)(path)
+        return found.restored() if isinstance(found, CompressedAdapters) else found
     if read.get("heads", "error") == "error":
         read = {**read, "heads": "keep"}
     return load_peft([path], **read)

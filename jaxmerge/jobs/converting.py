@@ -12,7 +12,7 @@ from jaxmerge.jobs.reading import ReadOptions, one_adapter
 from jaxmerge.refusals import Option, Refusal
 
 if TYPE_CHECKING:
-    from jaxmerge.io import Adapters
+    from jaxmerge.io import Adapters, SaveReport
     from jaxmerge.types import Update
 
 Named = Literal["peft", "diffusers", "kohya"]  # kinds of files, by their names
@@ -122,7 +122,7 @@ def convert(
             f" are of one adapter, and {kind} holds all that are given",
         )
     if kind in FORMATS:
-        adapters = io.load_peft(folders, **_keeping_heads(read))
+        adapters = io.load_peft(folders, **keeping_heads(read))
         resolve(FORMATS[kind].save)(out, adapters, force=force)
         dtype = FORMATS[kind].dtype
     elif len(folders) > 1:
@@ -143,16 +143,8 @@ def convert(
             adapters = _renamed(found, folders[0], kind, component)
             same = adapters is found and kind == "peft"
             card = {"pipeline": "concat"} if same else _recipe(kind, component)
-            updates, biases = updates_of(adapters)
-            dtype = io.save_peft(
-                *(out, updates),
-                like=adapters,
-                biases=biases,
-                heads="first",
-                ragged=ragged,
-                card=card,
-                **target,
-            ).dtype
+            report = write_adapter(out, adapters, ragged=ragged, card=card, **target)
+            dtype = report.dtype
     return Converted(
         path=str(out),
         format=kind,
@@ -187,7 +179,7 @@ def _recipe(kind: str, component: str | None) -> dict[str, Any]:
     return {"converted": kind, **chosen}
 
 
-def _keeping_heads(read: ReadOptions) -> ReadOptions:
+def keeping_heads(read: ReadOptions) -> ReadOptions:
     """Options with which saved modules are kept, unless another policy is given."""
     policy = read.get("heads", "error")
     return {**read, "heads": "keep" if policy == "error" else policy}
@@ -204,7 +196,7 @@ def _opened(
     from jaxmerge.io.read import load_opened
     from jaxmerge.io.stored import load_stored
 
-    given: dict[str, Any] = {**_keeping_heads(read)}
+    given: dict[str, Any] = {**keeping_heads(read)}
     if kind in get_args(BridgeName):  # then these are of the tree that is written
         given |= {"lora_alpha": None, "scan_axis": None}
     if format_of(folder) is not None:
@@ -241,6 +233,15 @@ def _renamed(
     if adapters.kind == "diffusers" and kind == "kohya":
         adapters = renaming.to_kohya_names(adapters)
     return adapters
+
+
+def write_adapter(out: Folder, adapter: "Adapters", **options: Any) -> "SaveReport":
+    """Writes one adapter that was read, its biases and saved modules included."""
+    from jaxmerge import io
+
+    updates, biases = updates_of(adapter)
+    given = {"like": adapter, "biases": biases, "heads": "first"}
+    return io.save_peft(out, updates, **given, **options)
 
 
 def _write_tree(

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -184,7 +184,9 @@ def fit_recipe(
 
 
 @contextmanager
-def searching(progress: Progress) -> Iterator[Callable[[float, float], None]]:
+def searching(
+    progress: Progress,
+) -> Generator[Callable[[float, float], None], None, None]:
     """A ``report`` for `jaxmerge.search_start` that shows what was tried."""
     usual = len(SCALES[::2]) + 3 + REFINEMENTS
     with progress("looking for the scale to begin with", usual) as advance:

@@ -48,6 +48,11 @@ def read_record(folder: Folder) -> dict[str, Any]:
             f"{path}: is of an adapter between two full models; compute it again with "
             "the options of the record to compare"
         )
+    if "restored" in record["recipe"]:
+        raise AdapterError(
+            f"{path}: is of an adapter restored from compressed ones; restore it again "
+            "to compare"
+        )
     kinds = [name for name in RECIPES if name in record["recipe"]]
     if not kinds:
         raise AdapterError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxmerge import linalg
 from jaxmerge.doors import check_stack
 from jaxmerge.mergers.ctm import tucker_bases
-from jaxmerge.mergers.spaces import project_core, rebuild_core
+from jaxmerge.mergers.spaces import core_update, project_core
 from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import near_norms, of_present
 from jaxmerge.types import AdapterStack, LowRank
@@ -98,8 +98,8 @@ def compress_adapters(
     [[ 6.]
      [12.]]
     """
-    _check(compress_adapters, stack, components=components, rank=rank)
-    vectors, basis, _, norms = _shared(stack, rank)
+    check_counts(compress_adapters, stack, components=components, rank=rank)
+    vectors, basis, _, norms = shared_cores(stack, rank)
     x, s, yt = linalg.svd(vectors)
     found = (norms[:, None] * x * s[None, :])[:, :components]
     everyone = jnp.zeros((len(stack.ranks), found.shape[1]), found.dtype)
@@ -135,9 +135,7 @@ def restore_adapter(merge: ReversibleMerge, task: int | jax.Array) -> LowRank:
             f"task {task}"
         )
     core = linalg.einsum("d,dpq->pq", merge.coefficients[task], merge.components)
-    if core.shape[0] < core.shape[1]:
-        return LowRank(b=merge.basis.b, a=linalg.matmul(core, merge.basis.a))
-    return rebuild_core(core, merge.basis)
+    return core_update(core, merge.basis)
 
 
 def compression_curve(
@@ -169,8 +167,8 @@ def compression_curve(
     >>> print(curve.numbers, curve.core_numbers, curve.adapter_numbers)
     [15 22 22] 20 12
     """
-    _check(compression_curve, stack, rank=rank)
-    vectors, basis, outside, _ = _shared(stack, rank)
+    check_counts(compression_curve, stack, rank=rank)
+    vectors, basis, outside, _ = shared_cores(stack, rank)
     x, s, _ = linalg.svd(vectors)
     energy = (x * s[None, :]) ** 2
     beyond = jnp.cumsum(energy[:, ::-1], axis=1)[:, ::-1]  # from component j on
@@ -193,7 +191,7 @@ def compression_curve(
     )
 
 
-class _Shared(NamedTuple):
+class SharedCores(NamedTuple):
     """The updates of the present tasks, brought to norm 1, in shared bases."""
 
     vectors: jax.Array  # [T', p q], the cores
@@ -202,7 +200,8 @@ class _Shared(NamedTuple):
     norms: jax.Array  # [T']
 
 
-def _shared(stack: AdapterStack, rank: int | None) -> _Shared:
+def shared_cores(stack: AdapterStack, rank: int | None) -> SharedCores:
+    """Cores in bases of a width that serve all adapters alike, whatever their norms."""
     norms, units = near_norms(stack)
     near = stack.replace(
         b=stack.b * (units.b * linalg.divide(1, norms))[:, None, None],
@@ -218,10 +217,13 @@ def _shared(stack: AdapterStack, rank: int | None) -> _Shared:
         cores = kept
         basis = LowRank(b=linalg.matmul(basis.b, u), a=linalg.matmul(v.T, basis.a))
     norms = of_present(stack, norms / units.b / units.a, name="norms")
-    return _Shared(cores.reshape(len(cores), -1), basis, outside, norms)
+    return SharedCores(cores.reshape(len(cores), -1), basis, outside, norms)
 
 
-def _check(function: Callable[..., Any], stack: Any, **counts: int | None) -> None:
+def check_counts(
+    function: Callable[..., Any], stack: Any, **counts: int | None
+) -> None:
+    """Refuses what is no stack, and numbers below 1."""
     check_stack(function, stack)
     for name, count in counts.items():
         if count is not None and count < 1:

@@ -75,6 +75,13 @@ def rebuild_core(matrix: jax.Array, basis: LowRank) -> LowRank:
     return LowRank(b=linalg.matmul(basis.b, matrix), a=basis.a)
 
 
+def core_update(core: jax.Array, basis: LowRank) -> LowRank:
+    """``U M V^T`` as factors of the smaller width of U and V."""
+    if core.shape[0] < core.shape[1]:
+        return LowRank(b=basis.b, a=linalg.matmul(core, basis.a))
+    return rebuild_core(core, basis)
+
+
 def project_knots(stack: AdapterStack) -> tuple[jax.Array, jax.Array]:
     """Coordinates of KnOTS (arXiv 2410.19735): ``R_t = S V_t^T``, so ``D_t = U R_t``.
 

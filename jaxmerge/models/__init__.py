@@ -14,6 +14,12 @@ from jaxmerge.models.decoder_hub import load_decoder, save_decoder
 from jaxmerge.models.kernels import add_to_params, layer_weights, linear_layers
 from jaxmerge.models.linear_head import head_from_hub, head_logits
 from jaxmerge.models.rope import Llama3Scaling
+from jaxmerge.models.routing import (
+    RoutedUpdate,
+    routed_module,
+    routed_product,
+    token_gates,
+)
 from jaxmerge.models.vit import (
     VisionConfig,
     VisionTower,
@@ -28,6 +34,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Llama3Scaling",
+    "RoutedUpdate",
     "VisionConfig",
     "VisionTower",
     "add_to_params",
@@ -43,9 +50,12 @@ __all__ = [
     "load_bert",
     "load_decoder",
     "load_vision",
+    "routed_module",
+    "routed_product",
     "save_bert",
     "save_decoder",
     "save_vision",
+    "token_gates",
     "vision_apply",
     "vocabulary_head",
     "with_taps",

@@ -17,25 +17,31 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.models.layout import KINDS, Layer, layer_of
-from jaxmerge.types import LowRank, Update
+from jaxmerge.models.routing import routed_product
+from jaxmerge.types import LowRank, RoutedCores, Update
 
 Apply = Callable[[Any, Any], Any]  # (params, batch) -> outputs; runs a Flax model
 
 
 def with_updates(
-    apply: Apply, updates: Mapping[str, Update], *, merged: bool | None = False
+    apply: Apply,
+    updates: Mapping[str, Update | RoutedCores],
+    *,
+    merged: bool | None = False,
 ) -> Apply:
     """Adds merged updates to the outputs of the layers that they name.
 
     The output y of a layer becomes ``y + (x a^T) b^T`` for a `LowRank` update, whose
-    product is never formed, and ``y + x D^T`` for a dense one, in the dtype of y.
-    Updates may be traced: the result jits, differentiates and vmaps in them.
+    product is never formed, and ``y + x D^T`` for a dense one, in the dtype of y; to
+    that of `RoutedCores` `jaxmerge.models.routed_product` is added. Updates may be
+    traced: the result jits, differentiates and vmaps in them.
 
     Args:
       apply: pure function of parameters and batch that runs a Flax model.
       updates: update of each module, by name.
       merged: write the updates into a copy of the weights first; None does so for the
         layers where that is faster. Values and gradients are the same up to rounding.
+        Routed cores, which no weight can hold, are added to the output in any case.
         Only reverse-mode derivatives of first order reach merged updates (``jax.grad``,
         not ``jax.jvp``).
 
@@ -70,6 +76,9 @@ def with_updates(
         layer, update = call.layer, updates[call.layer.name]
         layer.check(update)
         rows = layer.rows(call.inputs).astype(call.outputs.dtype)
+        if isinstance(update, RoutedCores):
+            added = routed_product(update, rows, precision=layer.precision)
+            return call.outputs + layer.unrows(added)
         if merged or (merged is None and _merged_is_faster(layer)):
             outputs = call.with_kernel(
                 partial(kernel_sum, layer, jax.lax.stop_gradient(update))

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.types import LowRank, Update
+from jaxmerge.types import LowRank, RoutedCores, Update
 from jaxmerge.updates import dense
 
 KINDS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
@@ -79,8 +79,9 @@ class Layer(NamedTuple):
         matrix = jnp.einsum(f"{self.kernel}->{self.features}{self.contracted}", kernel)
         return matrix.reshape(math.prod(self.shape(self.features)), -1)
 
-    def check(self, update: Update) -> None:
+    def check(self, update: Update | RoutedCores) -> None:
         """Refuses an update of another shape than the layer's."""
+        update = update.basis if isinstance(update, RoutedCores) else update
         if isinstance(update, LowRank):
             found = (update.b.shape[0], update.a.shape[1])
         else:

@@ -78,6 +78,7 @@ stack_calls = {
         "soft_threshold": jm.soft_threshold(jm.concat, threshold=0.1),
         "task_norms": jm.task_norms,
         "compress_adapters": partial(jm.compress_adapters, components=1),
+        "route_cores": jm.route_cores, "core_router": jm.core_router().prepare,
         "compression_curve": jm.compression_curve,
         "tara_a": METHOD.prepare, "tara_b": jm.tara_b().prepare,
         "adamerging": jm.adamerging().prepare, "compose": jm.compose(METHOD).prepare,
@@ -216,6 +217,10 @@ array_calls = {
     "svc": [lambda: jm.svc(PLANE, stack=OTHER), lambda: jm.svc(PLANE, stack=CUBE)],
     "restore_norm": [lambda: jm.restore_norm(PLANE, stack=OTHER)],
     "task_updates": [lambda: jm.task_updates(MODEL, 2)],
+    "fixed_update": [
+        lambda: jm.fixed_update(STACK),
+        lambda: jm.fixed_update(jm.route_cores(STACK), ROW),
+    ],
     "restore_adapter": [
         lambda: jm.restore_adapter(STACK, 0),
         lambda: jm.restore_adapter(jm.ReversibleMerge(ONE, CUBE, PLANE), 2),
@@ -240,13 +245,14 @@ WITHOUT = {
     "files, options and text": {
         *("merge", "learn", "evaluate", "check", "collect", "inspect", "plan"),
         *("convert", "verify", "parse", "register_step", "tune", "bake", "extract"),
+        *("cluster", "compress", "restore"),
         *("run_recipe", "recipe_of", "recipe_text", "push", "layer_of"),
         "module_values",
     },
     "a type, checked where it is used": {
         *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),
         *("ModelMerger", "Rule", "Space", "Update", "EmrParts", "Moments", "Sketch"),
-        *("ModelSample", "Taught", "ReversibleMerge"),
+        *("ModelSample", "Taught", "ReversibleMerge", "RoutedCores", "Router"),
     },
     "a result or an error": {
         *("Fitted", "History", "Progress", "Start", "Refusal", "PipelineError"),

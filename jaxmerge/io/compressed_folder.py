@@ -115,26 +115,22 @@ class CompressedAdapters:
         for module, merge in self.merges.items():
             ranks = self.ranks[module]
             shapes = [tuple(np.shape(x)) for x in jax.tree.leaves(merge)]
-            b, a, components, coefficients = shapes
-            fits = [len(shape) for shape in shapes] == [2, 2, 3, 2]
-            fits = fits and components[1:] == (b[1], a[0])
-            fits = fits and coefficients == (len(ranks), components[0])
-            if not fits or not components[0]:
-                yield module, f"arrays {shapes} do not fit each other"
-            elif len(ranks) != len(self.names) or not any(ranks):
+            if len(ranks) != len(self.names) or not any(ranks):
                 yield module, f"ranks {list(ranks)} of {len(self.names)} adapters"
+            elif not _fit(shapes, len(ranks)):
+                yield module, f"arrays {shapes} do not fit each other"
             elif not all(np.isfinite(x).all() for x in jax.tree.leaves(merge)):
                 yield module, "holds NaN or infinite values"
-            elif any(merge.coefficients[t].any() for t in absent(ranks)):
-                yield (
-                    module,
-                    f"ranks {list(ranks)}, but coefficients where there is none",
-                )
+            elif merge.coefficients[np.array(ranks) == 0].any():
+                yield module, f"ranks {list(ranks)}, but coefficients where one is 0"
 
 
-def absent(ranks: tuple[int, ...]) -> list[int]:
-    """Tasks that have no adapter in a module."""
-    return [task for task, rank in enumerate(ranks) if rank == 0]
+def _fit(shapes: list[tuple[int, ...]], tasks: int) -> bool:
+    """Whether U, V^T, components and coefficients are of one module."""
+    b, a, components, coefficients = shapes
+    if [len(shape) for shape in shapes] != [2, 2, 3, 2] or not components[0]:
+        return False
+    return components[1:] == (b[1], a[0]) and coefficients == (tasks, components[0])
 
 
 def compressed_adapters(

@@ -164,9 +164,19 @@ def _refuse_given(**options: Any) -> None:
 def _load(paths: Sequence[Folder], read: ReadOptions) -> Any:
     from jaxmerge import io
     from jaxmerge.io.stored import load_stored
+    from jaxmerge.types import RoutedCores
 
     if len(paths) == 1:
-        return load_stored(paths[0], **read)
+        found = load_stored(paths[0], **read)
+        routed = isinstance(found, dict) and any(
+            isinstance(value, RoutedCores) for value in found.values()
+        )
+        if routed:
+            raise Refusal(
+                f"{paths[0]}: holds routed cores, which are no single update; fix the "
+                "gates by jaxmerge.fixed_update and save what that gives"
+            )
+        return found
     _refuse_checkpoints(paths, "look at one at a time")
     return io.load_peft(paths, **read)
 

@@ -12,12 +12,7 @@ import numpy as np
 from jaxmerge.io import Adapters
 from jaxmerge.jobs.learn_recipe import TAUGHT, LearnRecipe
 from jaxmerge.jobs.progress import Progress, silent
-from jaxmerge.learning import (
-    entropies,
-    fit,
-    null_space_ratios,
-    single_adapter_losses,
-)
+from jaxmerge.learning import entropies, fit, null_space_ratios, single_adapter_losses
 from jaxmerge.learning.apply import merge
 from jaxmerge.learning.distillation import (
     Taught,
@@ -29,12 +24,7 @@ from jaxmerge.learning.entropies import information, token_entropies
 from jaxmerge.learning.fit import History
 from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
-from jaxmerge.learning.start import (
-    REFINEMENTS,
-    SCALES,
-    equal_phis,
-    search_start,
-)
+from jaxmerge.learning.start import REFINEMENTS, SCALES, equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules

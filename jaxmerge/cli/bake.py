@@ -54,6 +54,14 @@ def bake(
             "the adapter computes), or change both (as PEFT's merge does)."
         ),
     ] = "error",
+    dequantise: Annotated[
+        bool,
+        typer.Option(
+            "--dequantise",
+            help="Take weights of bitsandbytes (4-bit and 8-bit), GPTQ or AWQ for the "
+            "values that they stand for. The result is not quantised.",
+        ),
+    ] = False,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Dtype of all weights; that of the base unless given."),
@@ -89,6 +97,7 @@ def bake(
         head=head,
         new_heads=new_heads,
         tied=tied,
+        dequantise=dequantise,
         dtype=dtype,
         task=task,
         force=force,

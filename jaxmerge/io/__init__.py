@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from jaxmerge.io.adapters import Adapters, Source
     from jaxmerge.io.bridges.public import (
         from_gemma,
+        from_maxtext,
         from_nnx,
         from_qwix,
         from_tunix,
         to_gemma,
+        to_maxtext,
         to_nnx,
         to_qwix,
         to_tunix,
@@ -44,6 +46,7 @@ __all__ = [
     "Source",
     "StatisticsFolder",
     "from_gemma",
+    "from_maxtext",
     "from_nnx",
     "from_qwix",
     "from_tunix",
@@ -57,6 +60,7 @@ __all__ = [
     "save_peft",
     "save_statistics",
     "to_gemma",
+    "to_maxtext",
     "to_nnx",
     "to_qwix",
     "to_tunix",
@@ -65,8 +69,8 @@ __all__ = [
 _HOMES = {  # loaded at first use: a plan needs neither JAX nor orbax
     "adapters": ("Adapters", "Source"),
     "bridges.public": (
-        *("from_gemma", "from_nnx", "from_qwix", "from_tunix"),
-        *("to_gemma", "to_nnx", "to_qwix", "to_tunix"),
+        *("from_gemma", "from_maxtext", "from_nnx", "from_qwix", "from_tunix"),
+        *("to_gemma", "to_maxtext", "to_nnx", "to_qwix", "to_tunix"),
     ),
     "compressed_folder": ("CompressedAdapters",),
     "errors": ("AdapterError",),

@@ -14,10 +14,16 @@ from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import INDEX, checked_file, first_entries, read_object, sha256
+from jaxmerge.io.packed.unpacked import (
+    Quantised,
+    Unpacked,
+    unpack,
+    without_quantisation,
+)
 from jaxmerge.io.places import folder_place
 from jaxmerge.io.quantised import refuse_quantised
 from jaxmerge.io.shards import open_weights
-from jaxmerge.io.tensors import SafetensorsFile, TensorFile
+from jaxmerge.io.tensors import TensorFile, read_piece, usual_dtype
 
 MODEL_CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -57,6 +63,16 @@ class BaseModel:
         return {path.name: sha256(path) for path in self.files}
 
     @property
+    def dtype(self) -> np.dtype:
+        """The floating dtype of most of its values."""
+        return usual_dtype(self.tensors.infos.values())
+
+    @property
+    def quantised(self) -> Mapping[str, Quantised]:
+        """Key -> weight, of those that are unpacked when they are read."""
+        return self.tensors.quantised if isinstance(self.tensors, Unpacked) else {}
+
+    @property
     def model_types(self) -> set[str]:
         """``model_type`` of the config and of those within it."""
         return set(_model_types(self.config))
@@ -68,12 +84,15 @@ class BaseModel:
         """
         rows, columns = matrix_shape(self.tensors.infos[key].shape)
         height = max(1, BLOCK // max(columns, 1))
-        file = self.tensors.holder(key)
-        assert isinstance(file, SafetensorsFile)  # `open_model` opens no others
+        weight = self.quantised.get(key)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            values = file.read_values(key, start * columns, stop * columns)
-            yield slice(start, stop), values.reshape(stop - start, columns)
+            place = slice(start, stop)
+            if weight is not None:
+                yield place, weight.rows(place)
+                continue
+            values = read_piece(self.tensors, key, start * columns, stop * columns)
+            yield place, values.reshape(stop - start, columns)
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -85,8 +104,18 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
-def open_model(folder: Folder) -> BaseModel:
-    """Opens a model folder; AdapterError if it is none, or holds quantised weights."""
+def open_model(folder: Folder, *, dequantise: bool | None = None) -> BaseModel:
+    """Opens a model folder.
+
+    Args:
+      folder: Hugging Face folder.
+      dequantise: take quantised weights for what they stand for; None where the caller
+        leaves no choice.
+
+    Raises:
+      AdapterError: it is no such folder, or holds quantised weights that are not to be
+        unpacked, or cannot be.
+    """
     if not Path(folder).is_dir():
         raise AdapterError(f"{folder}: no such folder; {_EXPECTED}")
     path = folder_place(folder)
@@ -96,7 +125,12 @@ def open_model(folder: Folder) -> BaseModel:
         raise AdapterError(f"{path}: has no {MODEL_CONFIG}; {_EXPECTED}")
     config = read_object(path / MODEL_CONFIG, largest=16 * 2**20)
     tensors = open_weights(weights)
-    refuse_quantised(path, config, tensors.infos)
+    if dequantise:
+        tensors = unpack(path, config, tensors)
+        config = without_quantisation(config)
+        refuse_quantised(path, config, tensors.plain)
+    else:
+        refuse_quantised(path, config, tensors.infos, choice=dequantise is not None)
     return BaseModel(path, config, tensors, unchanged)
 
 

@@ -19,7 +19,6 @@ from jaxmerge.io.files import sha256
 from jaxmerge.io.formats import RECORD_FILE
 from jaxmerge.io.replaceable import CARD_FILE
 from jaxmerge.io.safetensors_writer import SafetensorsWriter
-from jaxmerge.io.shards import ShardedFile
 from jaxmerge.io.tensors import FLOATING, Described, TensorInfo
 from jaxmerge.refusals import Option
 
@@ -27,6 +26,7 @@ _WEIGHTS = re.compile(
     r".+\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|onnx_data|npz|ot|tflite)"
     r"|.+\.index\.json|adapter_config\.json"
 )
+_OF_QUANTISED = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ
 _DTYPES = ("dtype", "torch_dtype")  # of transformers 5 and 4
 
 
@@ -92,7 +92,7 @@ def write_weights(
         digests[name] = writer.sha256
         if sha256(path) != writer.sha256:
             raise RuntimeError(f"{name} does not read back as it was written")
-    if isinstance(model.tensors, ShardedFile):
+    if model.tensors.path.suffix == ".json":
         _write_index(folder / model.tensors.path.name, files)
     return digests, losses
 
@@ -104,7 +104,7 @@ def write_config(folder: Path, model: BaseModel, target: Target) -> None:
     if target.dtype is not None:
         name = next((n for n in _DTYPES if n in config), _DTYPES[0])
         config[name] = target.dtype.name
-    if config == model.config:
+    if config == model.config and not model.quantised:
         shutil.copyfile(model.folder / MODEL_CONFIG, path)
     else:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -115,7 +115,8 @@ def copy_others(folder: Path, model: BaseModel) -> tuple[str, ...]:
 
     Returns:
       What was left out: weights in other formats or in subfolders, which are not those
-      of the result, and what is no plain file.
+      of the result, configs of a quantisation that it has no more, and what is no plain
+      file.
     """
     ours = {RECORD_FILE, CARD_FILE, *(path.name for path in model.files)}
     left: list[str] = []
@@ -123,7 +124,8 @@ def copy_others(folder: Path, model: BaseModel) -> tuple[str, ...]:
         name = path.relative_to(model.folder).as_posix()
         if name in ours:
             continue
-        if not path.is_file() or _WEIGHTS.fullmatch(path.name):
+        stale = bool(model.quantised) and name in _OF_QUANTISED
+        if stale or not path.is_file() or _WEIGHTS.fullmatch(path.name):
             left.append(name)
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -156,19 +158,9 @@ def _tensors_of_files(
         info = model.tensors.infos[source]
         last[key] = TensorInfo(_dtype(info.dtype, target), info.shape)
     for key, value in target.changes.new.items():
-        dtype = value.dtype if value.dtype not in FLOATING else common_dtype(model)
+        dtype = value.dtype if value.dtype not in FLOATING else model.dtype
         last[key] = TensorInfo(_dtype(dtype, target), value.shape)
     return files
-
-
-def common_dtype(model: BaseModel) -> np.dtype:
-    """The floating dtype of most values of a model."""
-    counts: dict[np.dtype, int] = {}
-    for info in model.tensors.infos.values():
-        if info.dtype in FLOATING:
-            size = math.prod(info.shape)
-            counts[info.dtype] = counts.get(info.dtype, 0) + size
-    return max(counts, key=counts.__getitem__, default=np.dtype(np.float32))
 
 
 def _dtype(dtype: np.dtype, target: Target) -> np.dtype:

@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 from jaxmerge.io.errors import AdapterError, given, show
 from jaxmerge.refusals import Option
 
-BridgeName = Literal["nnx", "qwix", "tunix", "gemma"]  # trees of JAX libraries
-Layout = Literal["diffusers", "nnx", "qwix", "tunix", "gemma"]  # without a config
+BridgeName = Literal[  # trees of JAX libraries
+    "nnx", "qwix", "tunix", "maxtext-llama", "maxtext-qwen", "gemma"
+]
+Layout = Literal["diffusers", BridgeName]  # without a config
 ScanAxis = Literal[0, 1, "none"]
 Alpha = float | Literal["rank"] | Mapping[str, float | Literal["rank"]]
 WeightFile = Literal["safetensors", "bin"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxmerge.io.errors import AdapterError, show
 from jaxmerge.io.tensors import Described
+from jaxmerge.refusals import Option
 
 _TENSORS = (  # what a tensor is called, and which format calls it that
     (r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)", "bnb-4"),
@@ -34,13 +35,25 @@ _LOAD = {  # how transformers gives the weights without quantisation
     "fp8": "quantization_config=FineGrainedFP8Config(dequantize=True)",
     "mxfp4": "quantization_config=Mxfp4Config(dequantize=True)",
 }
+_UNPACKED = ("bnb-4", "bnb-8", "gptq", "awq")  # what `jaxmerge.io.packed` reads
 _INTEGERS = ("int8", "uint8", "int32", "uint32")
 
 
 def refuse_quantised(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Described]
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Described],
+    *,
+    choice: bool = False,
 ) -> None:
-    """AdapterError, which names the format, if a model holds quantised weights."""
+    """AdapterError, which names the format, if a model holds quantised weights.
+
+    Args:
+      folder: of the model.
+      config: its ``config.json``.
+      tensors: what the headers of its files say.
+      choice: whether the caller may have them unpacked.
+    """
     key, found = _of_tensors(tensors)
     said = _of_config(config)
     if found is None and said is None:
@@ -57,8 +70,16 @@ def refuse_quantised(
     raise AdapterError(
         f"{folder}: holds {what} ({where}), to which no update can be added exactly; "
         "give the model in 16 or 32 bits that it was quantised from, and quantise the "
-        f"result again{way}"
+        f"result again{way}",
+        *_choice(found if choice else None),
     )
+
+
+def _choice(found: str | None) -> tuple[str | Option, ...]:
+    if found not in _UNPACKED:
+        return ()
+    unpacks = Option("dequantise", "True")
+    return ("; or pass ", unpacks, " to take the weights for what they stand for")
 
 
 def _of_tensors(tensors: Mapping[str, Described]) -> tuple[str, str | None]:

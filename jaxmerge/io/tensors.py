@@ -1,7 +1,7 @@
 """Weight files as tables of tensors: headers at once, values on demand."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -105,6 +105,23 @@ class SafetensorsFile:
 def open_tensors(path: Path) -> TensorFile:
     """Opens a weight file by its suffix: ``.safetensors``, else torch's."""
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+
+
+def read_piece(tensors: TensorFile, key: str, start: int, stop: int) -> np.ndarray:
+    """Some values of one tensor of a safetensors file, or of shards that are such."""
+    file = tensors.holder(key)
+    assert isinstance(file, SafetensorsFile)  # models in other files are refused
+    return file.read_values(key, start, stop)
+
+
+def usual_dtype(infos: Iterable[Described]) -> np.dtype:
+    """The floating dtype of most values of some tensors; float32 if there are none."""
+    counts: dict[np.dtype, int] = {}
+    for info in infos:
+        if info.dtype in FLOATING:
+            size = math.prod(info.shape)
+            counts[info.dtype] = counts.get(info.dtype, 0) + size
+    return max(counts, key=counts.__getitem__, default=np.dtype(np.float32))
 
 
 def read_finite(tensors: TensorFile, key: str) -> np.ndarray:

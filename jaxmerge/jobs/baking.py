@@ -65,6 +65,7 @@ def bake(
     head: Folder | None = None,
     new_heads: bool = False,
     tied: Tied = "error",
+    dequantise: bool = False,
     dtype: str | None = None,
     task: str | None = None,
     force: bool = False,
@@ -82,7 +83,8 @@ def bake(
     Args:
       adapter: PEFT folder, a merge as weight deltas, or a checkpoint.
       base: Hugging Face folder of the model that the adapter was trained on, in
-        safetensors, one file or shards with an index. Quantised weights are refused.
+        safetensors, one file or shards with an index. Quantised weights are refused
+        unless ``dequantise``.
       out: folder to create.
       head: safetensors file with further saved modules by name, such as
         ``merged/heads/cars.safetensors`` of a merge.
@@ -92,6 +94,10 @@ def bake(
         where the adapter changes one of the two: "error" refuses; "untie" gives each a
         weight of its own, which is what base and adapter compute; "together" changes
         the one weight that is stored, as PEFT's ``merge_and_unload`` does with LoRA.
+      dequantise: take weights that bitsandbytes (4-bit nf4 and fp4, 8-bit), GPTQ or AWQ
+        has quantised for the values that they stand for, as their library computes
+        them. These were in the model that the adapter was trained on; the result is
+        not quantised.
       dtype: "float32", "float16" or "bfloat16" for all floating weights; by default
         each keeps that of the base.
       task: name of the adapter to take from a checkpoint that holds several.
@@ -107,12 +113,7 @@ def bake(
         whatever else cannot be added exactly; says what to do instead.
     """
     from jaxmerge.io.base_model import open_model
-    from jaxmerge.io.full_model import (
-        common_dtype,
-        copy_others,
-        write_config,
-        write_weights,
-    )
+    from jaxmerge.io.full_model import copy_others, write_config, write_weights
     from jaxmerge.io.replaceable import MODEL, held_in
     from jaxmerge.io.staging import check_target, staged_folder
     from jaxmerge.io.tied_weights import find_tie
@@ -123,7 +124,7 @@ def bake(
     place = {"force": force, "inputs": inputs, "kind": MODEL}
     check_target(out, **place)
     with progress("reading", 2) as advance:
-        model = open_model(base)
+        model = open_model(base, dequantise=dequantise)
         if held_in(model.folder, out):
             raise Refusal(f"{out}: lies in the base model; choose another folder")
         tie = find_tie(model)
@@ -138,6 +139,8 @@ def bake(
             digests, losses = write_weights(folder, model, target, advance)
         write_config(folder, model, target)
         settings = {"tied": tied, "new_heads": new_heads, "dtype": dtype}
+        if dequantise:
+            settings["dequantise"] = True
         record = _record(given, model, settings)
         files = _write_record(folder, record, digests, losses)
         model.unchanged.refuse(model.files)
@@ -147,7 +150,7 @@ def bake(
         cast_error=losses.cast_error,
         replaced=tuple(sorted(given.changes.replaced)),
         added=tuple(sorted((*target.sources, *given.changes.new))),
-        dtype=str(target.dtype or common_dtype(model)),
+        dtype=str(target.dtype or model.dtype),
         files=files,
         size=size_of(out, files),
         seconds=time.perf_counter() - clock,
@@ -255,6 +258,11 @@ def _notes(
 ) -> Iterator[str]:
     from jaxmerge.io.errors import listing
 
+    if model.quantised:
+        yield (
+            f"{len(model.quantised)} quantised weights were taken for the values that "
+            "they stand for, and the result is not quantised"
+        )
     if target.sources:
         yield (
             f"{listing(target.sources)} had no weight of its own and has one now; "

@@ -19,7 +19,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,23 +28,15 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 import jax  # noqa: F401  # loaded before the processes part; nothing computes here
 import learn_samples
 import orbax.checkpoint  # noqa: F401
-from cli_samples import everything, three
+from cli_samples import everything
 from faults import PowerCuts, lay_out, mend_quietly, numbered, watched
+from kill_commands import Command, child, commands, ended, run
 
 from jaxmerge import disk
 from jaxmerge.cli import app
 
 COPIED = ("convert to PEFT", "inspect --html")  # one thread, nothing left to compute
 RANDOM = 60  # copies that are killed at random moments, for each state before
-
-
-class Command(NamedTuple):
-    """A command that writes ``target``, as it was and as it will be."""
-
-    name: str
-    target: Path
-    old: list[Any]
-    new: list[Any]
 
 
 class Tally(NamedTuple):
@@ -57,83 +48,6 @@ class Tally(NamedTuple):
     absent: int
     runs_after: int
     power_cuts: int
-
-
-def commands(place: Path) -> list[Command]:
-    """Those that write, on tiny adapters, into ``place/outs``."""
-    outs, inputs = place / "outs", three(place / "in")
-    bert = [place / "bert" / "in" / task for task in learn_samples.TASKS]
-    model = ["--base", place / "bert" / "base", "--data", place / "bert" / "data"]
-
-    def command(name: str, file: str, old: list[Any], new: list[Any]) -> Command:
-        target = outs / name / file
-        flag = "--html" if file.endswith(".html") else "-o"
-        end = (flag, target, "--force")
-        return Command(name, target, [*old, *end], [*new, *end])
-
-    merge, read = ["merge", *inputs, "-p"], ["--batch", 4]
-    learn = ["learn", *bert, *model, *read, "--loss", "entropy", "--start", "method"]
-    learn += ["-p", "tara_a", "--steps"]
-    stored = place / "stored"
-    run(["convert", inputs[0], "-o", stored])
-    return [
-        command("merge", "out", [*merge, "concat"], [*merge, "elect|core|scale(0.5)"]),
-        command(
-            "convert to orbax",
-            "out",
-            ["convert", *inputs[:1]],
-            ["convert", *inputs[1:2]],
-        ),
-        command(
-            "convert to PEFT",
-            "out",
-            ["convert", inputs[1], "--to", "orbax"],
-            ["convert", stored],
-        ),
-        command(
-            "collect",
-            "out",
-            ["collect", *bert, *model, *read, "--limit", 4],
-            ["collect", *bert, *model, *read],
-        ),
-        command("learn", "out", [*learn, 4], [*learn, 30]),
-        command(
-            "inspect --html",
-            "page.html",
-            ["inspect", *inputs[:2]],
-            ["inspect", *inputs],
-        ),
-    ]
-
-
-def child(work: Callable[[], object]) -> int:
-    """Starts some work in a process of its own; gives its number."""
-    number = os.fork()
-    if number:
-        return number
-    code = 99
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        work()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        with open(os.environ["KILLS_LOG"], "a") as log:
-            traceback.print_exc(file=log)
-    finally:
-        os._exit(code)
-
-
-def ended(number: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-
-
-def run(arguments: list[Any]) -> None:
-    code = ended(child(lambda: app(list(map(str, arguments)))))
-    assert code == 0, (code, arguments)
 
 
 def without_exchange() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmerge.io.bridges.alphas import alphas_of
 from jaxmerge.io.bridges.pairs import Pair, TreePath, find_pairs
-from jaxmerge.io.bridges.table import BRIDGES, told
+from jaxmerge.io.bridges.table import BRIDGES, OF_QWIX, told
 from jaxmerge.io.bridges.trees import PARAMETERS, OrbaxTree, Tree, tree_folder
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
@@ -138,6 +138,7 @@ def open_tree(
         tree.path,
         matrices=bridge.matrices,
         scan_axis=options.scan_axis,
+        heads=bridge.heads,
     )
     tensors = TreeTensors(tree, name, pairs)
     config = AdapterConfig(
@@ -170,7 +171,7 @@ def library_of(tree: Tree, options: ReadOptions) -> BridgeName:
             "both; save them apart"
         )
     layout = options.layout
-    if layout in (None, found[0]) or {layout, found[0]} == {"qwix", "tunix"}:
+    if layout in (None, found[0]) or {layout, found[0]} <= {*OF_QWIX}:
         return found[0] if layout is None else _checked(layout)
     raise AdapterError(
         f"{tree.path}: is {BRIDGES[found[0]].says}, so leave ",

@@ -10,7 +10,7 @@ flattened in the order of the tree, each layer is the update ``B A`` of the matr
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,44 @@ from jaxmerge.refusals import Option
 TreePath = tuple[str, ...]
 Role = tuple[TreePath, Literal["a", "b"]]
 _STACKS = {"layers", "layer", "blocks", "block", "h"}  # what models call their stacks
+
+
+class Heads(NamedTuple):
+    """How the heads of a layer's outputs lie in a tree, where Hugging Face differs.
+
+    Attributes:
+      alternate: features of the two halves of a head come by turns, as
+        rotary embeddings pair them.
+      divided: b is divided by the square root of the size of a head.
+    """
+
+    alternate: bool = False
+    divided: bool = False
+
+    def plain(self, b: np.ndarray, size: int) -> np.ndarray:
+        """A factor [r, m] in the order and scale of Hugging Face, heads of a size.
+
+        >>> Heads(alternate=True, divided=True).plain(np.arange(4.0)[None], 4)
+        array([[0., 4., 2., 6.]], dtype=float32)
+        """
+        if not any(self):
+            return b
+        b = b.astype(np.float32) * np.float32(math.sqrt(size) if self.divided else 1)
+        if self.alternate:
+            b = b.reshape(len(b), -1, size // 2, 2).swapaxes(2, 3)
+        return b.reshape(len(b), -1)
+
+    def turned(self, b: np.ndarray, size: int) -> np.ndarray:
+        """The inverse of `plain`."""
+        if not any(self):
+            return b
+        b = b / np.float32(math.sqrt(size) if self.divided else 1)
+        if self.alternate:
+            b = b.reshape(len(b), -1, 2, size // 2).swapaxes(2, 3)
+        return b.reshape(len(b), -1)
+
+
+AS_THERE = Heads()
 
 
 @dataclass(frozen=True)
@@ -36,6 +74,7 @@ class Pair:
       axis: axis of the layers in both arrays; None for one layer.
       layers: names of the modules of each layer. Several modules of one layer share a,
         and the first axis of its outputs counts them.
+      heads: how the outputs lie in b.
     """
 
     module: TreePath
@@ -46,6 +85,7 @@ class Pair:
     rank: int
     axis: int | None
     layers: tuple[tuple[str, ...], ...]
+    heads: Heads = AS_THERE
 
     def factor_a(self, a: np.ndarray, layer: int) -> np.ndarray:
         """A [r, n] of a layer, from the array of the tree."""
@@ -54,14 +94,19 @@ class Pair:
     def factor_b(self, b: np.ndarray, layer: int, part: int) -> np.ndarray:
         """B [m, r] of one module of a layer, from the array of the tree."""
         parts = len(self.layers[layer])
-        return self._layer(b, layer).reshape(self.rank, parts, -1)[:, part].T
+        found = self._layer(b, layer).reshape(self.rank, parts, -1)[:, part]
+        return self.heads.plain(found, self.outputs[-1]).T
 
     def arrays(
         self, factors: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The arrays a and b of the tree, from B [m, r] and A [r, n] of every layer."""
         a = [found.T.reshape(*self.inputs, -1) for _, found in factors]
-        b = [found.T.reshape(-1, *self.outputs) for found, _ in factors]
+        size = self.outputs[-1]
+        b = [
+            self.heads.turned(found.T, size).reshape(-1, *self.outputs)
+            for found, _ in factors
+        ]
         if self.axis is None:
             return a[0], b[0]
         return np.stack(a, self.axis), np.stack(b, self.axis)
@@ -84,6 +129,7 @@ def find_pairs(
     *,
     matrices: bool,
     scan_axis: ScanAxis | None,
+    heads: Callable[[TreePath], Heads] | None = None,
 ) -> tuple[Pair, ...]:
     """The pairs of a tree; AdapterError for what cannot be told apart.
 
@@ -94,6 +140,7 @@ def find_pairs(
       where: the tree, for messages.
       matrices: a layer has one axis of inputs and one of outputs.
       scan_axis: axis of stacked layers, where shapes leave it open.
+      heads: how the outputs of a module lie in b; as in Hugging Face unless given.
     """
     modules: dict[TreePath, dict[str, TreePath]] = {}
     for path in infos:
@@ -123,6 +170,12 @@ def find_pairs(
                 f"{shown}: stands for {listing(named[0])}, but its b {b} does not "
                 f"have {counted} of them"
             )
+        lie = AS_THERE if heads is None else heads(module)
+        if any(lie) and (len(one_b) != 3 or one_b[-1] % 2):
+            raise AdapterError(
+                f"{shown}: its b {b} has no axis of heads before that of their "
+                "features, so that their size is unknown"
+            )
         pairs.append(
             Pair(
                 module=module,
@@ -133,6 +186,7 @@ def find_pairs(
                 rank=one_b[0],
                 axis=axis,
                 layers=named,
+                heads=lie,
             )
         )
     _check_names([name for p in pairs for layer in p.layers for name in layer], where)

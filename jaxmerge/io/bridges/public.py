@@ -5,15 +5,19 @@ linen model, dicts and lists, the restored tree of a checkpoint. Arrays besides 
 factors are left out on the way in, and on the way back are those of ``like``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jaxmerge.io.bridges.trees_in_memory import Updates, from_trees, to_tree
-from jaxmerge.io.options import Alpha, ScanAxis
+from jaxmerge.io.errors import AdapterError
+from jaxmerge.io.errors import given as shown
+from jaxmerge.io.options import Alpha, BridgeName, ScanAxis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxmerge.io.adapters import Adapters
+
+Model = Literal["llama", "qwen"]  # of MaxText
 
 
 def from_nnx(
@@ -143,6 +147,47 @@ def to_tunix(
     """A tree of tunix that holds an update of every module, see `to_qwix`."""
     given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
     return to_tree(updates, "tunix", **given)
+
+
+def from_maxtext(
+    *trees: Any,
+    model: "Model" = "llama",
+    alpha: Alpha | None = None,
+    names: "Sequence[str] | None" = None,
+    scan_axis: ScanAxis | None = None,
+) -> "Adapters":
+    """Adapters of MaxText, as `from_qwix`, under the names of Hugging Face.
+
+    Args:
+      *trees: a tree for each adapter.
+      model: "llama" for models with the rotary embedding of Llama 3.1, whose queries
+        and keys MaxText keeps in another order, and queries in another scale: their b
+        is brought to those of Hugging Face. "qwen" for Qwen 2.5 and 3.
+      alpha: see `from_nnx`, and so ``names``.
+      scan_axis: axis of stacked layers, 1 unless the config of MaxText says otherwise.
+    """
+    given = {"alpha": alpha, "names": names, "scan_axis": scan_axis}
+    return from_trees(trees, _maxtext(model), **given)
+
+
+def to_maxtext(
+    updates: "Updates | Adapters",
+    *,
+    like: Any,
+    model: "Model" = "llama",
+    alpha: Alpha | None = None,
+    rank: int | None = None,
+    scan_axis: ScanAxis | None = None,
+) -> Any:
+    """A tree of MaxText that holds an update of every module, see `to_qwix`."""
+    given = {"like": like, "alpha": alpha, "rank": rank, "scan_axis": scan_axis}
+    return to_tree(updates, _maxtext(model), **given)
+
+
+def _maxtext(model: "Model") -> BridgeName:
+    if model not in get_args(Model):
+        raise AdapterError(shown("model", model), ": expected 'llama' or 'qwen'")
+    return "maxtext-llama" if model == "llama" else "maxtext-qwen"
 
 
 def from_gemma(

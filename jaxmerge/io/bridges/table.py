@@ -6,8 +6,8 @@ Nothing here imports JAX or one of the libraries.
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from jaxmerge.io.bridges import gemma, hugging_face, nnx, qwix
-from jaxmerge.io.bridges.pairs import Role, TreePath
+from jaxmerge.io.bridges import gemma, hugging_face, maxtext, nnx, qwix
+from jaxmerge.io.bridges.pairs import Heads, Role, TreePath
 from jaxmerge.io.options import BridgeName
 
 
@@ -22,6 +22,7 @@ class Bridge(NamedTuple):
       unscaled: the library multiplies ``a @ b`` by nothing.
       new_paths: where the factors of a new module go; None where the tree of the model
         has to say it.
+      heads: how the outputs of a module lie in b, where that is not as in Hugging Face.
     """
 
     says: str
@@ -30,6 +31,7 @@ class Bridge(NamedTuple):
     matrices: bool
     unscaled: bool
     new_paths: Callable[[TreePath], tuple[TreePath, TreePath]] | None
+    heads: Callable[[TreePath], Heads] | None = None
 
 
 def _own_name(module: TreePath) -> tuple[str, ...]:
@@ -66,6 +68,23 @@ BRIDGES: dict[BridgeName, Bridge] = {
         unscaled=False,
         new_paths=None,
     ),
+    "maxtext-llama": Bridge(
+        "a LoRA tree of MaxText's Llama 3.1",
+        qwix.role,
+        maxtext.names,
+        matrices=False,
+        unscaled=False,
+        new_paths=None,
+        heads=maxtext.llama_heads,
+    ),
+    "maxtext-qwen": Bridge(
+        "a LoRA tree of MaxText's Qwen",
+        qwix.role,
+        maxtext.names,
+        matrices=False,
+        unscaled=False,
+        new_paths=None,
+    ),
     "gemma": Bridge(
         "a LoRA tree of gemma",
         gemma.role,
@@ -75,6 +94,9 @@ BRIDGES: dict[BridgeName, Bridge] = {
         new_paths=None,
     ),
 }
+
+
+OF_QWIX: tuple[BridgeName, ...] = ("qwix", "tunix", "maxtext-llama", "maxtext-qwen")
 
 
 def told(paths: Iterable[TreePath], *, by_tunix: bool) -> list[BridgeName]:

@@ -18,6 +18,7 @@ from jaxmerge.jobs.running import recipe_of, recipe_text, run_recipe
 from jaxmerge.jobs.tuning import tune
 from jaxmerge.jobs.verifying import verify
 from jaxmerge.learning.apply import apply_learned
+from jaxmerge.learning.blockwise import fit_blocks
 from jaxmerge.learning.coefficients import adamerging, compose, tara_a, tara_b
 from jaxmerge.learning.distillation import (
     Taught,
@@ -28,6 +29,7 @@ from jaxmerge.learning.distillation import (
 )
 from jaxmerge.learning.entropies import entropies, information, token_entropies
 from jaxmerge.learning.fit import Fitted, History, Progress, fit
+from jaxmerge.learning.least_squares import solve_blocks
 from jaxmerge.learning.null_space import null_space_ratios
 from jaxmerge.learning.objectives import (
     cosine_distance,
@@ -37,6 +39,7 @@ from jaxmerge.learning.objectives import (
     linear_scalarisation,
     mean_prediction_entropy,
     null_space_ratio,
+    relative_distance,
     row_basis,
     smooth_tchebycheff,
     squared_distance,
@@ -196,9 +199,10 @@ __all__ = [
     "decay_to_start", "distillation", "entropies",
     "feature_distillation", "fit", "information", "null_space_ratios", "search_start",
     "single_adapter_losses", "tail_average", "tara_a", "tara_b", "teacher_answers",
+    "fit_blocks", "solve_blocks",
     "cosine_distance", "divergence", "effective_rank", "entropy",
-    "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio", "row_basis",
-    "smooth_tchebycheff", "squared_distance",
+    "linear_scalarisation", "mean_prediction_entropy", "null_space_ratio",
+    "relative_distance", "row_basis", "smooth_tchebycheff", "squared_distance",
     # the same at the tokens of causal language models
     "token_distillation", "token_divergence", "token_entropies", "token_entropy",
     "token_nats",

@@ -211,9 +211,24 @@ class Learned(NamedTuple):
     """A merger with coefficients phi that are fitted through a model.
 
     ``prepare`` runs once for each module and holds every decomposition; ``init`` gives
-    the first phi; ``apply`` merges, differentiable in phi.
+    the first phi; ``apply`` merges, differentiable in phi. Where ``apply`` is linear in
+    phi, ``squares`` may give the `Squares` of (basis, inputs [N, n], outputs [N, m],
+    weights [N]), so that phi can be found in closed form.
     """
 
     prepare: Callable[[AdapterStack], Any]
     init: Callable[[Any], jax.Array]
     apply: Callable[[jax.Array, Any], Update]
+    squares: Callable[[Any, jax.Array, jax.Array, jax.Array], "Squares"] | None = None
+
+
+class Squares(NamedTuple):
+    """Weighted least squares in coefficients phi, a sum over inputs x and outputs y.
+
+    ``sum_i w_i ||D(phi) x_i - y_i||^2 = phi^T G phi - 2 phi^T g + e``, where phi is
+    taken as [P, S]: its S columns do not meet in any output.
+    """
+
+    gram: jax.Array  # [P, P, S]
+    moment: jax.Array  # [P, S]
+    energy: jax.Array  # []

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 Loss = Literal["distillation", "features", "entropy", "information", "null-space"]
+Unit = Literal["model", "block", "layer"]
 Start = Literal["auto", "method"]
 Schedule = Literal["constant", "cosine"]
 Objective = Literal["tchebycheff", "tchebycheff-absolute", "linear"]
@@ -70,15 +71,24 @@ def learn(
             help="Learn one coefficient of each task for all modules (AdaMerging).",
         ),
     ] = False,
+    unit: Annotated[
+        Unit,
+        typer.Option(
+            help="What is learned at a time: all coefficients through the whole model, "
+            "those of a block from its own outputs, or those of a linear layer in "
+            "closed form. The latter two need the memory of one block."
+        ),
+    ] = "model",
     loss: Annotated[
-        Loss,
+        Loss | None,
         typer.Option(
             help="Loss of each task: divergence from the predictions of its own "
             "adapter, distance from the features of its own adapter, entropy of the "
             "predictions (as in the papers), the same less the entropy of their mean, "
-            "or the share of the inputs that its adapter no longer sees (NSC)."
+            "or the share of the inputs that its adapter no longer sees (NSC). The "
+            "first unless given; of blocks and layers features."
         ),
-    ] = "distillation",
+    ] = None,
     start: Annotated[
         Start,
         typer.Option(
@@ -125,7 +135,8 @@ def learn(
         ),
     ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, help="Number of steps of the optimiser.")
+        int,
+        typer.Option(min=1, help="Number of steps of the optimiser, in each unit."),
     ] = 500,
     batch: Annotated[
         int, typer.Option(min=1, help="Number of inputs of each task in a step.")
@@ -184,7 +195,8 @@ def learn(
             text_heads=text_heads,
             task_type=task_type,
             shared=shared,
-            loss=loss,
+            unit=unit,
+            loss=loss or "",
             start=start,
             temperature=temperature,
             objective=objective or "",
@@ -222,6 +234,8 @@ def _lines(found: "Learnt") -> Iterator[str]:
     yield f"{saved.path}: {adapters} adapters merged, {modules} modules"
     optimizer = recipe.pipeline.published.optimizer
     steps = f"{recipe.steps} steps of {optimizer} at {recipe.rate:g}"
+    steps += " in each block" if recipe.unit == "block" else ""
+    steps = "layers in closed form" if recipe.unit == "layer" else steps
     yield f"  learned   {recipe.pipeline.text}, {steps}"
     if found.outcome.start is not None:
         yield f"  start     all coefficients {found.outcome.start:.3g}, found by search"

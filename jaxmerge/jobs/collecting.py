@@ -208,7 +208,7 @@ def _read(
 ) -> ToMeasure:
     from jaxmerge import io
     from jaxmerge.tasks import load_base, load_unlabeled, modules_ending
-    from jaxmerge.tasks.bases import check_layers
+    from jaxmerge.tasks.base_layers import check_layers
     from jaxmerge.tasks.record import digests, steady
     from jaxmerge.tasks.task_types import task_type_of
 

@@ -22,7 +22,7 @@ from jaxmerge.jobs.reading import (
 from jaxmerge.reports.scores import check_plot, write_plot
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks import predictor
-from jaxmerge.tasks.bases import check_layers
+from jaxmerge.tasks.base_layers import check_layers
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from jaxmerge.learning.work import Work
 from jaxmerge.mapping import map_modules
 from jaxmerge.spread import mesh_of_jobs
 from jaxmerge.stacks import task_updates
-from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.base_layers import token_mask
+from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import Predict, predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
@@ -113,7 +114,7 @@ def fit_recipe(
         logit_scale=recipe.logit_scale,
     )
     predict = predictor(base, heads, unlabeled)
-    enough = _enough_batches(base, unlabeled, recipe.batch)
+    enough = enough_batches(base, unlabeled, recipe.batch)
     if recipe.loss in TAUGHT:
         unlabeled = _taught(base, heads, adapters, unlabeled, progress)
 
@@ -174,9 +175,7 @@ def fit_recipe(
 
 
 @contextmanager
-def searching(
-    progress: Progress,
-) -> Generator[Callable[[float, float], None], None, None]:
+def searching(progress: Progress) -> Generator[Callable[[float, float], None]]:
     """A ``report`` for `jaxmerge.search_start` that shows what was tried."""
     usual = len(SCALES[::2]) + 3 + REFINEMENTS
     with progress("looking for the scale to begin with", usual) as advance:
@@ -262,7 +261,7 @@ def model_losses(
             return null_space_ratios(*inputs, mask=mask)
 
 
-def _enough_batches(base: Base, unlabeled: Unlabeled, size: int) -> int:
+def enough_batches(base: Base, unlabeled: Unlabeled, size: int) -> int:
     """How many batches tell at which scale to begin."""
     enough = _ENOUGH
     if base.causal:

@@ -12,6 +12,7 @@ from jaxmerge import io
 from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
+from jaxmerge.jobs.block_recipe import block_recipe
 from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
 from jaxmerge.jobs.merging import size_of
@@ -104,7 +105,8 @@ def learn(
     text_heads: Folder | None = None,
     task_type: TaskType | None = None,
     shared: bool = False,
-    loss: str = "distillation",
+    unit: str = "model",
+    loss: str = "",
     start: str = "auto",
     temperature: float = 1.0,
     objective: str = "",
@@ -144,12 +146,17 @@ def learn(
       task_type: "classification" or "causal", what the adapters are of; by default what
         their configs say.
       shared: learn one coefficient of each task for all modules (AdaMerging).
-      loss: the loss of each task: "distillation", the divergence of its predictions
-        from those of its own adapter; "features", the distance of its last hidden
-        states from those of its own adapter; "entropy" of its predictions, as TARA and
-        AdaMerging were published; "information", the same less the entropy of their
-        mean; "null-space", the share of the inputs outside of the row space of its
-        adapter (NSC). Features and null spaces need no heads.
+      unit: what is learned at a time: "model", all coefficients, by gradients through
+        the whole model; "block", those of a block, from its own outputs, and then those
+        of the next; "layer", those of a linear layer, from its own outputs, in closed
+        form. The latter two need the memory of one block.
+      loss: the loss of each task: "distillation", the default, is the divergence of its
+        predictions from those of its own adapter; "features" the distance of its last
+        hidden states from those of its own adapter; "entropy" that of its predictions,
+        as TARA and AdaMerging were published; "information" the same less the entropy
+        of their mean; "null-space" the share of the inputs outside of the row space of
+        its adapter (NSC). Features and null spaces need no heads. Of blocks and layers
+        it is "features": the relative squared distance of their outputs.
       start: "auto" begins at the scale that serves the objective best, "method" with
         the ``initial`` of the pipeline.
       temperature: of the predictions that are compared by distillation.
@@ -160,7 +167,7 @@ def learn(
       rate: learning rate; 2e-2 for losses with a teacher, otherwise 1e-3.
       schedule: "constant", or "cosine", in which the rate falls to 0 at the last step;
         by default the latter for losses with a teacher.
-      steps: number of steps of the optimiser.
+      steps: number of steps of the optimiser, in each block where that is the unit.
       batch: inputs of each task in a step.
       seed: seed from which the batches are drawn.
       logit_scale: multiplies the logits; what the base stores unless given.
@@ -187,8 +194,6 @@ def learn(
     check_target(out, force=force, inputs=inputs)
     checkpoints = work_folder(work, out)
     check_apart(checkpoints, out)
-    if loss not in WITH_HEADS:
-        _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
     shares = [1.0] * len(folders) if preference is None else list(preference)
     if len(shares) != len(folders):
         raise Refusal(
@@ -198,6 +203,7 @@ def learn(
     recipe = LearnRecipe(
         pipeline=parse(pipeline) if isinstance(pipeline, str) else pipeline,
         shared=shared,
+        unit=unit,
         loss=loss,
         start=start,
         temperature=temperature,
@@ -211,6 +217,9 @@ def learn(
         seed=seed,
         accumulate=accumulate,
     )
+    loss = recipe.loss
+    if loss not in WITH_HEADS:
+        _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
     adapters, model, heads, unlabeled, files = read_model_inputs(
         folders,
         base=base,
@@ -236,9 +245,11 @@ def learn(
         identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
-        outcome = fit_recipe(
-            *(recipe, model, adapters, heads, unlabeled), work=kept, progress=progress
-        )
+        shown: dict[str, Any] = {"work": kept, "progress": progress}
+        if unit == "model":
+            outcome = fit_recipe(recipe, model, adapters, heads, unlabeled, **shown)
+        else:
+            outcome = block_recipe(recipe, model, adapters, unlabeled, **shown)
         record = {
             **asked,
             "max_length": unlabeled.max_length,

@@ -26,7 +26,9 @@ LOSSES = ("distillation", "features", "entropy", "information", "null-space")
 WITH_HEADS = ("distillation", "entropy", "information")  # losses of predictions
 OF_TOKENS = ("distillation", "features", "entropy", "null-space")  # of language models
 TAUGHT = ("distillation", "features")  # losses in which each adapter is the teacher
+UNITS = ("model", "block", "layer")  # what is learned at a time
 STARTS = ("auto", "method")
+_OF_STEPS = ("start", "rate", "schedule", "steps", "seed", "accumulate", "optimizer")
 SCHEDULES = ("constant", "cosine")
 OBJECTIVES = ("tchebycheff", "tchebycheff-absolute", "linear")
 
@@ -38,10 +40,14 @@ class LearnRecipe:
     Attributes:
       pipeline: a learned merger with what surrounds it, such as ``tara_b|svc``.
       shared: one phi for all modules, as in task-wise AdaMerging.
+      unit: "model" learns all coefficients through the whole model, "block" those of a
+        block from its own outputs (`jaxmerge.fit_blocks`), "layer" those of a linear
+        layer in closed form (`jaxmerge.solve_blocks`).
       loss: of each task, one of `LOSSES`: divergence from the predictions of its own
         adapter, distance from the features of its own adapter, entropy of the
         predictions, the same less the entropy of their mean, or `null_space_ratios`.
-        Features and null spaces need no heads.
+        Features and null spaces need no heads. By default the first; of blocks and
+        layers always features, their outputs.
       start: "auto" begins at the scale that serves the objective best, see
         `jaxmerge.search_start`; "method" as the pipeline says.
       temperature: of the predictions that are compared, see `jaxmerge.distillation`.
@@ -61,7 +67,8 @@ class LearnRecipe:
 
     pipeline: Pipeline
     shared: bool = False
-    loss: str = "distillation"
+    unit: str = "model"
+    loss: str = ""
     start: str = "auto"
     temperature: float = 1.0
     objective: str = ""
@@ -77,8 +84,17 @@ class LearnRecipe:
 
     def __post_init__(self) -> None:
         self.pipeline.learnable()  # refuses a pipeline that has nothing to learn
+        if self.unit not in UNITS:
+            raise Refusal(
+                Option("unit", self.unit, quoted=True),
+                f": expected one of {', '.join(UNITS)}",
+            )
+        if not self.loss:
+            self._set("loss", "distillation" if self.unit == "model" else "features")
         if not self.objective:
-            self._set("objective", self.pipeline.published.objective)
+            usual = self.pipeline.published.objective
+            self._set("objective", "linear" if self.unit == "layer" else usual)
+        self._check_unit()
         if self.objective not in OBJECTIVES:
             raise Refusal(
                 Option("objective", self.objective, quoted=True),
@@ -116,6 +132,31 @@ class LearnRecipe:
         if self.preference is not None:
             self._set("preference", _on_simplex(self.preference))
 
+    def _check_unit(self) -> None:
+        """Refuses what is not defined for single blocks or layers."""
+        unit = Option("unit", self.unit, quoted=True)
+        if self.unit != "model":
+            if self.loss != "features":
+                told = Option("loss", self.loss, quoted=True)
+                raise Refusal(unit, " compares hidden states; leave out ", told)
+            for name in ("shared", "accumulate"):
+                if getattr(self, name):
+                    raise Refusal(
+                        unit, " learns no more at a time; leave out ", Option(name)
+                    )
+        if self.unit == "layer":
+            if self.objective != "linear":
+                told = Option("objective", self.objective, quoted=True)
+                raise Refusal(unit, " has a closed form if linear; leave out ", told)
+            if self.learned.squares is None:
+                raise Refusal(
+                    unit,
+                    f" has no closed form for {self.pipeline.text}, which is not ",
+                    "linear in its coefficients; learn tara_a, tara_b or ",
+                    "adamerging(clamp=False), without steps after them, or give ",
+                    Option("unit", "block", quoted=True),
+                )
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -139,12 +180,16 @@ class LearnRecipe:
         record = {"learned": self.pipeline.text, **settings, "optimizer": optimizer}
         if self.pipeline.own_steps:
             record["own_steps"] = self.pipeline.own_steps
-        if self.objective == "linear":
-            del record["alpha"]
-        if self.loss not in WITH_HEADS:
-            del record["logit_scale"]
-        if self.loss != "distillation":
-            del record["temperature"]
+        absent = {
+            "alpha": self.objective == "linear",
+            "logit_scale": self.loss not in WITH_HEADS,
+            "temperature": self.loss != "distillation",
+            "unit": self.unit == "model",
+            **dict.fromkeys(_OF_STEPS, self.unit == "layer"),
+        }
+        for name in absent:
+            if absent[name]:
+                del record[name]
         if self.preference is not None:
             record["preference"] = list(self.preference)
         return record

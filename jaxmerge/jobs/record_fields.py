@@ -112,7 +112,8 @@ _OF_LEARNED = Fields(
     {"learned": TEXT},
     {
         "own_steps": _OWN_STEPS,
-        **dict.fromkeys(("loss", "start", "schedule", "objective", "optimizer"), TEXT),
+        **dict.fromkeys(("unit", "loss", "start", "schedule"), TEXT),
+        **dict.fromkeys(("objective", "optimizer"), TEXT),
         **dict.fromkeys(("temperature", "alpha", "logit_scale", "initial"), NUMBER),
         **dict.fromkeys(("shared", "accumulate", "pico"), FLAG),
         "rate": Maybe(NUMBER),

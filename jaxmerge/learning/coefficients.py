@@ -6,6 +6,7 @@ fitted. All coefficients equal to c give c times task arithmetic, whatever the m
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -17,7 +18,7 @@ from jaxmerge.doors import check_stack
 from jaxmerge.mergers.spaces import project_knots
 from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import concatenate
-from jaxmerge.types import AdapterStack, Learned, LowRank, Post, Update
+from jaxmerge.types import AdapterStack, Learned, LowRank, Post, Squares, Update
 
 
 @flax.struct.dataclass
@@ -68,7 +69,8 @@ def tara_a(*, initial: float = 0.4) -> Learned:
     [[5.]]
     """
 
-    return Learned(_single_directions, _first_coefficients(initial), _weigh_directions)
+    init = _first_coefficients(initial)
+    return Learned(_single_directions, init, _weigh_directions, _squares_of_directions)
 
 
 def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
@@ -86,7 +88,9 @@ def adamerging(*, initial: float = 0.3, clamp: bool = True) -> Learned:
     def apply(phi: jax.Array, basis: Directions) -> LowRank:
         return _weigh_directions(jnp.clip(phi, 0, 1) if clamp else phi, basis)
 
-    return Learned(_directions_of_tasks, _first_coefficients(initial), apply)
+    init = _first_coefficients(initial)
+    squares = None if clamp else _squares_of_directions
+    return Learned(_directions_of_tasks, init, apply, squares)
 
 
 def tara_b(*, initial: float = 0.4) -> Learned:
@@ -114,7 +118,7 @@ def tara_b(*, initial: float = 0.4) -> Learned:
         core = basis.coordinates * phi[basis.owners].T
         return LowRank(b=basis.u, a=linalg.matmul(core, basis.a))
 
-    return Learned(_shared_directions, init, apply)
+    return Learned(_shared_directions, init, apply, _squares_of_shared)
 
 
 def compose(
@@ -157,7 +161,12 @@ def compose(
             update = post(update, stack=composed.stack)
         return update
 
-    return Learned(prepare, init, apply)
+    def squares(composed: Composed, *given: jax.Array) -> Squares:
+        assert learned.squares is not None
+        return learned.squares(composed.basis, *given)
+
+    linear = learned.squares is not None and not posts
+    return Learned(prepare, init, apply, squares if linear else None)
 
 
 # Not closures, so that `map_modules` compiles each of them once for all starts.
@@ -211,3 +220,41 @@ def _owners(stack: AdapterStack) -> jax.Array:
 def _weigh_directions(phi: jax.Array, basis: Directions) -> LowRank:
     _check_phi(phi, (basis.coefficients,))
     return LowRank(b=basis.b * phi[basis.owners][None, :], a=basis.a)
+
+
+def _squares_of_directions(
+    basis: Directions, x: jax.Array, y: jax.Array, weights: jax.Array
+) -> Squares:
+    """``G_kl = (b_k . b_l) sum_i w_i (a_k . x_i) (a_l . x_i)``, K x K."""
+    seen, told = linalg.matmul(x, basis.a.T), linalg.matmul(y, basis.b)
+    weighted = weights[:, None] * seen
+    gram = linalg.matmul(basis.b.T, basis.b) * linalg.matmul(weighted.T, seen)
+    add = partial(
+        jax.ops.segment_sum,
+        segment_ids=basis.owners,
+        num_segments=basis.coefficients,
+    )
+    return Squares(
+        gram=add(add(gram).T)[..., None],
+        moment=add(jnp.sum(weighted * told, axis=0))[:, None],
+        energy=_energy(y, weights),
+    )
+
+
+def _squares_of_shared(
+    basis: SharedDirections, x: jax.Array, y: jax.Array, weights: jax.Array
+) -> Squares:
+    """T x T for each of the R directions, which do not meet."""
+    seen, told = linalg.matmul(x, basis.a.T), linalg.matmul(y, basis.u)
+    own = jax.nn.one_hot(basis.owners, basis.tasks, dtype=seen.dtype)  # [K, T]
+    parts = linalg.einsum("ik,rk,kt->itr", seen, basis.coordinates, own)
+    weighted = weights[:, None, None] * parts
+    return Squares(
+        gram=linalg.einsum("itr,isr->tsr", weighted, parts),
+        moment=linalg.einsum("itr,ir->tr", weighted, told),
+        energy=_energy(y, weights),
+    )
+
+
+def _energy(y: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(weights * jnp.sum(y * y, axis=-1))

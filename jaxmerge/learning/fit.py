@@ -1,50 +1,36 @@
-"""The loop of a fit: compiled steps, checkpoints, reports and failures."""
+"""A fit through a whole model: its steps, checkpoints and reports."""
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.sharding import Mesh
 
 from jaxmerge.folders import Folder
 from jaxmerge.learning.apply import merge
 from jaxmerge.learning.checkpoint import Checkpoints
-from jaxmerge.learning.divergence import all_finite, explain
 from jaxmerge.learning.identity import fit_identity
+from jaxmerge.learning.loop import History, joined, of_tasks, program_of, run_steps
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import (
-    FitState,
     Losses,
     Penalty,
     Phis,
     Problem,
-    Record,
     Scalarise,
     check_preference,
     check_tasks,
     first_state,
-    gradient,
-    gradient_by_task,
 )
 from jaxmerge.mapping import map_modules
-from jaxmerge.spread import check_devices, on_all, over_data
+from jaxmerge.spread import on_all
 from jaxmerge.types import AdapterStack, Learned, Update
-
-Step = Callable[..., tuple[FitState, Record]]
-
-
-class History(NamedTuple):
-    """Objective and losses of every step, before it changed phi; P only in a front."""
-
-    objective: np.ndarray  # [(P,) steps]
-    losses: np.ndarray  # [(P,) steps, T]
 
 
 class Progress(NamedTuple):
@@ -167,10 +153,7 @@ def fit(
     if front and preference is not None:
         count = preference.shape[0]
         state = jax.tree.map(lambda x: jnp.stack([x] * count), state)
-    step = partial(
-        _step, problem, optimizer, gradient_by_task if accumulate else gradient
-    )
-    run = _compiled(step, front=front)
+    program = program_of(problem, optimizer, accumulate=accumulate, front=front)
     bases, params, preference = on_all(mesh, (bases, params, preference))
     records: list[History] = []
     done = 0
@@ -185,79 +168,19 @@ def fit(
             done, state, history = saved.restore(state, steps)
             records = [] if history is None else [History(**history)]
         state = on_all(mesh, state)
-        for stacked in _chunks(batches, tasks, done, steps, steps_per_call):
-            stacked = over_data(mesh, stacked, axis=1)
-            check_devices(params, stacked)
-            before = jax.device_get(state)
-            state, record = run(state, bases, params, stacked, preference)
-            record = _history(record, front=front)
-            if not all_finite((record, state.phis)):
-                inputs = (bases, params, stacked, preference)
-                explain(problem, step, inputs, before, state.phis, done, front=front)
+        inputs = (state, bases, params, batches, preference)
+        calls = {"steps": steps, "steps_per_call": steps_per_call, "mesh": mesh}
+        for state, record in run_steps(program, *inputs, done=done, **calls):
             done += record.objective.shape[-1]
             records.append(record)
             if saved is not None:
-                saved.save(done, state, _joined(records)._asdict())
+                saved.save(done, state, joined(records)._asdict())
             if report is not None:
                 report(Progress(done, steps, record, jax.device_get(state.phis)))
 
     finish = partial(merge, learned)
     finish = jax.vmap(finish, in_axes=(0, None)) if front else finish
-    return Fitted(state.phis, finish(state.phis, bases), _joined(records))
-
-
-def _step(
-    problem: Problem,
-    optimizer: optax.GradientTransformation,
-    find: Callable[..., tuple[Record, Phis]],
-    state: FitState,
-    bases: Mapping[str, Any],
-    params: Any,
-    batch: Mapping[str, Any],
-    preference: jax.Array | None,
-) -> tuple[FitState, Record]:
-    record, change = find(problem, state.phis, bases, params, batch, preference)
-    change, moments = optimizer.update(change, state.optimizer, state.phis)
-    phis = cast(Phis, optax.apply_updates(state.phis, change))  # optax: any tree
-    return FitState(phis, moments), record
-
-
-def _compiled(step: Step, *, front: bool) -> Step:
-    """Several steps in one program, a scan over batches [steps, ...]."""
-    if front:
-        step = jax.vmap(step, in_axes=(0, None, None, None, 0))
-
-    @partial(jax.jit, donate_argnums=0)
-    def run(
-        state: FitState, bases: Any, params: Any, batches: Any, preference: Any
-    ) -> tuple[FitState, Record]:
-        def one(state: FitState, batch: Any) -> tuple[FitState, Record]:
-            return step(state, bases, params, batch, preference)
-
-        return lax.scan(one, state, batches)
-
-    return run
-
-
-def _chunks(
-    batches: Iterable[Mapping[str, Any]],
-    tasks: Sequence[str],
-    done: int,
-    steps: int,
-    size: int,
-) -> Iterator[dict[str, Any]]:
-    """Batches of several steps, stacked, from step ``done`` on."""
-    source = itertools.islice(iter(batches), done, None)
-    while done < steps:
-        count = min(size - done % size, steps - done)
-        taken = list(itertools.islice(source, count))
-        if len(taken) < count:
-            raise ValueError(f"batches end after {done + len(taken)} of {steps} steps")
-        chosen = [
-            _of_tasks(batch, tasks, step) for step, batch in enumerate(taken, done + 1)
-        ]
-        yield jax.tree.map(lambda *x: jnp.stack(x), *chosen)
-        done += count
+    return Fitted(state.phis, finish(state.phis, bases), joined(records))
 
 
 def _peek(
@@ -266,26 +189,5 @@ def _peek(
     """The first batch, and all of them."""
     batches = iter(batches)
     for first in batches:
-        return _of_tasks(first, tasks, 1), itertools.chain([first], batches)
+        return of_tasks(first, tasks, 1), itertools.chain([first], batches)
     raise ValueError("batches end before the first step")
-
-
-def _of_tasks(
-    batch: Mapping[str, Any], tasks: Sequence[str], step: int
-) -> dict[str, Any]:
-    for task in tasks:
-        if task not in batch:
-            raise ValueError(f"batches have no {task!r} at step {step}")
-    return {task: batch[task] for task in tasks}
-
-
-def _history(record: Record, *, front: bool) -> History:
-    objective, losses = (np.asarray(x) for x in record)
-    if front:  # a scan over steps of P fits
-        objective, losses = np.moveaxis(objective, 1, 0), np.moveaxis(losses, 1, 0)
-    return History(objective, losses)
-
-
-def _joined(records: list[History]) -> History:
-    axis = records[0].objective.ndim - 1
-    return History(*(np.concatenate(x, axis) for x in zip(*records, strict=True)))

@@ -57,7 +57,7 @@ def fit_identity(
         "tasks": hashlib.sha256("\0".join(problem.tasks).encode()).hexdigest(),
         "adapters": tree_digest(stacks),
         "preference": tree_digest(preference),
-        "parameters": tree_digest(jax.tree.map(_corner, params)),
+        "parameters": parameters_digest(params),
         "batches": tree_digest(batch),
         "method": program_digest(method, phis, stacks),
         "coefficients": tree_digest(phis),
@@ -66,6 +66,11 @@ def fit_identity(
         "penalty": "" if penalty is None else program_digest(penalty, phis, updates),
         "optimizer": program_digest(optimizer.update, phis, state.optimizer, phis),
     }
+
+
+def parameters_digest(params: Any) -> str:
+    """Digest of the shapes of arrays and of some of their values."""
+    return tree_digest(jax.tree.map(_corner, params))
 
 
 def tree_digest(tree: Any) -> str:

@@ -118,6 +118,23 @@ def squared_distance(
     return masked_mean(jnp.mean(apart * apart, axis=-1), mask)
 
 
+def relative_distance(
+    teacher: jax.Array, student: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Mean of ``||teacher - student||^2 / ||teacher||^2`` over features [..., d].
+
+    Language models have tokens whose hidden states are a thousand times as large as
+    those of others; in their norms all tokens are of one size, and so they are here.
+
+    >>> print(relative_distance(jnp.array([[2.0, 0.0]]), jnp.array([[2.0, 1.0]])))
+    0.25
+    """
+    _check_pair(relative_distance, teacher, student, mask, "[..., d]")
+    apart, size = wide(teacher) - wide(student), wide(teacher)
+    squares = (jnp.sum(x * x, axis=-1) for x in (apart, size))
+    return masked_mean(linalg.divide(*squares), mask)
+
+
 def _check_pair(
     function: Callable[..., Any],
     teacher: jax.Array,

@@ -3,6 +3,14 @@
 from jaxmerge.models.adapt import with_taps, with_updates
 from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
+from jaxmerge.models.blocks import (
+    Block,
+    Blocks,
+    Stream,
+    bert_blocks,
+    decoder_blocks,
+    vision_blocks,
+)
 from jaxmerge.models.decoder import (
     Decoder,
     decoder_apply,
@@ -31,15 +39,20 @@ from jaxmerge.models.vit_hub import load_vision, save_vision
 __all__ = [
     "Bert",
     "BertConfig",
+    "Block",
+    "Blocks",
     "Decoder",
     "DecoderConfig",
     "Llama3Scaling",
     "RoutedUpdate",
+    "Stream",
     "VisionConfig",
     "VisionTower",
     "add_to_params",
     "bert_apply",
+    "bert_blocks",
     "decoder_apply",
+    "decoder_blocks",
     "head_from_hub",
     "head_logits",
     "init_bert",
@@ -57,6 +70,7 @@ __all__ = [
     "save_vision",
     "token_gates",
     "vision_apply",
+    "vision_blocks",
     "vocabulary_head",
     "with_taps",
     "with_updates",

@@ -93,21 +93,30 @@ def with_updates(
     return adapted
 
 
-def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
+class Tap(NamedTuple):
+    """What a layer is given and gives."""
+
+    inputs: jax.Array  # [..., n]
+    outputs: jax.Array  # [..., m]
+
+
+def with_taps(apply: Apply, modules: Iterable[str], *, outputs: bool = False) -> Apply:
     """Returns, beside the outputs, the inputs of the named layers.
 
-    Around `with_updates` the inputs are those in the updated model. Layers inside
-    ``nn.scan`` or ``nn.remat`` cannot be tapped.
+    Around `with_updates` they are those in the updated model; inside of it, outputs are
+    those before the update is added. Layers inside ``nn.scan`` or ``nn.remat`` cannot
+    be tapped.
 
     Args:
       apply: pure function of parameters and batch that runs a Flax model.
       modules: names of the layers.
+      outputs: tap what the layers give too.
 
     Returns:
       A function of parameters and batch that gives ``(outputs, taps)``; ``taps`` holds
-      for each module its inputs [..., n]. It raises ValueError for a module that the
-      model does not run (with the nearest names) or runs twice, or a layer of another
-      kind.
+      for each module its inputs [..., n], or with ``outputs`` a `Tap`. It raises
+      ValueError for a module that the model does not run (with the nearest names) or
+      runs twice, or a layer of another kind.
 
     Raises:
       ValueError: ``apply`` is already jitted.
@@ -115,19 +124,21 @@ def with_taps(apply: Apply, modules: Iterable[str]) -> Apply:
     refuse_jitted(apply)
     modules = frozenset(modules)
 
-    def tapped(params: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        taps: dict[str, jax.Array] = {}
+    def tapped(params: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        taps: dict[str, Any] = {}
 
         def keep(call: Call) -> jax.Array:
             name = call.layer.name
             if name in taps:
                 raise ValueError(f"{name}: runs more than once in one call")
-            taps[name] = call.layer.rows(call.inputs)
+            rows = call.layer.rows(call.inputs)
+            given = call.layer.output_rows(call.outputs) if outputs else None
+            taps[name] = rows if given is None else Tap(rows, given)
             return call.outputs
 
         with intercepted(modules, keep):
-            outputs = apply(params, batch)
-        return outputs, taps
+            found = apply(params, batch)
+        return found, taps
 
     return tapped
 

@@ -220,18 +220,25 @@ class BertModel(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
         config = self.config
-        ids, visible = read_inputs(
-            inputs,
-            words=config.vocab_size,
-            longest=config.longest_input,
-            optional=["token_type_ids"],
-        )
-        types = jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids)))
+        ids, types, visible = read_texts(config, inputs)
         hidden = Embeddings(self.config, name="embeddings")(ids, types)
         hidden = Encoder(self.config, name="encoder")(hidden, visible)
         if not config.has_pooler:
             return BertOutput(hidden, hidden[:, 0])
         return BertOutput(hidden, Pooler(config, name="pooler")(hidden))
+
+
+def read_texts(
+    config: BertConfig, inputs: Inputs
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Token ids, the number of the part of each, and where they are not padding."""
+    ids, visible = read_inputs(
+        inputs,
+        words=config.vocab_size,
+        longest=config.longest_input,
+        optional=["token_type_ids"],
+    )
+    return ids, jnp.asarray(inputs.get("token_type_ids", jnp.zeros_like(ids))), visible
 
 
 class Bert(nn.Module):

@@ -67,6 +67,12 @@ class Layer(NamedTuple):
         split = self.leading + self.features
         return jnp.einsum(f"{split}->{self.outputs}", rows.reshape(self.shape(split)))
 
+    def output_rows(self, outputs: jax.Array) -> jax.Array:
+        """The outputs of the layer as rows [..., m]; the inverse of `unrows`."""
+        moved = jnp.einsum(f"{self.outputs}->{self.leading}{self.features}", outputs)
+        width = math.prod(self.shape(self.features))
+        return moved.reshape(*self.shape(self.leading), width)
+
     def to_kernel(self, update: Update) -> jax.Array:
         """An update [m, n] as a dense array with the axes of the kernel."""
         self.check(update)

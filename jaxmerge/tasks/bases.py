@@ -1,38 +1,40 @@
 """A Hugging Face folder as a pure function, by its ``model_type``."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxmerge.folders import Folder
-from jaxmerge.io import Adapters
 from jaxmerge.io.options import TaskType
 from jaxmerge.models import (
+    Blocks,
     bert_apply,
+    bert_blocks,
     decoder_apply,
+    decoder_blocks,
     head_logits,
     hub,
     load_bert,
     load_decoder,
     load_vision,
     vision_apply,
+    vision_blocks,
     vocabulary_head,
-    with_taps,
-    with_updates,
 )
 from jaxmerge.models.adapt import Apply
 from jaxmerge.models.bert import PREFIXES
-from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.models.decoder_hub import ARCHITECTURES
 from jaxmerge.models.linear_head import TWO_LAYERS, cosines
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.stacks import task_updates
-from jaxmerge.stats.moments import Mask
 from jaxmerge.tasks.images import PREPROCESSOR, pixel_normaliser
-from jaxmerge.tasks.next_tokens import TOKENIZER_CONFIG, at_places, counted_inputs
+from jaxmerge.tasks.next_tokens import (
+    TOKENIZER_CONFIG,
+    at_places,
+    without_places,
+)
 
 Inputs = Literal["texts", "images"]
 
@@ -57,6 +59,7 @@ class Base(NamedTuple):
       pad_id: number of the token that fills texts up.
       token_types: whether texts come with the number of their part.
       files: names of the files that were read.
+      blocks: the same model in blocks, from the same inputs.
       vocabulary: ``params -> [V, d]``, the head of a causal language model; None for
         models whose tasks have heads of their own.
     """
@@ -73,6 +76,7 @@ class Base(NamedTuple):
     pad_id: int
     token_types: bool
     files: tuple[str, ...]
+    blocks: Blocks
     vocabulary: Callable[[Any], jax.Array] | None = None
 
     @property
@@ -147,89 +151,25 @@ def base_files(
     return inputs, _files(Path(folder), inputs, task_type)
 
 
-def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
-    """Refuses adapters of layers that the base does not run, or that have other sizes.
-
-    Args:
-      base: the model; only traced.
-      adapters: of the base, as far as is known.
-      inputs: what it reads, [N, ...].
-
-    Raises:
-      ValueError: names the module and the nearest names, or both shapes.
-    """
-    if base.causal and LM_HEAD in adapters.stacks:
-        raise Refusal(
-            f"the adapters change {LM_HEAD}, but what is said of tokens here is said "
-            "with the head of the base; train without it, or merge without a base"
-        )
-    updates = task_updates(adapters.stacks, 0)
-    try:
-        shape_of(with_updates(base.apply, updates), base.params, inputs)
-    except ValueError as error:
-        raise Refusal(
-            f"{base.folder}: {error}; the adapters belong to another base, or need ",
-            Option("add_prefix", "<text>"),
-            " or ",
-            Option("strip_prefix", "<text>"),
-        ) from None
-
-
-def refuse_biases(adapters: Adapters) -> None:
-    """ValueError for biases of LoRA layers, which `with_updates` does not add."""
-    if adapters.biases:
-        raise Refusal(
-            f"module {next(iter(adapters.biases))!r} has a LoRA bias, which is not "
-            "added to the base model here; train without lora_bias"
-        )
-
-
-def token_mask(base: Base, inputs: Any, modules: Sequence[str]) -> Mask | None:
-    """Which inputs of some layers count, as for `jaxmerge.collect_inputs`: no padding,
-    and in a causal language model the tokens alone whose next one counts.
-
-    Args:
-      base: the model; only traced.
-      inputs: what it reads, [N, ...].
-      modules: names of layers; those after the pooling see no padding.
-    """
-    if base.inputs != "texts":
-        return None
-    _, taps = shape_of(with_taps(base.apply, modules), base.params, inputs)
-    batch_and_tokens = len(inputs["attention_mask"].shape)
-    per_token = [name for name in modules if taps[name].ndim > batch_and_tokens]
-
-    def mask(batch: Any) -> dict[str, jax.Array]:
-        filled: jax.Array = batch["attention_mask"].astype(bool)
-        counted = counted_inputs(batch) if base.causal else filled
-        return dict.fromkeys(per_token, counted)
-
-    return mask
-
-
-def shape_of(apply: Apply, params: Any, inputs: Any) -> Any:
-    """Shapes of what a model makes of the first of some inputs, without running it."""
-    first = jax.tree.map(lambda x: x[:1], inputs)
-    # a new function each time: eval_shape does not trace one again that it knows
-    return jax.eval_shape(lambda *x: apply(*x), params, first)
-
-
 def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_bert(folder)
     layers = () if config.has_pooler else TWO_LAYERS
-    base = _of_texts(folder, raw, config, params, bert_apply(config), "classifier")
+    model = bert_apply(config), bert_blocks(config)
+    base = _of_texts(folder, raw, config, params, *model, "classifier")
     return base._replace(head_layers=layers, token_types=config.has_pooler)
 
 
 def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_decoder(folder)
-    return _of_texts(folder, raw, config, params, decoder_apply(config), "score")
+    model = decoder_apply(config), decoder_blocks(config)
+    return _of_texts(folder, raw, config, params, *model, "score")
 
 
 def _load_causal(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_decoder(folder, head=True)
     apply = at_places(decoder_apply(config, output="hidden"))
-    base = _of_texts(folder, raw, config, params, apply, None)
+    blocks = _with_first(decoder_blocks(config), without_places)
+    base = _of_texts(folder, raw, config, params, apply, blocks, None)
     return base._replace(vocabulary=vocabulary_head(config))
 
 
@@ -239,6 +179,7 @@ def _of_texts(
     config: Any,
     params: Any,
     apply: Apply,
+    blocks: Blocks,
     head_module: str | None,
 ) -> Base:
     pad = raw.get("pad_token_id")
@@ -255,16 +196,23 @@ def _of_texts(
         pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
         token_types=False,
         files=_files(folder, "texts", "classification" if head_module else "causal"),
+        blocks=blocks,
+    )
+
+
+def _with_first(blocks: Blocks, change: Callable[[Apply], Apply]) -> Blocks:
+    """The same blocks, which read other inputs."""
+    return blocks._replace(
+        first=blocks.first._replace(apply=change(blocks.first.apply))
     )
 
 
 def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
     config, params = load_vision(folder)
-    tower = vision_apply(config)
     normalise = pixel_normaliser(folder, config.num_channels)
 
-    def apply(params: Any, images: jax.Array) -> jax.Array:
-        return tower(params, normalise(images))
+    def of_pixels(tower: Apply) -> Apply:
+        return lambda params, images: tower(params, normalise(images))
 
     stored = hub.read_tensors(folder, keep="logit_scale".__eq__)
     scale = [math.exp(float(value)) for value in stored.values()]
@@ -273,7 +221,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         inputs="images",
         config=config,
         params=params,
-        apply=apply,
+        apply=of_pixels(vision_apply(config)),
         logits=cosines,
         head_module=None,
         head_layers=(),
@@ -281,6 +229,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         pad_id=0,
         token_types=False,
         files=_files(folder, "images", "classification"),
+        blocks=_with_first(vision_blocks(config), of_pixels),
     )
 
 

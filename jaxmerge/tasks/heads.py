@@ -14,7 +14,8 @@ from jaxmerge.io.tensors import SafetensorsFile, read_finite
 from jaxmerge.models import head_from_hub
 from jaxmerge.models.linear_head import TWO_LAYERS
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.tasks.bases import Base, check_layers, refuse_biases, shape_of
+from jaxmerge.tasks.base_layers import check_layers, refuse_biases, shape_of
+from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.task_types import CAUSAL
 from jaxmerge.tasks.unlabeled import Unlabeled
 

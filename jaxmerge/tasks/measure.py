@@ -15,7 +15,8 @@ from jaxmerge.spread import mesh_of_jobs, on_all, over_data
 from jaxmerge.stacks import task_updates
 from jaxmerge.stats.collection import collector
 from jaxmerge.stats.moments import Statistics
-from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.base_layers import token_mask
+from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import Crop, batches_of
 from jaxmerge.tasks.heads import check_adapters
 from jaxmerge.tasks.texts import cropped

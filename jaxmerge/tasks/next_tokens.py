@@ -52,12 +52,23 @@ def at_places(hidden: Apply) -> Apply:
       hidden: a decoder, ``(params, inputs) -> [B, S, d]``.
     """
 
+    states = without_places(hidden)
+
     def apply(params: Any, inputs: Mapping[str, jax.Array]) -> jax.Array:
-        texts = {k: v for k, v in inputs.items() if k not in (PLACES, NEXT)}
         places = jnp.asarray(inputs[PLACES])
-        return jnp.take_along_axis(hidden(params, texts), places[..., None], axis=1)
+        return jnp.take_along_axis(states(params, inputs), places[..., None], axis=1)
 
     return apply
+
+
+def without_places(apply: Apply) -> Apply:
+    """A model of texts that is not told which of their tokens count."""
+
+    def states(params: Any, inputs: Mapping[str, jax.Array]) -> Any:
+        texts = {k: v for k, v in inputs.items() if k not in (PLACES, NEXT)}
+        return apply(params, texts)
+
+    return states
 
 
 def counted_tokens(inputs: Mapping[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from jaxmerge.io import Adapters
 from jaxmerge.io.options import TaskType
 from jaxmerge.mergers.iteris import ModelSample
 from jaxmerge.models import layer_weights
-from jaxmerge.tasks.bases import Base, load_base, token_mask
+from jaxmerge.tasks.base_layers import token_mask
+from jaxmerge.tasks.bases import Base, load_base
 from jaxmerge.tasks.batching import batches_of
 from jaxmerge.tasks.heads import check_adapters
 from jaxmerge.tasks.record import digests, steady

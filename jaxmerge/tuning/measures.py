@@ -23,7 +23,8 @@ from jaxmerge.learning.objectives import (
 )
 from jaxmerge.learning.step import Losses
 from jaxmerge.stacks import task_updates
-from jaxmerge.tasks.bases import Base, token_mask
+from jaxmerge.tasks.base_layers import token_mask
+from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import batch_of, row_groups
 from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import predictor, sweep_predictor

@@ -43,6 +43,14 @@ def batches():
 
 fit = partial(jm.fit, METHOD, TASKS, steps=1)
 search = partial(jm.search_start, METHOD, TASKS)
+
+
+def blocks(find, *optimizer, **steps):
+    """A preference that is not [T]; nothing of the model or its inputs is needed."""
+    given = (METHOD, TASKS, MODEL, None, {}, *optimizer)
+    return find(*given, params={}, preference=PLANE, **steps)
+
+
 rule_calls = {
     name: [lambda f=f: f(STACK), lambda f=f: f(PLANE)]
     for name, f in {
@@ -135,6 +143,7 @@ array_calls = {
         lambda: jm.stack_adapters([(ROW, ROW)]),
     ],
     "cosine_distance": [lambda: jm.cosine_distance(PLANE, PLANE[:1])],
+    "relative_distance": [lambda: jm.relative_distance(PLANE, PLANE, mask=PLANE)],
     "squared_distance": [
         lambda: jm.squared_distance(PLANE, ROW),
         lambda: jm.squared_distance(PLANE, PLANE, mask=ROW),
@@ -234,6 +243,8 @@ array_calls = {
         lambda: fit(MODEL, losses, batches(), SGD, start={"q": ROW}),
         lambda: fit(MODEL, losses, batches(), SGD, start={"o": ROW}),
     ],
+    "fit_blocks": [lambda: blocks(jm.fit_blocks, SGD, steps=1)],
+    "solve_blocks": [lambda: blocks(jm.solve_blocks)],
     "search_start": [lambda: search(MODEL, losses, batches(), preference=PLANE)],
 }
 CALLS: dict[str, list] = {}
@@ -261,7 +272,7 @@ WITHOUT = {
     "a space: in_space checks what it is given": {
         *("core", "full", "knots", "knots_unscaled", "compressed"),
     },
-    "numbers and devices alone": {"kaiming_init", "module_mesh"},
+    "numbers and devices alone": {"kaiming_init", "module_mesh", "data_mesh"},
     "functions; entropy checks what they give": {
         *("entropies", "information", "token_entropies"),
     },

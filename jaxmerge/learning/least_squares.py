@@ -71,7 +71,7 @@ def solve_blocks(
     Cost: for M layers in a block each input goes ``2 M + 2`` times through it, forward;
     normal equations of K x K for TARA-A, R of T x T for TARA-B.
 
-    Source: own; the normal equations of METHODS' layer-wise distillation.
+    Source: own, after ProDistill (arXiv 2502.12706); see `fit_blocks`.
     """
     if learned.squares is None:
         raise Refusal(

@@ -90,7 +90,8 @@ def fit(
     Computation follows the placement of ``params`` and batches; phi is replicated.
 
     Args:
-      learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
+      learned: `tara_a`, `tara_b`, `adamerging`, what `compose` makes of them, or
+        `core_router`.
       tasks: names of the adapters, in the order of the stacks; also the order of
         ``preference`` and of the history.
       stacks: module -> adapters.

@@ -16,16 +16,15 @@ def table(records: Records) -> str:
     if own is None:
         raise ValueError(f"{records.path}: no row of all adapters")
     alone, tasks = unpacked(own["hits"]), len(own["accuracy"])
-    base = records.find(way="base")
     rows = []
-    for row in sorted(records.rows, key=lambda row: row["numbers"]):
+    ways = [row for row in records.rows if "way" in row]
+    for row in sorted(ways, key=lambda row: row["numbers"]):
         behind = difference([unpacked(row["hits"])], [alone], alone)
         shown = (
             ""
             if row["way"] == "all adapters"
             else (f"{behind.value:+.1f} [{behind.low:+.1f}, {behind.high:+.1f}]")
         )
-        slower = row["forward"] / base["forward"] if base else float("nan")
         rows.append(
             [
                 row["way"],
@@ -33,12 +32,33 @@ def table(records: Records) -> str:
                 row["told"] or "nothing",
                 f"{100 + behind.value:.1f}",
                 shown,
-                f"{slower:.2f}",
             ]
         )
     head = ["what is kept", "adapters' worth of numbers>", "must be told"]
-    head += ["% of own>", "from all adapters [95 %]>", "forward pass, of base>"]
+    head += ["% of own>", "from all adapters [95 %]>"]
     return markdown_table(head, rows)
+
+
+def times(records: Records) -> str:
+    """A row for each thing that runs in the model."""
+    rows = records.all(kind="time")
+    least = min((row["seconds"] for row in rows), default=1.0)
+    return markdown_table(
+        ["what runs", "microseconds an input>", "of the base>"],
+        [
+            [
+                row["runs"],
+                f"{1e6 * row['seconds'] / row['inputs']:.0f}",
+                f"{row['seconds'] / least:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def tables(records: Records) -> str:
+    """Accuracy and memory, and times."""
+    return f"{table(records)}\n{times(records)}"
 
 
 def draw(records: Records, path: Path) -> None:
@@ -50,7 +70,7 @@ def draw(records: Records, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     families: dict[str, list[tuple[float, float, bool]]] = {}
-    for row in records.rows:
+    for row in (row for row in records.rows if "way" in row):
         kept = [row["accuracy"][task] / alone[task] for task in alone]
         size = tasks * row["numbers"] / own["numbers"]
         point = (size, 100 * float(np.mean(kept)), bool(row["told"]))

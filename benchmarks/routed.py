@@ -23,9 +23,9 @@ import numpy as np
 import jaxmerge as jm
 from jaxmerge.models import with_updates
 
-TASKS, RANK, TOKENS = 8, 16, 2048
-WIDTHS = (16, 32, 64, 128)
-LAYER = "layer"
+TASKS, RANK, TOKENS = 8, 16, 1024
+WIDTHS = (16, 64, 128)
+LAYER = "layers_0"
 
 
 def sides(width: int) -> dict[str, tuple[dict, int]]:
@@ -58,10 +58,10 @@ def sides(width: int) -> dict[str, tuple[dict, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    model = nn.Sequential([nn.Dense(options.width, use_bias=False, name=LAYER)])
+    model = nn.Sequential([nn.Dense(options.width, use_bias=False)])
     x = jax.random.normal(jax.random.key(0), (TOKENS, options.width), jnp.float32)
     params = model.init(jax.random.key(1), x)
     programs = {}

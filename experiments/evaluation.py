@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from experiments.suite import Split, Suite, narrow
-from jaxmerge.models import add_to_params
+from jaxmerge.models import add_to_params, with_updates
 from jaxmerge.stacks import task_updates
 from jaxmerge.tasks.batching import outputs_of
-from jaxmerge.types import AdapterStack, Update
+from jaxmerge.types import AdapterStack, RoutedCores, Update
 
 
 class Exam(NamedTuple):
@@ -21,6 +21,7 @@ class Exam(NamedTuple):
     splits: dict[str, Split]
     batch: int
     features: Any  # compiled (params, inputs) -> features
+    routed: Any  # compiled (params, updates, inputs) -> features
 
 
 def make_exam(
@@ -28,7 +29,13 @@ def make_exam(
 ) -> Exam:
     """Reads the first ``rows`` examples of every task."""
     splits = {task.name: task.load(part).first(rows) for task in suite.tasks}
-    return Exam(suite, splits, batch, jax.jit(suite.base.apply))
+    apply = suite.base.apply
+
+    @jax.jit
+    def routed(params: Any, updates: Any, inputs: Any) -> Any:
+        return with_updates(apply, updates)(params, inputs)
+
+    return Exam(suite, splits, batch, jax.jit(apply), routed)
 
 
 def make_exams(suite: Suite, sizes: Mapping[str, int], batch: int) -> dict[str, Exam]:
@@ -40,15 +47,24 @@ def make_exams(suite: Suite, sizes: Mapping[str, int], batch: int) -> dict[str, 
 
 
 def hits(
-    exam: Exam, updates: Mapping[str, Update], tasks: tuple[str, ...] | None = None
+    exam: Exam,
+    updates: Mapping[str, Update | RoutedCores],
+    tasks: tuple[str, ...] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Which answers of ``W0 + update`` with the head of each task are right, [N]."""
+    """Which answers of ``W0 + update`` with the head of each task are right, [N].
+
+    Routed cores run beside the weights.
+    """
     base, found = exam.suite.base, {}
-    some = next(iter(exam.splits.values())).first(1).inputs
-    merged = add_to_params(base.params, updates, apply=base.apply, batch=some)
+    features = partial(exam.routed, base.params, updates)
+    fixed = {m: x for m, x in updates.items() if not isinstance(x, RoutedCores)}
+    if len(fixed) == len(updates):
+        some = next(iter(exam.splits.values())).first(1).inputs
+        merged = add_to_params(base.params, fixed, apply=base.apply, batch=some)
+        features = partial(exam.features, merged)
 
     def logits(head: Any, inputs: Any) -> jax.Array:
-        return base.logits(head, exam.features(merged, inputs))
+        return base.logits(head, features(inputs))
 
     for task in exam.suite.tasks:
         if tasks is None or task.name in tasks:

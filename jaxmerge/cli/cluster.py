@@ -53,9 +53,9 @@ def cluster(
             [
                 (
                     " ".join(group.names),
-                    "" if group.within is None else f"{group.within:.3f}",
+                    _shown(group.within),
                     " ".join(group.nearest),
-                    "" if group.between is None else f"{group.between:.3f}",
+                    _shown(group.between),
                 )
                 for group in found.groups
             ],
@@ -63,3 +63,8 @@ def cluster(
         yield from (f"note: {note}" for note in found.notes)
 
     console.result(found.to_json(), lines)
+
+
+def _shown(value: float | None) -> str:
+    """Three decimals, without a sign before zeros."""
+    return "" if value is None else f"{round(value, 3) + 0.0:.3f}"

@@ -80,7 +80,8 @@ def fit(
     several processes each makes the same call; the first writes the checkpoints.
 
     Args:
-      learned: `tara_a`, `tara_b`, `adamerging`, or what `compose` makes of them.
+      learned: `tara_a`, `tara_b`, `adamerging`, what `compose` makes of them, or
+        `core_router`.
       tasks: names of the adapters, in the order of the stacks; also the order of
         ``preference`` and of the history.
       stacks: module -> adapters.

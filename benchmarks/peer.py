@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import platform
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 
 import jaxmerge as jm
+from benchmarks.problems import seconds
 from benchmarks.torch_merges import MERGES
 
 TASKS, RANK, ROUNDS = 8, 16, 9
@@ -40,13 +39,6 @@ OURS = {
     "tsv_m": jm.tsv_m,
     "truncated_sum": jm.then(jm.concat, partial(jm.truncate, rank=RANK)),
 }
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Of processor time, so that other work on the machine counts little."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def compare(name: str, m: int, n: int) -> dict:

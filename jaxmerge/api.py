@@ -84,6 +84,7 @@ from jaxmerge.mergers.spaces import (
     knots_unscaled,
     knots_unscaled_space,
 )
+from jaxmerge.mergers.thresholds import magnitude_threshold
 from jaxmerge.mergers.ties import (
     elect,
     largest_of_agreeing,
@@ -93,7 +94,7 @@ from jaxmerge.mergers.ties import (
     sum_of_agreeing,
     ties,
 )
-from jaxmerge.mergers.trim import keep_largest, magnitude_threshold, trim
+from jaxmerge.mergers.trim import keep_largest, trim
 from jaxmerge.mergers.whole_model import (
     calibrated_model,
     each_module,

@@ -15,7 +15,7 @@ from jaxmerge import io
 from jaxmerge.cli.values import byte_count
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.passes import threshold_in_passes
-from jaxmerge.mergers.trim import magnitude_threshold
+from jaxmerge.mergers.thresholds import magnitude_threshold
 from jaxmerge.streamed import Streamed, described, in_groups
 
 PIPELINES = (

@@ -65,6 +65,7 @@ def save_statistics(
     with folder_of_one(out, force=force, inputs=inputs, kind=STATISTICS) as folder:
         for task, statistics in pairs:
             check_task_name(task, out)
+            digest = of_first(partial(_save, folder, task, fetched(statistics)))
             found = _shapes(task, statistics)
             if shapes not in (None, found):
                 raise AdapterError(
@@ -72,7 +73,8 @@ def save_statistics(
                     "than the tasks before it; collect the same for all"
                 )
             shapes = found
-            files[task] = of_first(partial(_save, folder, task, fetched(statistics)))
+            tokens = int(max(value.count for value in statistics.values()))
+            files[task] = {"tokens": tokens, "sha256": digest}
         if shapes is None:
             raise AdapterError(f"{out}: no task to write")
         record = {
@@ -90,15 +92,12 @@ def save_statistics(
     return of_first(lambda: open_statistics(out))
 
 
-def _save(
-    folder: Path | None, task: str, statistics: Mapping[str, Statistics]
-) -> dict[str, Any]:
-    """Writes the file of a task; gives what the record says of it."""
+def _save(folder: Path | None, task: str, statistics: Mapping[str, Statistics]) -> str:
+    """Writes the file of a task; gives its SHA-256."""
     assert folder is not None  # it is asked of the process that writes
     path = folder / statistics_file(task)
     save_moments(path, statistics)
-    tokens = int(max(value.count for value in statistics.values()))
-    return {"tokens": tokens, "sha256": sha256(path)}
+    return sha256(path)
 
 
 def _shapes(task: str, statistics: Mapping[str, Statistics]) -> dict[str, Any]:

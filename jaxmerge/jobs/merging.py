@@ -95,8 +95,7 @@ def merge(
 
     Neither torch nor the base model is needed; methods that use inputs take them from
     statistics, only iteris runs the base. The folder appears complete or not at all.
-    Modules are spread over all accelerators, and over those of several processes that
-    make the same call; the first process writes.
+    Modules are spread over all accelerators, those of other processes included.
 
     Args:
       folders: PEFT adapter folders.

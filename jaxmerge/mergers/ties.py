@@ -5,9 +5,10 @@ one composition: trim entries (`jaxmerge.trim`), elect a sign for every entry
 (`sign_of_sum`, `sign_of_count`), combine the values that agree (`mean_of_agreeing`,
 `sum_of_agreeing`, `largest_of_agreeing`).
 
-Tasks are few, so they are added one by one with Python's ``sum``: XLA then fuses the
-additions with what comes before and after, while a reduction over the leading axis is
-a pass of its own, and on a CPU with several threads a slow one.
+Tasks are few, so they are treated one by one, and added with Python's ``sum``: XLA
+then fuses everything from the entries of the tasks to the merged ones, while a
+reduction over the leading axis is a pass of its own, and an array of all tasks that is
+used twice is written to memory, in a sweep once for each of its points.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmerge.doors import check_matrices
-from jaxmerge.mergers.trim import counter, density_of, keep_largest
+from jaxmerge.mergers.thresholds import counter
+from jaxmerge.mergers.trim import density_of, keep_largest
 from jaxmerge.types import RealLike
 
 Sign = Callable[[jax.Array], jax.Array]  # [T, p, q] -> [p, q] in {-1, 0, 1}
@@ -53,8 +55,8 @@ def sign_of_count(matrices: jax.Array) -> jax.Array:
 def mean_of_agreeing(matrices: jax.Array) -> jax.Array:
     """The disjoint mean: sum over tasks divided by the number of non-zero entries."""
     check_matrices(mean_of_agreeing, matrices)
-    count = jnp.sum(matrices != 0, axis=0)
-    return sum(matrices) / jnp.maximum(count, 1).astype(matrices.dtype)
+    count = sum((x != 0).astype(matrices.dtype) for x in matrices)
+    return sum(matrices) / jnp.maximum(count, 1)
 
 
 def sum_of_agreeing(matrices: jax.Array) -> jax.Array:
@@ -99,8 +101,9 @@ def elect(
     [[ 2. -5.]]
     """
     check_matrices(elect, matrices, extra)
-    outvoted = matrices * sign(matrices)[None] <= 0
-    return combine(jnp.where(outvoted & jnp.isfinite(matrices), 0, matrices))
+    signs = sign(matrices)
+    kept = [jnp.where((x * signs <= 0) & jnp.isfinite(x), 0, x) for x in matrices]
+    return combine(jnp.stack(kept))
 
 
 def ties(

@@ -4,17 +4,17 @@ The threshold is found without sorting, with a density that may be traced, and o
 number of arrays: of one module here, of a whole model in `jaxmerge.trim_whole_model`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxmerge.doors import check_matrices
+from jaxmerge.mergers.thresholds import magnitude_threshold
 from jaxmerge.refusals import Refusal
 from jaxmerge.types import RealLike, Rule
 
@@ -81,7 +81,9 @@ def keep_largest(
 
 def above(matrices: jax.Array, threshold: jax.Array) -> jax.Array:
     """Entries whose magnitude reaches the threshold [T] of their task, and NaN."""
-    return jnp.where(jnp.abs(matrices) < threshold[:, None, None], 0, matrices)
+    # task by task, as in `jaxmerge.mergers.ties`: the one array is then never made
+    pairs = zip(matrices, threshold, strict=True)
+    return jnp.stack([jnp.where(jnp.abs(x) < least, 0, x) for x, least in pairs])
 
 
 def kept_count(
@@ -145,105 +147,6 @@ def density_of(
             f"densities=<one for each task> in the call; got {found}"
         )
     return jnp.asarray(densities) if density is None else density
-
-
-def magnitude_threshold(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:
-    """The ``count``-th largest magnitude over all blocks of each task, exactly.
-
-    Non-negative floats are ordered as their bit patterns are, so the threshold is found
-    by bisection over integers: one pass over the data for each bit, no sort, no
-    reshape, and no gather where the blocks are spread over devices.
-
-    Args:
-      blocks: arrays [T, ...] of one dtype.
-      count: how many entries to keep, at least 0; may be traced.
-
-    Returns:
-      [T]; keeping ``abs(x) >= threshold`` keeps count entries, and all that tie with
-      the last. Infinite where count is 0. NaN counts as infinite.
-
-    >>> print(magnitude_threshold([jnp.array([[1.0, -4.0, 2.0]])], 2))
-    [2.]
-    """
-    if hasattr(blocks, "shape") or not blocks:
-        raise Refusal(
-            "magnitude_threshold takes a list of arrays [T, ...], at least one; put "
-            "one array into a list"
-        )
-    for block in blocks:
-        if block.shape[:1] != blocks[0].shape[:1] or block.dtype != blocks[0].dtype:
-            raise Refusal(
-                "magnitude_threshold takes arrays [T, ...] of one T and dtype, got "
-                f"{block.dtype} {block.shape} beside {blocks[0].dtype} "
-                f"{blocks[0].shape}"
-            )
-    if len(blocks) > 1:
-        return _bisect(blocks, count)
-    return _bisect_each(blocks[0], count)
-
-
-@jax.jit
-def _bisect_each(block: jax.Array, count: ArrayLike) -> jax.Array:
-    """`_bisect` of one array; on a CPU task by task, so that a task stays in cache."""
-    count = jnp.broadcast_to(count, block.shape[:1])
-
-    def one_by_one(block: jax.Array, count: jax.Array) -> jax.Array:
-        return lax.map(lambda x: _bisect([x[0][None]], x[1][None])[0], (block, count))
-
-    def together(block: jax.Array, count: jax.Array) -> jax.Array:
-        return _bisect([block], count)
-
-    return lax.platform_dependent(block, count, cpu=one_by_one, default=together)
-
-
-@jax.jit
-def _bisect(blocks: Sequence[jax.Array], count: ArrayLike) -> jax.Array:
-    dtype = blocks[0].dtype
-    pattern = jnp.int64 if jnp.finfo(dtype).bits == 64 else jnp.int32
-    count_dtype = counter()
-    size = sum(block[0].size for block in blocks)
-    if size > jnp.iinfo(count_dtype).max:
-        raise ValueError(
-            f"{size} entries cannot be counted in {count_dtype}; set jax_enable_x64"
-        )
-    patterns = [
-        lax.bitcast_convert_type(jnp.abs(lax.stop_gradient(block)), pattern)
-        for block in blocks
-    ]
-    count = jnp.asarray(count).astype(count_dtype)
-
-    def halve(
-        _: Any, bounds: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # at least count entries are >= low; fewer are >= high
-        middle = low + (high - low) // 2
-        enough = sum(_count_from(middle, x) for x in patterns) >= count
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), pattern)
-    low = jnp.zeros(blocks[0].shape[0], pattern)
-    high = jnp.full_like(low, infinity + 1)
-    low, _ = lax.fori_loop(0, jnp.finfo(dtype).bits - 1, halve, (low, high))
-    threshold = lax.bitcast_convert_type(low, dtype)
-    return jnp.where(count > 0, threshold, jnp.inf)
-
-
-def counter() -> np.dtype:
-    """The dtype of the widest integer that JAX is set to use."""
-    return jax.dtypes.canonicalize_dtype(jnp.int64)
-
-
-def _count_from(bound: jax.Array, values: jax.Array) -> jax.Array:
-    """How many values [T, ...] of each task reach its bound [T].
-
-    Rows are counted in floats, which a CPU adds up three times as fast as integers.
-    """
-    reached = jax.vmap(jnp.greater_equal)(values, bound)
-    if reached.shape[-1] > 2 ** jnp.finfo(jnp.float32).nmant:
-        rows = jnp.sum(reached, axis=-1, dtype=counter())
-    else:
-        rows = jnp.sum(reached.astype(jnp.bfloat16), axis=-1, dtype=jnp.float32)
-    return jnp.sum(rows.astype(counter()), axis=range(1, rows.ndim))
 
 
 def _traced_count(density: RealLike, size: int | jax.Array) -> jax.Array:

@@ -16,12 +16,12 @@ from jaxmerge.doors import check_model
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.passes import threshold_in_passes
 from jaxmerge.mergers.spaces import merged_in
+from jaxmerge.mergers.thresholds import magnitude_threshold
 from jaxmerge.mergers.trim import (
     above,
     check_density,
     density_of,
     kept_count,
-    magnitude_threshold,
 )
 from jaxmerge.stacks import task_weights
 from jaxmerge.stats.matching import check_statistics

@@ -16,7 +16,17 @@ JOBS = (
     *("convert", "bake", "extract"),
 )
 MORE = ("run_recipe", "push")  # commands that take none of the options of reading
-OTHERS = {"seconds", "path", "sha256", "files", "quiet", "as_json", "read", "progress"}
+OTHERS = {
+    "distributed",  # says how a process was started
+    "seconds",
+    "path",
+    "sha256",
+    "files",
+    "quiet",
+    "as_json",
+    "read",
+    "progress",
+}
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 

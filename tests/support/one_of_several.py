@@ -27,11 +27,12 @@ from jaxmerge.processes import of_first, together
 from jaxmerge.runtime import start_jax
 
 MERGER = jm.full_space(jm.dare(jm.elect, density=0.5))
+TIMEOUT = 400  # seconds, where other work fills the machine
 RANKS = (2, 3)
 SIZES = {"q": (6, 5), "k": (6, 5), "v": (6, 5), "o": (5, 7)}
 
 
-def start(count, folder, *tasks, timeout=100):
+def start(count, folder, *tasks):
     """Runs this file in several processes; gives what each of them found."""
     (folder / "found").mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -62,7 +63,7 @@ def start(count, folder, *tasks, timeout=100):
         ]
         for process in running:
             stack.callback(process.kill)
-        codes = [process.wait(timeout) for process in running]
+        codes = [process.wait(TIMEOUT) for process in running]
     told = [name.read_text() for name in names]
     assert codes == [0] * count, "\n".join(told)
     files = [folder / "found" / f"{index}.json" for index in range(count)]
@@ -185,7 +186,7 @@ def learn(folder):
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(90)  # says in its log where it waits
+    faulthandler.dump_traceback_later(TIMEOUT - 60)  # says in its log where it waits
     start_jax(distributed=True)
     place = Path(sys.argv[1])
     found = {task: globals()[task](place) for task in sys.argv[2:]}

@@ -1,5 +1,7 @@
 """Flax models with Hugging Face names, and merged updates for any Flax model."""
 
+from typing import TYPE_CHECKING, Any
+
 from jaxmerge.models.adapt import with_taps, with_updates
 from jaxmerge.models.bert import Bert, BertConfig, bert_apply, init_bert
 from jaxmerge.models.bert_hub import load_bert, save_bert
@@ -36,6 +38,9 @@ from jaxmerge.models.vit import (
 )
 from jaxmerge.models.vit_hub import load_vision, save_vision
 
+if TYPE_CHECKING:
+    from jaxmerge.models.nnx_models import nnx_apply
+
 __all__ = [
     "Bert",
     "BertConfig",
@@ -63,6 +68,7 @@ __all__ = [
     "load_bert",
     "load_decoder",
     "load_vision",
+    "nnx_apply",
     "routed_module",
     "routed_product",
     "save_bert",
@@ -75,3 +81,12 @@ __all__ = [
     "with_taps",
     "with_updates",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads nnx for those who use it, which takes as long as all of the rest."""
+    if name != "nnx_apply":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from jaxmerge.models import nnx_models
+
+    return nnx_models.nnx_apply

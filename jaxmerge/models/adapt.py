@@ -2,25 +2,22 @@
 
 A module name is the path of a layer in the model, joined by dots: with the module
 names of Hugging Face it is the PEFT name. Layers may be ``nn.Dense``,
-``nn.DenseGeneral`` and ``nn.Einsum``, in the layouts of `jaxmerge.models.layout`.
+``nn.DenseGeneral`` and ``nn.Einsum``, in the layouts of `jaxmerge.models.layout`, and
+those of nnx in a model that `jaxmerge.models.nnx_models` made a function of.
 """
 
-import difflib
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmerge.models.layout import KINDS, Layer, layer_of
+from jaxmerge.models.calls import Apply, Call, intercepted
+from jaxmerge.models.layout import Layer
 from jaxmerge.models.routing import routed_product
 from jaxmerge.types import LowRank, RoutedCores, Update
-
-Apply = Callable[[Any, Any], Any]  # (params, batch) -> outputs; runs a Flax model
 
 
 def with_updates(
@@ -154,65 +151,6 @@ def kernel_sum(layer: Layer, update: Update, kernel: jax.Array) -> jax.Array:
 
 def _at_least_float32(*dtypes: Any) -> Any:
     return jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32
-
-
-class Call(NamedTuple):
-    """One call of a linear layer inside a model."""
-
-    layer: Layer
-    inputs: jax.Array
-    outputs: jax.Array
-    module: nn.Module
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def with_kernel(self, change: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """Outputs of the same call with another kernel."""
-        args, kwargs = self.arguments
-        params = dict(self.module.variables["params"])
-        params["kernel"] = change(params["kernel"])
-        alone = self.module.clone(parent=None, name=None)
-        outputs = alone.apply({"params": params}, *args, **kwargs)
-        return cast(jax.Array, outputs)  # a pair only where something is mutable
-
-
-@contextmanager
-def intercepted(
-    modules: Collection[str], change: Callable[[Call], jax.Array]
-) -> Generator[None, None, None]:
-    """Replaces the outputs of the named layers, while a model runs in its context.
-
-    Raises:
-      ValueError: a name of no linear layer that was run.
-    """
-    linear: set[str] = set()
-
-    def interceptor(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        module, name = context.module, ".".join(context.module.path)
-        outputs = call(*args, **kwargs)
-        if context.method_name != "__call__":
-            return outputs
-        if isinstance(module, KINDS):
-            linear.add(name)
-        elif name in modules:
-            kinds = ", ".join(kind.__name__ for kind in KINDS)
-            raise ValueError(f"{name} is a {type(module).__name__}, not one of {kinds}")
-        if name not in modules:
-            return outputs
-        inputs = args[0] if args else kwargs["inputs"]
-        layer = layer_of(name, module, *args, **kwargs)
-        return change(Call(layer, inputs, outputs, module, (args, kwargs)))
-
-    with nn.intercept_methods(interceptor):
-        yield
-    for name in sorted(set(modules) - linear):
-        near = difflib.get_close_matches(name, sorted(linear), n=3, cutoff=0.0)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"{name}: the model runs no linear layer of that name{hint}")
 
 
 def _merged_is_faster(layer: Layer) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxmerge.models.adapt import Apply, Call, intercepted, kernel_sum, refuse_jitted
-from jaxmerge.models.layout import KINDS, Layer
+from jaxmerge.models.adapt import Apply, kernel_sum, refuse_jitted
+from jaxmerge.models.calls import Call, Event, intercepted, watched
+from jaxmerge.models.layout import Layer
 from jaxmerge.types import Update
 
 
@@ -32,17 +32,12 @@ def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
     refuse_jitted(apply)
     names: dict[str, None] = {}
 
-    def note(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Any,
-    ) -> Any:
-        if context.method_name == "__call__" and isinstance(context.module, KINDS):
-            names[".".join(context.module.path)] = None
-        return call(*args, **kwargs)
+    def note(event: Event, call: Callable[[], Any]) -> Any:
+        if event.layer is not None:
+            names[event.name] = None
+        return call()
 
-    with nn.intercept_methods(note):
+    with watched(note):
         jax.eval_shape(lambda *args: apply(*args), params, batch)
     return tuple(names)
 

@@ -14,7 +14,7 @@ layer                                    kernel         n        m
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -113,37 +113,61 @@ def layer_of(
         (batch dimensions): its update is not one matrix.
     """
     if isinstance(module, nn.Einsum):
-        equation = (einsum_str or module.einsum_str or "").replace(" ", "")
-        equation = _without_dots(equation, inputs.ndim)
-        axes, kernel, outputs = equation.replace("->", ",").split(",")
-        sizes = inputs.shape + tuple(module.shape)
-    else:
-        axes, kernel, outputs, features = _dense_axes(module, inputs.ndim)
-        contracted = tuple(inputs.shape[axes.index(a)] for a in kernel if a in axes)
-        sizes = inputs.shape + contracted + features
-    distinct = all(len(set(part)) == len(part) for part in (axes, kernel, outputs))
+        equation = einsum_str or module.einsum_str or ""
+        shape = tuple(module.shape)
+        return einsum_layer(name, inputs, equation, shape, module.precision)
+    axis, batch = (-1,), ()
+    if isinstance(module, nn.DenseGeneral):
+        axis, batch = module.axis, module.batch_dims
+    return dense_layer(name, inputs, module.features, axis, batch, module.precision)
+
+
+def einsum_layer(
+    name: str,
+    inputs: jax.Array,
+    equation: str,
+    shape: tuple[int, ...],
+    precision: Any,
+) -> Layer:
+    """A layer of an einsum with a kernel of a shape."""
+    equation = _without_dots(equation.replace(" ", ""), inputs.ndim)
+    axes, kernel, outputs = equation.replace("->", ",").split(",")
+    return _layer(name, (axes, kernel, outputs), inputs.shape + shape, precision)
+
+
+def dense_layer(
+    name: str,
+    inputs: jax.Array,
+    features: int | Sequence[int],
+    axis: int | Sequence[int],
+    batch: int | Sequence[int],
+    precision: Any,
+) -> Layer:
+    """A layer that contracts some axes of its inputs, in ascending order."""
+    features, ndim = _as_tuple(features), inputs.ndim
+    axes = ascii_lowercase[:ndim]
+    own = "".join(axes[i] for i in sorted(i % ndim for i in _as_tuple(batch)))
+    contracted = "".join(axes[i] for i in sorted(i % ndim for i in _as_tuple(axis)))
+    new = ascii_uppercase[: len(features)]
+    kept = "".join(a for a in axes if a not in contracted + own)
+    kernel = own + contracted + new
+    sizes = tuple(inputs.shape[axes.index(a)] for a in own + contracted)
+    spec = (axes, kernel, own + kept + new)
+    return _layer(name, spec, inputs.shape + sizes + features, precision)
+
+
+def _layer(
+    name: str, spec: tuple[str, str, str], sizes: tuple[int, ...], precision: Any
+) -> Layer:
+    axes, kernel, outputs = spec
+    distinct = all(len(set(part)) == len(part) for part in spec)
     if not distinct or any((a in axes) == (a in outputs) for a in kernel):
         raise ValueError(
             f"{name}: {axes},{kernel}->{outputs} has kernel axes that are not either "
             "inputs or outputs, so its update is not one matrix"
         )
     sizes_of = dict(zip(axes + kernel, sizes, strict=True))
-    return Layer(name, axes, kernel, outputs, sizes_of, module.precision)
-
-
-def _dense_axes(
-    module: nn.Dense | nn.DenseGeneral, ndim: int
-) -> tuple[str, str, str, tuple[int, ...]]:
-    features, axis, batch = module.features, (-1,), ()
-    if isinstance(module, nn.DenseGeneral):
-        axis, batch = _as_tuple(module.axis), _as_tuple(module.batch_dims)
-    features = _as_tuple(features)
-    axes = ascii_lowercase[:ndim]
-    batch = "".join(axes[i] for i in sorted(i % ndim for i in batch))
-    contracted = "".join(axes[i] for i in sorted(i % ndim for i in axis))
-    new = ascii_uppercase[: len(features)]
-    kept = "".join(a for a in axes if a not in contracted + batch)
-    return axes, batch + contracted + new, batch + kept + new, features
+    return Layer(name, axes, kernel, outputs, sizes_of, precision)
 
 
 def _without_dots(equation: str, ndim: int) -> str:
@@ -152,5 +176,5 @@ def _without_dots(equation: str, ndim: int) -> str:
     return equation.replace("...", "".join(spare[: ndim - len(operand)]))
 
 
-def _as_tuple(value: Any) -> tuple[int, ...]:
+def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)

@@ -60,7 +60,8 @@ def convert(
     Several PEFT folders become one orbax checkpoint, of which --task takes one out.
     --to nnx, qwix, tunix, maxtext-llama, maxtext-qwen, gemma or keras writes what that
     library reads; --to peft, diffusers or kohya one adapter as that kind, where the
-    names of its modules are certain. No update is lost, but the scale is folded into B (alpha = r).
+    names of its modules are certain. No update is lost, but the scale is folded into B
+    (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting

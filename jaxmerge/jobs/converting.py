@@ -71,7 +71,8 @@ def convert(
       out: what to create.
       to: "orbax", one checkpoint of several adapters; "peft", "diffusers" or "kohya",
         one adapter; or the library "nnx", "qwix", "tunix", "maxtext-llama",
-        "maxtext-qwen", "gemma" or "keras". Checkpoints become "peft" unless given, and everything else "orbax".
+        "maxtext-qwen", "gemma" or "keras". Checkpoints become "peft" unless given, and
+        everything else "orbax".
       like: checkpoint of the model that the library is to load the result into; unless
         given one of those that a merged folder was made of, if any.
       task: name of the adapter to take from a checkpoint that holds several.

@@ -162,3 +162,45 @@ def test_the_wheel_works_far_from_the_tree(built, version, tmp_path):
     )  # fmt: skip
     again = run(programs / "jaxmerge", "verify", "merged", "--json", cwd=tmp_path)
     assert json.loads(again)["identical"]
+
+
+RUNS = "runs/cars runs/dtd runs/svhn"
+MODEL = "--base base --data data"
+TOUR = (  # what the extras are for, beside the commands that need none
+    f"plan {RUNS}",
+    f"inspect {RUNS} --html page.html --plots plots",
+    f"merge {RUNS} -p ties(density=0.2)|core|scale(0.8) --heads keep --out merged",
+    "verify merged",
+    f"learn {RUNS} {MODEL} -p tara_b --steps 3 --out learned",
+    f"tune {RUNS} {MODEL} -p concat|scale({{0.5:2}}) --search cma --evaluations 4"
+    " --plot tuned.png --out tuned",
+    f"evaluate merged {RUNS} {MODEL} --plot scores.png",
+    "convert runs/cars runs/dtd --out checkpoint",
+    "convert checkpoint --task dtd --out back",
+    "bake merged --base base --head merged/heads/cars.safetensors --new-heads"
+    " --out baked",
+    "extract baked --base base --energy 0.99 --others save --out extracted",
+    "run merged --print",
+    "run recipe.yaml --out again",
+    "push merged owner/merged --dry-run",
+    "plan small.lora.h5 --alpha 6",
+)
+
+
+@pytest.mark.thorough
+def test_the_wheel_with_all_extras_does_what_they_are_for(built, tmp_path):
+    _, wheel = built
+    extras = PROJECT["project"]["optional-dependencies"].keys() - {"docs", "test"}
+    run(next(iter(interpreters().values())), "-m", "venv", "venv", cwd=tmp_path)
+    programs = tmp_path / "venv/bin"
+    whole = f"{wheel}[{','.join(sorted(extras))}]"
+    run(programs / "python", "-m", "pip", "install", "--quiet", whole, cwd=tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    shutil.copy(ROOT / "tests/data/keras/small.lora.h5", tmp_path)
+    run(programs / "python", "-m", "experiments.example", cwd=tmp_path)
+    recipe = f"adapters: [{RUNS.replace(' ', ', ')}]\npipeline: tsv_m\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    for line in TOUR:
+        run(programs / "jaxmerge", *line.split(" "), cwd=tmp_path)
+    for plot in ("tuned.png", "scores.png"):
+        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG")

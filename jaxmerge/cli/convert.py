@@ -58,9 +58,10 @@ def convert(
     """Convert adapters to orbax, a JAX library or another kind of file, and back.
 
     Several PEFT folders become one orbax checkpoint, of which --task takes one out.
-    --to nnx, qwix, tunix or gemma writes a checkpoint of that library; --to peft,
-    diffusers or kohya one adapter as that kind, where the names of its modules are
-    certain. No update is lost, but the scale is folded into B (alpha = r).
+    --to nnx, qwix, tunix, maxtext-llama, maxtext-qwen, gemma or keras writes what that
+    library reads; --to peft, diffusers or kohya one adapter as that kind, where the
+    names of its modules are certain. No update is lost, but the scale is folded into B
+    (alpha = r).
     """
     start_jax()
     from jaxmerge.jobs import converting

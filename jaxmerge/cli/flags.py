@@ -187,7 +187,8 @@ def _read_options(
         typer.Option(
             metavar="NAME",
             help="Layout of weight files without a config (diffusers); the JAX "
-            "library whose checkpoint it is (nnx, qwix, tunix or gemma).",
+            "library whose checkpoint it is (nnx, qwix, tunix, maxtext-llama, "
+            "maxtext-qwen, gemma or keras).",
         ),
     ] = None,
     lora_alpha: Annotated[

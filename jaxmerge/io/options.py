@@ -9,7 +9,7 @@ from jaxmerge.io.errors import AdapterError, given, show
 from jaxmerge.refusals import Option
 
 BridgeName = Literal[  # trees of JAX libraries
-    "nnx", "qwix", "tunix", "maxtext-llama", "maxtext-qwen", "gemma"
+    "nnx", "qwix", "tunix", "maxtext-llama", "maxtext-qwen", "gemma", "keras"
 ]
 Layout = Literal["diffusers", BridgeName]  # without a config
 ScanAxis = Literal[0, 1, "none"]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmerge.folders import Folder
+from jaxmerge.io.bridges.keras import keras_file
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, first_entries
 from jaxmerge.io.foreign import format_of_file, format_of_keys
@@ -42,7 +43,7 @@ def adapter_place(folder: Folder) -> Path:
         exists = os.path.lexists(path)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{str(folder)!r}: not a usable path ({error})") from error
-    if exists and kind_of_file(path) is None:
+    if exists and kind_of_file(path) is None and keras_file(path) is None:
         raise AdapterError(f"{path}: {_file_instead(path)}")
     if exists:
         return path

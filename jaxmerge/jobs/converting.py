@@ -70,8 +70,9 @@ def convert(
         one orbax checkpoint of this package.
       out: what to create.
       to: "orbax", one checkpoint of several adapters; "peft", "diffusers" or "kohya",
-        one adapter; or the library "nnx", "qwix", "tunix" or "gemma". Checkpoints
-        become "peft" unless given, and everything else "orbax".
+        one adapter; or the library "nnx", "qwix", "tunix", "maxtext-llama",
+        "maxtext-qwen", "gemma" or "keras". Checkpoints become "peft" unless given, and
+        everything else "orbax".
       like: checkpoint of the model that the library is to load the result into; unless
         given one of those that a merged folder was made of, if any.
       task: name of the adapter to take from a checkpoint that holds several.

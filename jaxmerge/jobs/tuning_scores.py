@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxmerge.io import Adapters
 from jaxmerge.jobs.merge_recipe import MergeRecipe
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, PipelineError, parse
-from jaxmerge.spec.varied import without_scale
+from jaxmerge.spec.varied import density_apart, without_scale
 from jaxmerge.tuning.families import Point
 from jaxmerge.tuning.measures import Measure
 from jaxmerge.tuning.progression import Evaluate
@@ -42,7 +43,7 @@ def model_scores(
     """Scores merges by a measure of the model that carries them.
 
     Points that differ in their last scale alone share a merge, and go through the model
-    in one compiled call.
+    in one compiled call; those that differ in a density share the program of the merge.
 
     Args:
       recipe: gives the recipe of a point and a seed.
@@ -55,7 +56,12 @@ def model_scores(
 
     @lru_cache(maxsize=len(seeds))  # the last merge, with every seed
     def merged(point: Point, seed: int | None) -> dict[str, Update]:
-        updates, _ = recipe(point, seed).run(adapters)
+        asked = recipe(point, seed)
+        pipeline, density = density_apart(asked.pipeline)
+        if density is not None:  # so that densities share a program
+            densities = (density,) * len(adapters.names)
+            asked = replace(asked, pipeline=pipeline, densities=densities)
+        updates, _ = asked.run(adapters)
         return _of_one_shape(updates, adapters) if masked else updates
 
     def scored(values: Sequence[Mapping[str, float]]) -> Scored:

@@ -22,7 +22,7 @@ from jaxmerge.spec.grammar import (
     read_value,
     syntax_of,
 )
-from jaxmerge.spec.kinds import Accepts, Argument
+from jaxmerge.spec.kinds import EACH, Accepts, Argument
 from jaxmerge.spec.pipeline import Pipeline, parse
 from jaxmerge.spec.steps import STEPS
 
@@ -195,6 +195,30 @@ def without_scale(pipeline: Pipeline) -> tuple[Pipeline, float]:
         last = calls.pop()
         factor *= dict(last.arguments)[last.step.multiplies]
     return Pipeline(tuple(calls)), factor
+
+
+def density_apart(pipeline: Pipeline) -> tuple[Pipeline, float | None]:
+    """A pipeline that is given its density when it runs, and the density.
+
+    Merges that differ in it alone are then one program. As it is, and None, where no
+    step has a density that may be given, or several have one.
+
+    >>> apart, density = density_apart(parse("elect|trim(density=0.2)|core"))
+    >>> apart.text, density
+    ('elect|trim(density=each)|core', 0.2)
+    """
+    found = [
+        (place, value)
+        for place, call in enumerate(pipeline.calls)
+        for name, value in call.arguments
+        if call.step.arguments[name].accepts.each
+    ]
+    if len(found) != 1 or found[0][1] == EACH:
+        return pipeline, None
+    (place, density), calls = found[0], list(pipeline.calls)
+    arguments = dict(calls[place].arguments) | {"density": EACH}
+    calls[place] = calls[place]._replace(arguments=tuple(arguments.items()))
+    return Pipeline(tuple(calls)), density
 
 
 def read_range(name: str, node: ast.expr, accepts: Accepts) -> Range | Choices:

@@ -150,7 +150,7 @@ def test_what_a_folder_cannot_become_is_refused(tmp_path):
         ([peft], {"to": "tunix", "lora_alpha": 1}, "pass like=<tree>"),
         ([peft], {"to": "gemma"}, "pass like=<tree>"),
         ([peft, peft], {"to": "nnx"}, "give one adapter at a time"),
-        ([peft], {"to": "keras"}, "to='keras': expected orbax"),
+        ([peft], {"to": "mlx"}, "to='mlx': expected orbax"),
         ([one], {"like": one, "lora_alpha": 1}, "like is for nnx"),
         ([peft], {"to": "qwix", "like": peft, "lora_alpha": 1}, "no checkpoint of orb"),
     ):

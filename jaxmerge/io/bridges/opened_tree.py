@@ -12,9 +12,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from jaxmerge.io.bridges.alphas import alphas_of
+from jaxmerge.io.bridges.keras import KerasFile, keras_file
 from jaxmerge.io.bridges.pairs import Pair, TreePath, find_pairs
 from jaxmerge.io.bridges.table import BRIDGES, OF_QWIX, told
-from jaxmerge.io.bridges.trees import PARAMETERS, OrbaxTree, Tree, tree_folder
+from jaxmerge.io.bridges.trees import (
+    PARAMETERS,
+    OrbaxTree,
+    StoredTree,
+    Tree,
+    tree_folder,
+)
 from jaxmerge.io.config import AdapterConfig
 from jaxmerge.io.errors import AdapterError, listing
 from jaxmerge.io.files import CONFIG_FILE, read_object
@@ -77,10 +84,15 @@ def _parts(pair: Pair) -> tuple[tuple[Part, TreePath], ...]:
 
 
 def is_tree(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of orbax and no folder of PEFT."""
+    """Whether a place is a checkpoint of orbax or a file of Keras, and none of PEFT."""
     if os.path.lexists(folder / CONFIG_FILE) or format_of(folder) is not None:
         return False
-    return tree_folder(folder) is not None
+    return keras_file(folder) is not None or tree_folder(folder) is not None
+
+
+def stored_tree(place: Path) -> StoredTree:
+    """The tree of a checkpoint, or of a file of Keras."""
+    return OrbaxTree(place) if keras_file(place) is None else KerasFile(place)
 
 
 def check_has_trees(places: Iterable[Path], options: ReadOptions) -> None:
@@ -114,7 +126,7 @@ def open_folder(
             read_object(record).get("lora_alpha"), f"{record}: lora_alpha"
         )
     known = alpha if said is None else said
-    config, tensors, table = open_tree(OrbaxTree(folder), options, known)
+    config, tensors, table = open_tree(stored_tree(folder), options, known)
     if alpha is not None and known != alpha:
         table.notes.append(f"read with the lora_alpha of its record, {known}")
     return config, tensors, table
@@ -162,7 +174,7 @@ def library_of(tree: Tree, options: ReadOptions) -> BridgeName:
         paths = listing(map("/".join, tree.infos))
         raise AdapterError(
             f"{tree.path}: holds no LoRA factors of a JAX library that is known here "
-            f"(flax nnx, qwix, tunix, gemma); it holds {paths or 'no arrays'}"
+            f"(flax nnx, qwix, tunix, gemma, Keras); it holds {paths or 'no arrays'}"
         )
     if len(found) > 1:
         says = " and ".join(BRIDGES[name].says for name in found)

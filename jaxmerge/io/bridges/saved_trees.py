@@ -8,15 +8,20 @@ it, so that this package reads it back without being told; no library reads that
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxmerge.folders import Folder
-from jaxmerge.io.bridges.opened_tree import is_tree, library_of, open_tree
+from jaxmerge.io.bridges.opened_tree import (
+    is_tree,
+    library_of,
+    open_tree,
+    stored_tree,
+)
 from jaxmerge.io.bridges.pairs import TreePath
 from jaxmerge.io.bridges.table import BRIDGES
-from jaxmerge.io.bridges.trees import OrbaxTree, replaced, save_arrays
+from jaxmerge.io.bridges.trees import StoredTree, as_there, save_arrays
 from jaxmerge.io.bridges.trees_in_memory import factors_of, nested
 from jaxmerge.io.bridges.weave import new_pairs, woven
 from jaxmerge.io.errors import AdapterError
@@ -82,24 +87,21 @@ def save_tree(
         alpha = "rank"
     weaving = {"alpha": alpha, "rank": rank}
     if like is None:
-        place, pairs = Path(), new_pairs(updates, bridge)
+        held, pairs = None, new_pairs(updates, bridge)
         arrays = woven(updates, pairs, bridge, where=out, **weaving)
-        tree: Any = nested(arrays)
     else:
-        held = OrbaxTree(Path(like))
+        held = stored_tree(Path(like))
         options = ReadOptions(layout=layout, scan_axis=scan_axis)
-        place, pairs = (
-            held.item.relative_to(like),
-            open_tree(held, options, "rank")[1].pairs,
-        )
+        pairs = open_tree(held, options, "rank")[1].pairs
         arrays = woven(updates, pairs, bridge, where=like, **weaving)
-        arrays = {path: held.as_there(path, array) for path, array in arrays.items()}
-        others = held.read(held.infos.keys() - arrays.keys())
-        tree = replaced(held.tree, lambda path, _: {**others, **arrays}[path])
+        arrays = {path: as_there(held, path, array) for path, array in arrays.items()}
     kept = [path for path in (like, *inputs) if path is not None]
     with staged_folder(out, force=force, inputs=kept) as folder:
-        save_arrays(folder, place, tree)
-        _check_written(OrbaxTree(folder), arrays)
+        if held is None:
+            save_arrays(folder, Path(), nested(arrays))
+        else:
+            held.write(folder, arrays)
+        _check_written(stored_tree(folder), arrays)
         record = {
             "format": FORMAT,
             "layout": layout,
@@ -135,12 +137,12 @@ def tree_of_merge(folder: Folder, layout: BridgeName) -> TreeOfMerge | None:
     except (AdapterError, KeyError, TypeError):
         return None
     for place in places:
-        if is_tree(place) and library_of(OrbaxTree(place), options) == layout:
+        if is_tree(place) and library_of(stored_tree(place), options) == layout:
             return TreeOfMerge(place, options.lora_alpha, options.scan_axis)
     return None
 
 
-def _check_written(tree: OrbaxTree, arrays: Mapping[TreePath, np.ndarray]) -> None:
+def _check_written(tree: StoredTree, arrays: Mapping[TreePath, np.ndarray]) -> None:
     """RuntimeError unless arrays read back bit by bit as they were meant."""
     found = tree.read(arrays)
     for path, array in arrays.items():

@@ -6,7 +6,7 @@ Nothing here imports JAX or one of the libraries.
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from jaxmerge.io.bridges import gemma, hugging_face, maxtext, nnx, qwix
+from jaxmerge.io.bridges import gemma, hugging_face, keras, maxtext, nnx, qwix
 from jaxmerge.io.bridges.pairs import Heads, Role, TreePath
 from jaxmerge.io.options import BridgeName
 
@@ -93,6 +93,14 @@ BRIDGES: dict[BridgeName, Bridge] = {
         unscaled=True,
         new_paths=None,
     ),
+    "keras": Bridge(
+        "a LoRA file of Keras",
+        keras.role,
+        _own_name,
+        matrices=False,
+        unscaled=False,
+        new_paths=None,
+    ),
 }
 
 
@@ -110,7 +118,7 @@ def told(paths: Iterable[TreePath], *, by_tunix: bool) -> list[BridgeName]:
     ['tunix']
     """
     paths = list(paths)
-    apart: tuple[BridgeName, ...] = ("nnx", "qwix", "gemma")
+    apart: tuple[BridgeName, ...] = ("nnx", "qwix", "gemma", "keras")
     found: list[BridgeName] = [
         name for name in apart if any(map(BRIDGES[name].role, paths))
     ]

@@ -45,6 +45,14 @@ class Tree(Protocol):
         ...
 
 
+class StoredTree(Tree, Protocol):
+    """A tree on disk."""
+
+    def write(self, folder: Path, arrays: Mapping[TreePath, np.ndarray]) -> None:
+        """Writes the tree into an existing folder, with other arrays at some paths."""
+        ...
+
+
 class MemoryTree:
     """A pytree: dicts, lists, an `nnx.State`, with arrays as leaves."""
 
@@ -64,14 +72,15 @@ class OrbaxTree:
     """The tree of a checkpoint; opening it reads what orbax says of the arrays.
 
     Attributes:
-      item: the folder that holds the tree, in or below the one that was given.
+      root: the folder that was given.
+      item: the folder that holds the tree, in or below it.
     """
 
     def __init__(self, folder: Path):
         found = tree_folder(folder)
         if found is None:
             raise AdapterError(f"{folder}: holds no checkpoint of orbax")
-        self.item = found
+        self.root, self.item = folder, found
         self.path = found / METADATA
         self.files = tuple(sorted(p for p in found.rglob("*") if p.is_file()))
         with _orbax(found) as checkpointer:
@@ -99,17 +108,11 @@ class OrbaxTree:
             )
         return {path: self._checked(path, found[path]) for path in wanted}
 
-    def as_there(self, path: TreePath, array: np.ndarray) -> np.ndarray:
-        """An array in the dtype of the one that the tree has at a path."""
-        dtype = self.infos[path].dtype
-        with np.errstate(over="ignore"):
-            cast = array.astype(dtype)
-        if not np.isfinite(cast).all():
-            raise AdapterError(
-                f"{self.path}: {'/'.join(path)!r} does not fit into {dtype.name}, the "
-                "dtype of the tree"
-            )
-        return cast
+    def write(self, folder: Path, arrays: Mapping[TreePath, np.ndarray]) -> None:
+        """Writes the tree into a folder, with other arrays at some paths."""
+        values = {**self.read(self.infos.keys() - arrays.keys()), **arrays}
+        tree = replaced(self.tree, lambda path, _: values[path])
+        save_arrays(folder, self.item.relative_to(self.root), tree)
 
     def _checked(self, path: TreePath, array: Any) -> np.ndarray:
         info = self.infos[path]
@@ -119,6 +122,19 @@ class OrbaxTree:
                 "the array has; the checkpoint is damaged"
             )
         return array
+
+
+def as_there(tree: Tree, path: TreePath, array: np.ndarray) -> np.ndarray:
+    """An array in the dtype of the one that a tree has at a path."""
+    dtype = tree.infos[path].dtype
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise AdapterError(
+            f"{tree.path}: {'/'.join(path)!r} does not fit into {dtype.name}, the "
+            "dtype of the tree"
+        )
+    return cast
 
 
 def save_arrays(folder: Path, place: Path, tree: Any) -> None:

@@ -89,6 +89,7 @@ def convert(
     from jaxmerge.io.errors import listing
     from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
+    from jaxmerge.io.stored import is_compressed
 
     notes: tuple[str, ...] = ()
     inputs = [*folders, *([] if like is None else [like])]
@@ -141,6 +142,7 @@ def convert(
         else:
             adapters = _renamed(found, folders[0], kind, component)
             same = adapters is found and kind == "peft"
+            same = same and not is_compressed(folders[0])
             card = {"pipeline": "concat"} if same else None
             report = write_adapter(out, adapters, ragged=ragged, card=card, **target)
             dtype = report.dtype

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmerge.io.adapters import Adapters
+from jaxmerge.io.adapters import Adapters, Source
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.reversible import (
     ReversibleMerge,
@@ -85,8 +85,15 @@ class CompressedAdapters:
                 m: x[np.array(tasks)] for m, x in rest.biases.items() if m in stacks
             },
             heads=tuple(rest.heads[t] for t in tasks),
-            sources=tuple(rest.sources[t] for t in tasks),
+            sources=tuple(self._source(t) for t in tasks),
         )
+
+    def _source(self, task: int) -> Source:
+        source = self.rest.sources[task]
+        if self.exact:
+            return source
+        note = "was compressed with loss, so that it is nearly what it was"
+        return replace(source, notes=(*source.notes, note))
 
     def _stack(self, module: str, tasks: list[int]) -> AdapterStack:
         merge, ranks = self.merges[module], self.ranks[module]

@@ -43,6 +43,13 @@ def load_stored(path: Folder, **read: Any) -> "Adapters | dict[str, Any]":
     return load_peft([path], **read)
 
 
+def is_compressed(path: Folder) -> bool:
+    """Whether a folder holds adapters that may come back only nearly as they were."""
+    if format_of(path) is None:
+        return False
+    return read_object(Path(path) / RECORD_FILE).get("kind") == "compressed"
+
+
 def recorded_inputs(folder: Path) -> tuple[list[Path], list[str]]:
     """Folders and names of the adapters that a merge was made of, from its record.
 

@@ -91,6 +91,7 @@ def convert(
     from jaxmerge.io.errors import listing
     from jaxmerge.io.formats import FORMATS, format_of, resolve
     from jaxmerge.io.staging import check_target
+    from jaxmerge.io.stored import is_compressed
 
     notes: tuple[str, ...] = ()
     inputs = [*folders, *([] if like is None else [like])]
@@ -142,8 +143,9 @@ def convert(
                 )
         else:
             adapters = _renamed(found, folders[0], kind, component)
-            same = adapters is found and kind == "peft"
-            card = {"pipeline": "concat"} if same else _recipe(kind, component)
+            card = None if is_compressed(folders[0]) else _recipe(kind, component)
+            if card is not None and adapters is found and kind == "peft":
+                card = {"pipeline": "concat"}
             report = write_adapter(out, adapters, ragged=ragged, card=card, **target)
             dtype = report.dtype
     return Converted(

@@ -87,6 +87,9 @@ def test_the_curve_is_what_a_folder_loses(folders, tmp_path):
         assert row["errors"][name] == pytest.approx(expected, abs=1e-5)
     said = succeed("restore", out, "--adapter", "dtd", "-o", tmp_path / "dtd")
     assert "dtd, nearly as it was, rank 5" in said
+    found = document("convert", out, "--task", "dtd", "-o", tmp_path / "converted")
+    assert "compressed with loss" in found["notes"][0]
+    assert "cannot be computed again" in refuse("verify", tmp_path / "converted")
     told = ("restore", out, "--adapter", "dtd", "-o", tmp_path / "r", "--rank", 2)
     assert "the rank leaves 0." in succeed(*told)
 

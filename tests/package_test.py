@@ -172,8 +172,8 @@ TOUR = (  # what the extras are for, beside the commands that need none
     f"merge {RUNS} -p ties(density=0.2)|core|scale(0.8) --heads keep --out merged",
     "verify merged",
     f"learn {RUNS} {MODEL} -p tara_b --steps 3 --out learned",
-    f"tune {RUNS} {MODEL} -p concat|scale({{0.5:2}}) --search cma --evaluations 4"
-    " --plot tuned.png --out tuned",
+    f"tune {RUNS} {MODEL} -p ties(density={{0.2:0.8}})|core|scale({{0.5:2}})"
+    " --search cma --evaluations 4 --plot tuned.png --out tuned",
     f"evaluate merged {RUNS} {MODEL} --plot scores.png",
     "convert runs/cars runs/dtd --out checkpoint",
     "convert checkpoint --task dtd --out back",
@@ -198,7 +198,7 @@ def test_the_wheel_with_all_extras_does_what_they_are_for(built, tmp_path):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     shutil.copy(ROOT / "tests/data/keras/small.lora.h5", tmp_path)
     run(programs / "python", "-m", "experiments.example", cwd=tmp_path)
-    recipe = f"adapters: [{RUNS.replace(' ', ', ')}]\npipeline: tsv_m\n"
+    recipe = f"adapters: [{RUNS.replace(' ', ', ')}]\npipeline: tsv_m\nheads: keep\n"
     (tmp_path / "recipe.yaml").write_text(recipe)
     for line in TOUR:
         run(programs / "jaxmerge", *line.split(" "), cwd=tmp_path)

@@ -219,7 +219,9 @@ def _gathered(leaf: jax.Array, count: int) -> list[jax.Array]:
 
 def _in_place(leaf: jax.Array, count: int) -> list[jax.Array]:
     assert isinstance(leaf.sharding, NamedSharding)
-    devices = list(leaf.sharding.mesh.devices.flat)
+    mesh = leaf.sharding.mesh
+    assert isinstance(mesh, Mesh)
+    devices = list(mesh.devices.flat)
     share = leaf.shape[0] // len(devices)
     here: Mapping[Any, jax.Array] = {x.device: x.data for x in leaf.addressable_shards}
 

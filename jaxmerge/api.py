@@ -109,7 +109,7 @@ from jaxmerge.spec import (
     parse,
     register_step,
 )
-from jaxmerge.spread import data_mesh, module_mesh
+from jaxmerge.spread import by_rules, data_mesh, module_mesh
 from jaxmerge.stacks import leave_out, stack_adapters, task_norms, task_updates
 from jaxmerge.stats.collection import collect_inputs, collector
 from jaxmerge.stats.moments import (
@@ -215,7 +215,7 @@ __all__ = [
     "stack_moments", "times_gram",
     # whole models
     "ModelSample", "apply_learned", "calibrated_model", "each_module", "iteris",
-    "map_modules", "module_mesh", "data_mesh", "trim_whole_model",
+    "map_modules", "module_mesh", "data_mesh", "by_rules", "trim_whole_model",
     # pipelines as text
     "Pipeline", "PipelineError", "Refusal", "parse", "register_step",
     # numbers of tasks that differ from module to module

@@ -4,6 +4,7 @@ The devices may belong to several processes: each stacks the rows of its own dev
 finds the results of these, unless they are gathered.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -98,6 +99,34 @@ def over_data(mesh: Mesh | None, batch: Tree, *, axis: int = 0) -> Tree:
     return jax.tree.map(place, batch)
 
 
+def by_rules(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, PartitionSpec]]) -> Any:
+    """Where each array of a tree is to lie, by the first rule that its name fits.
+
+    Args:
+      mesh: the devices.
+      tree: parameters, or their shapes.
+      rules: pairs of a regular expression, found anywhere in a name such as
+        ``model.layers.0.mlp.up_proj.kernel``, and the axes of the mesh over which the
+        axes of the array are spread. What fits no rule lies whole on every device.
+
+    Returns:
+      A tree of ``NamedSharding``, for ``jax.device_put`` or ``jax.jit``.
+
+    >>> mesh = data_mesh(jax.devices()[:1])
+    >>> rules = [("kernel$", PartitionSpec(None, "data"))]
+    >>> found = by_rules(mesh, {"up": {"kernel": jnp.ones((2, 3))}}, rules)
+    >>> found["up"]["kernel"].spec
+    PartitionSpec(None, 'data')
+    """
+
+    def place(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        specs = (spec for pattern, spec in rules if re.search(pattern, name))
+        return NamedSharding(mesh, next(specs, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
 def check_devices(params: Any, batch: Any) -> None:
     """Refuses parameters and a batch that were put on different devices.
 
@@ -190,7 +219,9 @@ def _gathered(leaf: jax.Array, count: int) -> list[jax.Array]:
 
 def _in_place(leaf: jax.Array, count: int) -> list[jax.Array]:
     assert isinstance(leaf.sharding, NamedSharding)
-    devices = list(np.asarray(leaf.sharding.mesh.devices).flat)
+    mesh = leaf.sharding.mesh
+    assert isinstance(mesh, Mesh)
+    devices = list(mesh.devices.flat)
     share = leaf.shape[0] // len(devices)
     here: Mapping[Any, jax.Array] = {x.device: x.data for x in leaf.addressable_shards}
 

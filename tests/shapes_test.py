@@ -43,12 +43,13 @@ def batches():
 
 fit = partial(jm.fit, METHOD, TASKS, steps=1)
 search = partial(jm.search_start, METHOD, TASKS)
+NO_BLOCKS = jm.models.Blocks(jm.models.Block("", losses, losses), ())
 
 
-def blocks(find, *optimizer, **steps):
-    """A preference that is not [T]; nothing of the model or its inputs is needed."""
-    given = (METHOD, TASKS, MODEL, None, {}, *optimizer)
-    return find(*given, params={}, preference=PLANE, **steps)
+def solve(stacks, **options):
+    return jm.solve_blocks(
+        *(METHOD, TASKS, stacks, NO_BLOCKS, {}), params=None, **options
+    )
 
 
 rule_calls = {
@@ -110,6 +111,10 @@ model_calls = {
         "null_space_ratios": lambda x: jm.null_space_ratios(losses, TASKS, x),
         "fit": lambda x: fit(x, losses, batches(), SGD),
         "search_start": lambda x: search(x, losses, batches()),
+        "fit_blocks": lambda x: jm.fit_blocks(
+            *(METHOD, TASKS, x, NO_BLOCKS, {}, SGD), steps=1, params=None
+        ),
+        "solve_blocks": solve,
     }.items()
 }
 update_calls = {
@@ -143,7 +148,7 @@ array_calls = {
         lambda: jm.stack_adapters([(ROW, ROW)]),
     ],
     "cosine_distance": [lambda: jm.cosine_distance(PLANE, PLANE[:1])],
-    "relative_distance": [lambda: jm.relative_distance(PLANE, PLANE, mask=PLANE)],
+    "relative_distance": [lambda: jm.relative_distance(PLANE, PLANE[:1])],
     "squared_distance": [
         lambda: jm.squared_distance(PLANE, ROW),
         lambda: jm.squared_distance(PLANE, PLANE, mask=ROW),
@@ -243,9 +248,8 @@ array_calls = {
         lambda: fit(MODEL, losses, batches(), SGD, start={"q": ROW}),
         lambda: fit(MODEL, losses, batches(), SGD, start={"o": ROW}),
     ],
-    "fit_blocks": [lambda: blocks(jm.fit_blocks, SGD, steps=1)],
-    "solve_blocks": [lambda: blocks(jm.solve_blocks)],
     "search_start": [lambda: search(MODEL, losses, batches(), preference=PLANE)],
+    "solve_blocks": [lambda: solve(MODEL, preference=PLANE)],
 }
 CALLS: dict[str, list] = {}
 for calls in (rule_calls, stack_calls, model_calls, update_calls, array_calls):

@@ -1,5 +1,8 @@
 """From a base, adapters and inputs to coefficients that are learned block by block."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,14 @@ from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.unlabeled import Unlabeled
 
 
+def on_host() -> AbstractContextManager[Any]:
+    """Where a model is read of which one block at a time is to be on a device."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # this process was told to have no other device
+        return nullcontext()
+
+
 def block_recipe(
     recipe: LearnRecipe,
     base: Base,
@@ -29,7 +40,7 @@ def block_recipe(
 ) -> Outcome:
     """Learns the coefficients of a recipe whose unit is a block or a layer.
 
-    Parameters stay on the host, but for those of one block.
+    Parameters stay on the host, see `on_host`, but for those of one block.
 
     Args:
       recipe: how the coefficients are learned.

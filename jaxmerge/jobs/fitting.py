@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,7 +13,7 @@ from jaxmerge import io
 from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
-from jaxmerge.jobs.block_recipe import block_recipe
+from jaxmerge.jobs.block_recipe import block_recipe, on_host
 from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
 from jaxmerge.jobs.merging import size_of
@@ -220,20 +221,21 @@ def learn(
     loss = recipe.loss
     if loss not in WITH_HEADS:
         _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
-    adapters, model, heads, unlabeled, files = read_model_inputs(
-        folders,
-        base=base,
-        data=data,
-        names=names,
-        text_heads=text_heads,
-        task_type=task_type,
-        max_length=max_length,
-        limit=limit,
-        with_heads=loss in WITH_HEADS,
-        with_digests=True,
-        progress=progress,
-        read={"heads": "keep", **read},
-    )
+    with nullcontext() if unit == "model" else on_host():
+        adapters, model, heads, unlabeled, files = read_model_inputs(
+            folders,
+            base=base,
+            data=data,
+            names=names,
+            text_heads=text_heads,
+            task_type=task_type,
+            max_length=max_length,
+            limit=limit,
+            with_heads=loss in WITH_HEADS,
+            with_digests=True,
+            progress=progress,
+            read={"heads": "keep", **read},
+        )
     with refusing_bad_input():
         check_loss(loss, Option("loss", loss, quoted=True), causal=model.causal)
         if loss in WITH_HEADS:

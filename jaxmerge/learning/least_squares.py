@@ -71,7 +71,8 @@ def solve_blocks(
     Cost: for M layers in a block each input goes ``2 M + 2`` times through it, forward;
     normal equations of K x K for TARA-A, R of T x T for TARA-B.
 
-    Source: own, after ProDistill (arXiv 2502.12706); see `fit_blocks`.
+    Source: own. RegMean (arXiv 2212.09849) and IterIS (arXiv 2411.15231) solve for
+    whole matrices so, here the unknowns are the coefficients of directions.
     """
     if learned.squares is None:
         raise Refusal(

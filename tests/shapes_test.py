@@ -276,7 +276,12 @@ WITHOUT = {
     "a space: in_space checks what it is given": {
         *("core", "full", "knots", "knots_unscaled", "compressed"),
     },
-    "numbers and devices alone": {"kaiming_init", "module_mesh", "data_mesh"},
+    "numbers and devices alone": {
+        "kaiming_init",
+        "module_mesh",
+        "data_mesh",
+        "by_rules",
+    },
     "functions; entropy checks what they give": {
         *("entropies", "information", "token_entropies"),
     },

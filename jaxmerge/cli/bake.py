@@ -14,8 +14,8 @@ from jaxmerge.cli.flags import (
     Json,
     Out,
     Quiet,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.jobs.baking import Tied
 from jaxmerge.reports.tables import size
 from jaxmerge.runtime import start_jax

@@ -21,8 +21,8 @@ from jaxmerge.cli.flags import (
     Quiet,
     TextHeads,
     split,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.reports.standings import standings
 from jaxmerge.runtime import start_jax
 

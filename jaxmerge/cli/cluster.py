@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import Folders, Json, Names, Quiet, split, with_read_options
+from jaxmerge.cli.flags import Folders, Json, Names, Quiet, split
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.jobs.clustering import Likeness
 from jaxmerge.runtime import start_jax
 

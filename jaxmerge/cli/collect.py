@@ -20,8 +20,8 @@ from jaxmerge.cli.flags import (
     Names,
     Quiet,
     split,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.reports.tables import size, span
 from jaxmerge.runtime import start_jax
 

@@ -15,8 +15,8 @@ from jaxmerge.cli.flags import (
     Out,
     Quiet,
     split,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.runtime import start_jax
 
 

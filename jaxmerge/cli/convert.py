@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet, with_read_options
+from jaxmerge.cli.flags import Folders, Force, Json, Out, Quiet
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.jobs.converting import Target
 from jaxmerge.runtime import start_jax
 

@@ -17,8 +17,8 @@ from jaxmerge.cli.flags import (
     Quiet,
     TextHeads,
     split,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.runtime import start_jax
 
 

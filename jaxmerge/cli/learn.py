@@ -29,9 +29,9 @@ from jaxmerge.cli.flags import (
     TextHeads,
     numbers,
     split,
-    with_read_options,
 )
 from jaxmerge.cli.merge import written_lines
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:

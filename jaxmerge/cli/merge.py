@@ -23,8 +23,8 @@ from jaxmerge.cli.flags import (
     numbers,
     refuse_loose_numbers,
     split,
-    with_read_options,
 )
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.io.files import CONFIG_FILE
 from jaxmerge.reports.tables import size
 from jaxmerge.runtime import start_jax

@@ -9,7 +9,8 @@ import typer
 
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.exits import WouldBeRefused, as_flags
-from jaxmerge.cli.flags import Folders, Json, Quiet, with_read_options
+from jaxmerge.cli.flags import Folders, Json, Quiet
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.refusals import Refusal
 from jaxmerge.reports.tables import size, span, table
 

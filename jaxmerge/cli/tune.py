@@ -23,9 +23,9 @@ from jaxmerge.cli.flags import (
     TextHeads,
     numbers,
     split,
-    with_read_options,
 )
 from jaxmerge.cli.merge import Dtype
+from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.cli.search_lines import repetition, search_lines
 from jaxmerge.runtime import start_jax
 

@@ -57,6 +57,7 @@ def with_updates(
       ValueError: ``apply`` is already jitted: its compiled code cannot be intercepted.
 
     >>> from jaxmerge.types import LowRank
+    >>> import flax.linen as nn
     >>> class Model(nn.Module):
     ...     @nn.compact
     ...     def __call__(self, x):

@@ -24,6 +24,7 @@ def linear_layers(apply: Apply, params: Any, batch: Any) -> tuple[str, ...]:
     Raises:
       ValueError: ``apply`` is already jitted.
 
+    >>> import flax.linen as nn
     >>> model = nn.Sequential([nn.Dense(2), nn.tanh, nn.Dense(1)])
     >>> params = model.init(jax.random.key(0), jnp.ones((4, 3)))
     >>> linear_layers(model.apply, params, jnp.ones((4, 3)))
@@ -81,6 +82,7 @@ def layer_weights(
     Raises:
       ValueError: as for `add_to_params`.
 
+    >>> import flax.linen as nn
     >>> x, model = jnp.ones((4, 3)), nn.Sequential([nn.Dense(2)])
     >>> params = model.init(jax.random.key(0), x)
     >>> weights = layer_weights(params, ["layers_0"], apply=model.apply, batch=x)

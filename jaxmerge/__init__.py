@@ -9,9 +9,10 @@ The main jobs, each from folders to a folder or a report, as the command line do
 * `check`: is each adapter, alone, better than its base;
 * `collect`: statistics of inputs, for the merges that need them;
 * `inspect`: norms, spectra, and what adapters have in common;
-* `cluster`: groups of adapters that are alike;
-* `compress`, `restore`: many adapters in terms of what they share, and back;
 * `plan`: what a merge would meet, from headers alone;
+* `cluster`: groups of adapters that are alike;
+* `compress`: many adapters into one folder, in terms of what they share;
+* `restore`: one of them out of it again;
 * `convert`: PEFT folders to orbax checkpoints, and back;
 * `bake`: an adapter into the weights of its base, as a full model;
 * `extract`: the adapter between two full models;

@@ -35,6 +35,7 @@ Quiet = Annotated[
 Distributed = Annotated[
     bool,
     typer.Option(
+        "--distributed",
         help="Work with the same command in other processes, as srun starts them.",
     ),
 ]

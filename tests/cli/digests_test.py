@@ -57,6 +57,7 @@ def test_merge(place, events):
     assert "digest" not in [kind for kind, _ in events]  # those of the record hold
 
 
+@pytest.mark.thorough
 def test_learn(place, events):
     inputs = [*folders(place), "--base", place / "base", "--data", place / "data"]
     found = document(*ask(inputs, place / "out", steps=1, batch=4))

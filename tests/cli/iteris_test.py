@@ -22,6 +22,7 @@ def ask(place, pipeline=PIPELINE, **options):
     return merge(place, pipeline, **({"stats": None} | where | options))
 
 
+@pytest.mark.thorough
 def test_the_command_is_the_function(place):
     found = document(*ask(place, f"{PIPELINE}|scale(0.5)", weights="1,0.5,2"))
     recipe = found["recipe"]

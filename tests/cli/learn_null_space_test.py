@@ -89,6 +89,7 @@ def test_it_is_the_fit_of_null_space_ratios(place, tmp_path):
         np.testing.assert_allclose(phi, fitted.phis[module], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_it_can_be_verified_and_says_what_it_did(place, tmp_path):
     out = tmp_path / "out"
     flags = ["--loss", "null-space", "--steps", 2, "-o", out]

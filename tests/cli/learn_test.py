@@ -213,6 +213,7 @@ def test_a_kept_work_folder_lengthens_a_fit(bert, tmp_path):
     assert "not that of a fit" in said
 
 
+@pytest.mark.thorough
 def test_without_a_rate_to_speak_of_it_is_task_arithmetic(bert, tmp_path):
     """Coefficients that hardly move: what is written is what phi says."""
     for method, options in (
@@ -232,6 +233,7 @@ def test_a_fit_that_diverges_names_the_step_and_exits_with_1(bert, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_llama_reads_texts_and_scores(tmp_path):
     base = learn_samples.llama(tmp_path / "base")
     layer = "model.layers.0.self_attn"

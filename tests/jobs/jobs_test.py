@@ -13,7 +13,7 @@ from jaxmerge import cli
 
 JOBS = (
     *("merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan"),
-    *("convert", "bake", "extract"),
+    *("cluster", "compress", "restore", "convert", "bake", "extract"),
 )
 MORE = ("run_recipe", "push")  # commands that take none of the options of reading
 OTHERS = {

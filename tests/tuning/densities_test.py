@@ -20,6 +20,7 @@ def recipe(point, seed):
     return MergeRecipe(parse(point.pipeline), seed=seed)
 
 
+@pytest.mark.thorough
 def test_densities_share_the_program_of_the_merge(tmp_path):
     adapters = jm.io.load_peft(cli_samples.three(tmp_path))
     seen, programs = [], []

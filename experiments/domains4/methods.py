@@ -3,9 +3,10 @@
 from itertools import product
 from typing import Any, NamedTuple
 
-Candidate = dict[str, Any]  # "pipeline", and of a fit its "rate" and "steps"
+Candidate = dict[str, Any]  # "pipeline", and of a fit its "rate", "steps" and "texts"
 
 STEPS = 30
+LONGER = 120
 RATES = (5e-3, 2e-2)
 
 
@@ -29,10 +30,16 @@ def closed_form(name: str, pipelines: tuple[str, ...], *scales: float) -> Method
     return Method(name, tuple({"pipeline": f"{x}|scale({by})"} for x, by in pairs))
 
 
-def taught(name: str, pipeline: str) -> Method:
+def taught(
+    name: str,
+    pipeline: str,
+    *rates: float,
+    steps: int = STEPS,
+    texts: str = "validation",
+) -> Method:
     """A merge that learns what every adapter says of the texts of its domain."""
-    fits = ({"pipeline": pipeline, "rate": rate, "steps": STEPS} for rate in RATES)
-    return Method(name, tuple(fits))
+    fit = {"pipeline": pipeline, "steps": steps, "texts": texts}
+    return Method(name, tuple(fit | {"rate": rate} for rate in rates or RATES))
 
 
 def _each(pipeline: str, *values: float) -> tuple[str, ...]:
@@ -64,5 +71,6 @@ METHODS = (
     taught("TARA-B, taught", "tara_b"),
     taught("TARA-A, taught", "tara_a"),
     taught("AdaMerging, taught", "adamerging"),
+    taught("TARA-B, longer", "tara_b", RATES[-1], steps=LONGER, texts="train"),
 )
 BY_NAME = {method.name: method for method in METHODS}

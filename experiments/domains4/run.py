@@ -4,10 +4,10 @@
 
 Needs what `experiments.domains4.train` makes, and about 2 hours on one CPU core. Each
 candidate of a method is measured on validation texts and the best one on test texts.
-Learned merges and RegMean see the validation texts: completions are inputs of the model
-there, never targets. Each result is appended to ``results/merging.jsonl`` as it comes,
-and a run that was stopped goes on where it was, a fit in the middle of its steps;
-``merging.md`` is the table.
+Learned merges and RegMean see the validation texts, the longer fit the training texts:
+completions are inputs of the model there, never targets. Each result is appended to
+``results/merging.jsonl`` as it comes, and a run that was stopped goes on where it was,
+a fit in the middle of its steps; ``merging.md`` is the table.
 """
 
 import time
@@ -32,6 +32,7 @@ from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import load_base, load_unlabeled
 
 PARTS = ("validation", "test")
+LIMIT = 200  # texts of a domain that a merge learns from
 Gains = dict[str, np.ndarray]  # domain -> nats that each text gains over the base, [N]
 
 
@@ -140,8 +141,9 @@ class Comparison:
                 self.place.adapters,
                 candidate["pipeline"],
                 base=self.place.base,
-                data=self.place.texts("validation"),
+                data=self.place.texts(candidate["texts"]),
                 out=out,
+                limit=LIMIT,
                 batch=method.batch,
                 rate=candidate["rate"],
                 steps=candidate["steps"],

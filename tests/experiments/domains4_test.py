@@ -103,9 +103,7 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
     chosen = (
         methods.closed_form("Task arithmetic", ("concat",), 0.4, 0.6),
         methods.closed_form("RegMean", ("regmean(ridge=0.01)",), 1.0),
-        methods.Method(
-            "TARA-B, taught", ({"pipeline": "tara_b", "rate": 2e-2, "steps": 10},)
-        ),
+        methods.taught("TARA-B, taught", "tara_b", 2e-2, steps=10),
     )
     table = run.run(place, chosen)
     records = (place.results / "merging.jsonl").read_text()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import jaxmerge as jm
-from benchmarks.problems import seconds
+from benchmarks.problems import in_turn
 from benchmarks.torch_merges import MERGES
 
 TASKS, RANK, ROUNDS = 8, 16, 9
@@ -48,15 +48,11 @@ def compare(name: str, m: int, n: int) -> dict:
     a = rng.normal(size=(TASKS, RANK, n)).astype(np.float32)
     stack = jm.stack_adapters(list(zip(b, a, strict=True)))
     merge, factors = jax.jit(OURS[name]), (torch.from_numpy(b), torch.from_numpy(a))
-    sides = (
+    ours, theirs = in_turn(
         lambda: jax.block_until_ready(merge(stack)),
         lambda: MERGES[name](*factors),
+        rounds=ROUNDS,
     )
-    for side in sides:
-        side()
-    ours, theirs = np.array(
-        [[seconds(side) for side in sides] for _ in range(ROUNDS)]
-    ).T
     ratios = theirs / ours
     return {
         "method": name,

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import time
 from pathlib import Path
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmerge as jm
+from benchmarks.problems import in_turn
 from jaxmerge.models import with_updates
 
 TASKS, RANK, TOKENS = 8, 16, 1024
@@ -71,14 +71,11 @@ def main() -> None:
         def run(updates, params, x):
             return with_updates(model.apply, updates)(params, x)
 
-        programs[name] = (run, updates)
-        jax.block_until_ready(run(updates, params, x))
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(options.rounds):
-        for name, (run, updates) in programs.items():
-            started = time.process_time()
-            jax.block_until_ready(run(updates, params, x))
-            seconds[name].append((time.process_time() - started) / TOKENS)
+        programs[name] = lambda run=run, updates=updates: jax.block_until_ready(
+            run(updates, params, x)
+        )
+    found = in_turn(*programs.values(), rounds=options.rounds) / TOKENS
+    seconds = dict(zip(programs, found.tolist(), strict=True))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, JAX {jax.__version__}"
     alone = float(np.median(seconds["layer alone"]))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmerge as jm
-from benchmarks.problems import seconds
+from benchmarks.problems import in_turn
 
 TASKS, RANK, POINTS, ROUNDS = 8, 16, 32, 5
 SPACES = {"core": jm.core, "knots": jm.knots}
@@ -62,15 +62,11 @@ def compare(space: str, asked: str, m: int, n: int) -> dict:
     swept = partial(ASKED[asked], space)
     many = jax.jit(jax.vmap(swept, in_axes=(None, 0, 0)))
     points = jnp.linspace(0.1, 1.0, POINTS), jnp.linspace(0.9, 0.1, POINTS)
-    sides = (
+    single, sweep = in_turn(
         lambda: jax.block_until_ready(one(stack, points[0][9], points[1][9])),
         lambda: jax.block_until_ready(many(stack, *points)),
+        rounds=ROUNDS,
     )
-    for side in sides:
-        side()
-    single, sweep = np.array(
-        [[seconds(side) for side in sides] for _ in range(ROUNDS)]
-    ).T
     ratios = sweep / single
     return {
         "space": space,

@@ -140,13 +140,13 @@ def _of_task(
     basis: Any,
     own: Mapping[str, LowRank],
     merged: Updates,
-    taught: Stream,
+    own_stream: Stream,
     stream: Stream,
     size: int,
 ) -> Squares:
     """Least squares of one layer on all inputs of a task, by the mean over tokens."""
     total, count = None, 0.0
-    for (some, others), counted in row_chunks((taught, stream), size):
+    for (some, others), counted in row_chunks((own_stream, stream), size):
         given = (params, basis, own, merged, some, others, counted)
         found, tokens = _squares(squares, apply, name, *given)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
@@ -163,7 +163,7 @@ def _squares(
     basis: Any,
     own: Mapping[str, LowRank],
     merged: Updates,
-    taught: Stream,
+    own_stream: Stream,
     stream: Stream,
     counted: jax.Array,
 ) -> tuple[Squares, jax.Array]:
@@ -175,7 +175,7 @@ def _squares(
     def tap(updates: Updates, reached: Stream) -> Tap:
         return with_updates(tapped, updates, merged=None)(params, reached)[1][name]
 
-    seen, made = tap(own, taught)
+    seen, made = tap(own, own_stream)
     x, given = tap(merged, stream)
     keep = counted.reshape(-1, *[1] * (x.ndim - 2))
     keep = jnp.broadcast_to(keep, x.shape[:-1])

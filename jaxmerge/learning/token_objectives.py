@@ -125,9 +125,10 @@ def token_nats(
     check_shapes(token_nats, **rows, head=(head, "[V, d]"))
 
     def of_chunk(hidden: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        log_p = log_probabilities(hidden, head)
-        own = jnp.take_along_axis(log_p, ids[:, None], axis=-1)[:, 0]
-        return -own, jnp.argmax(log_p, axis=-1) == ids
+        said = logits(hidden, head)
+        own = jnp.take_along_axis(said, ids[:, None], axis=-1)[:, 0]
+        nats = jax.nn.logsumexp(said, axis=-1) - own
+        return nats, jnp.argmax(said, axis=-1) == ids
 
     counted = ids >= 0
     nats, likeliest = over_tokens(of_chunk, hidden, ids, mask=counted, chunk=chunk)
@@ -138,11 +139,16 @@ def log_probabilities(
     hidden: jax.Array, head: jax.Array, temperature: ArrayLike = 1.0
 ) -> jax.Array:
     """``log softmax(hidden head^T / tau)`` [..., V], in float32 at least."""
+    said = logits(hidden, head)
+    return jax.nn.log_softmax(said / jnp.asarray(temperature, said.dtype))
+
+
+def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """``hidden head^T`` [..., V], in float32 at least."""
     dtype = jnp.promote_types(hidden.dtype, head.dtype)
     sums = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
     factors = (hidden.astype(dtype), head.astype(dtype).T)
-    logits = jnp.matmul(*factors, preferred_element_type=sums)
-    return jax.nn.log_softmax(logits / jnp.asarray(temperature, logits.dtype))
+    return jnp.matmul(*factors, preferred_element_type=sums)
 
 
 def over_tokens(

@@ -290,7 +290,7 @@ def test_the_share_of_the_gain_and_its_bootstrap():
     def assess(task, updates):
         own, of_merge = said[task]
         gain = of_merge if updates is merged else own if updates else 0
-        return Likelihoods(base - gain, tokens, np.zeros(200, bool))
+        return Likelihoods(base - gain, tokens, None)
 
     own = {task: {"v": np.zeros((1, 1))} for task in said}
     found = evaluate_texts(assess, own, merged)

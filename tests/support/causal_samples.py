@@ -14,6 +14,7 @@ from jaxmerge.models import DecoderConfig, init_decoder, save_decoder
 
 LAYER = "model.layers.0"
 MODULES = (f"{LAYER}.self_attn.q_proj", f"{LAYER}.self_attn.o_proj")
+SPECIAL = ("[PAD]", "[UNK]", "<s>", "</s>")
 BEGIN, END, VOCABULARY = 2, 3, 50
 
 
@@ -41,7 +42,7 @@ def base(folder: Path, *, tied=False) -> Path:
 
 def save_tokenizer(folder: Path, *, more=0) -> None:
     """Whole words, after a token that begins a text."""
-    words = ["[PAD]", "[UNK]", "<s>", "</s>", *WORDS]
+    words = [*SPECIAL, *WORDS]
     words += [f"w{len(WORDS) + index}" for index in range(more)]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

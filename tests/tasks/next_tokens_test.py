@@ -59,13 +59,20 @@ def test_the_completion_counts_and_the_token_that_ends_it(read):
     ids = found.inputs["one"]["input_ids"]
     assert ids[0].tolist() == [BEGIN, 5, 6, 7, 8, END, *[0] * 10]
     assert found.notes == ()
+    assert found.whole["one"].tolist() == [True, True]
     counted = np.asarray(counted_inputs(found.inputs["one"]))
     assert counted[0].tolist() == [i in (2, 3, 4) for i in range(16)]
     assert counted[1].tolist() == [i in (1, 2) for i in range(16)]
 
 
+def test_an_answer_is_a_completion(read):
+    found = read({"prompt": "w1 w2", "answer": " w3"})
+    assert pairs(found) == [(2, 6, 7), (3, 7, END)]
+
+
 def test_all_tokens_of_a_text_but_the_first_count(read):
     found = read({"text": "w1 w2"})
+    assert found.whole == {"one": None}
     assert pairs(found) == [(0, BEGIN, 5), (1, 5, 6), (2, 6, END)]
     beside = read({"prompt": "", "completion": "w1 w2"})
     assert pairs(beside) == pairs(found)
@@ -82,6 +89,7 @@ def test_what_is_cut_off_is_told_or_refused(read):
     found = read(*lines, max_length=8)
     assert pairs(found) == [(2, 6, 7), (3, 7, 8), (4, 8, 9), (5, 9, 10), (6, 10, 11)]
     assert found.notes == ("2 of 2 inputs of one were truncated to 8 tokens",)
+    assert found.whole["one"].tolist() == [False, False]
     late = {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "completion": " w9"}
     for count, others in ((1, ""), (3, " and 2 others")):
         message = rf"of line 3{others} no token counts within 8 tokens"
@@ -94,8 +102,9 @@ def test_what_is_cut_off_is_told_or_refused(read):
     [
         ({"prompt": "w1", "completion": " "}, "line 1 has an empty completion"),
         ({"text": ""}, "line 1 has an empty text"),
-        ({"prompt": "w1"}, "must be prompt and completion, or text"),
-        ({"prompt": "w1", "completion": "w2", "text": "w3"}, "only one of these"),
+        ({"prompt": "w1", "answer": ""}, "line 1 has an empty answer"),
+        ({"prompt": "w1"}, "must be prompt and completion, prompt and answer, or text"),
+        ({"prompt": "w1", "completion": "w2", "text": "w3"}, "or text alone"),
         ({"text_a": "w1", "text_b": "w2"}, "found text_a, text_b"),
         ({"prompt": 1, "completion": "w2"}, "no text in prompt and completion"),
         ([1], "found none"),

@@ -17,8 +17,10 @@ from jaxmerge.diagnostics.alone import (
 )
 from jaxmerge.diagnostics.evaluation import Interval, as_json, wilson
 from jaxmerge.io import Adapters
+from jaxmerge.learning.token_logits import head_and_body
 from jaxmerge.learning.token_objectives import token_nats
 from jaxmerge.models import with_updates
+from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import outputs_of
@@ -75,18 +77,17 @@ def likelihoods(
     Returns:
       ``(task, updates) -> Likelihoods``. It raises a `Refusal` for what is not finite.
     """
-    vocabulary = base.vocabulary
-    if vocabulary is None:
+    rows = base.vocabulary
+    if rows is None:
         raise ValueError(f"{base.folder}: was not read as a causal language model")
 
     @jax.jit
     def assess(params: Any, updates: Mapping[str, Update], inputs: Any) -> jax.Array:
-        hidden = with_updates(base.apply, updates)(params, inputs)
-        nats, likeliest = token_nats(hidden, inputs[NEXT], vocabulary(params))
+        head, body = head_and_body(rows(params), updates, LM_HEAD)
+        hidden = with_updates(base.apply, body)(params, inputs)
+        nats, likeliest = token_nats(hidden, inputs[NEXT], head)
         exact = likeliest.all(axis=1).astype(nats.dtype)
         return jnp.stack([nats.sum(axis=1), exact], axis=1)
-
-    complete = unlabeled.whole or {}
 
     def of_task(task: str, updates: Mapping[str, Update]) -> Likelihoods:
         own = unlabeled.inputs[task]
@@ -99,7 +100,7 @@ def likelihoods(
                 "that are far too large"
             )
         tokens = counted_tokens(own).sum(axis=1)
-        whole = complete.get(task)
+        whole = unlabeled.whole.get(task)
         hits = None if whole is None else whole & (exact == 1)
         return Likelihoods(nats.astype(np.float64), tokens, hits)
 

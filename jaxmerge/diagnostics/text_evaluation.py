@@ -15,7 +15,6 @@ from jaxmerge.diagnostics.evaluation import (
 from jaxmerge.diagnostics.likelihood import Assess
 from jaxmerge.types import Update
 
-
 Value = TypeVar("Value")
 
 

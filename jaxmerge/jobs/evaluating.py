@@ -127,7 +127,8 @@ def evaluate(
     passes = 3 * sum(map(unlabeled.count, adapters.names))
     with refusing_bad_input(), progress("evaluating", passes) as advance:
         whole = io.load_peft([merged], heads="keep", allow_zero=True)
-        check_layers(model, whole, unlabeled.inputs[adapters.names[0]])
+        some = unlabeled.inputs[adapters.names[0]]
+        check_layers(model, whole, some, with_heads=True)
         updates = task_updates(whole.stacks, 0)
         own = {
             task: task_updates(adapters.stacks, index)

@@ -26,6 +26,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.learning.null_space import check_seen
+from jaxmerge.learning.teachers import tokens_kept
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
@@ -110,6 +111,7 @@ def learn(
     loss: str = "",
     start: str = "auto",
     temperature: float = 1.0,
+    teacher_top: int | None = None,
     objective: str = "",
     preference: Sequence[float] | None = None,
     alpha: float = 1.0,
@@ -161,6 +163,10 @@ def learn(
       start: "auto" begins at the scale that serves the objective best, "method" with
         the ``initial`` of the pipeline.
       temperature: of the predictions that are compared by distillation.
+      teacher_top: of causal language models: how many of the likeliest next tokens are
+        kept of what each adapter says, with the probability of all others together. By
+        default its hidden states are kept, from which everything follows; where
+        adapters change ``lm_head``, 256 tokens.
       objective: what the losses of all tasks become together: "tchebycheff",
         "tchebycheff-absolute" or "linear"; by default that of the method's source.
       preference: a number for each adapter, scaled to a sum of 1; equal by default.
@@ -208,6 +214,7 @@ def learn(
         loss=loss,
         start=start,
         temperature=temperature,
+        teacher_top=teacher_top,
         objective=objective,
         preference=tuple(shares),
         alpha=alpha,
@@ -240,6 +247,9 @@ def learn(
         check_loss(loss, Option("loss", loss, quoted=True), causal=model.causal)
         if loss in WITH_HEADS:
             recipe = replace(recipe, logit_scale=model.scale(logit_scale))
+        if loss == "distillation":
+            top = tokens_kept(model, adapters, teacher_top)
+            recipe = replace(recipe, teacher_top=top)
         if loss == "null-space":
             check_seen(adapters.names, adapters.stacks)
         asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})

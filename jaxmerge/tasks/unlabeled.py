@@ -45,7 +45,7 @@ class Unlabeled(NamedTuple):
     rows: dict[str, int]
     notes: tuple[str, ...]
     max_length: int | None = None
-    whole: Mapping[str, np.ndarray | None] | None = None
+    whole: Mapping[str, np.ndarray | None] = {}
 
     def count(self, task: str) -> int:
         """Number of inputs of a task, N."""
@@ -113,7 +113,7 @@ def load_unlabeled(
         }
         inputs = _tokens(texts, paths, base, max_length, notes, whole)
     files = tuple(path.relative_to(folder).as_posix() for path in paths.values())
-    return Unlabeled(inputs, files, rows, tuple(notes), max_length, whole or None)
+    return Unlabeled(inputs, files, rows, tuple(notes), max_length, whole)
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:

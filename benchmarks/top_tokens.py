@@ -22,15 +22,15 @@ from jaxmerge.learning.teachers import ask_teachers
 from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.predict import predictor
 
-KEPT, LENGTH = (1, 4, 16, 64, 256, 1024), 128
+KEPT = (1, 4, 16, 64, 256, 1024)
 
 
 def hidden_states(options: Any) -> tuple[Any, list[tuple[Any, Any]]]:
     """The head, and last hidden states of teacher and student for every task [n, d]."""
     adapters = jm.io.load_peft(options.adapters)
     base = jm.tasks.load_base(options.base, "causal")
-    reading = {"max_length": LENGTH, "limit": options.texts}
-    unlabeled = jm.tasks.load_unlabeled(options.data, adapters.names, base, **reading)
+    some = (options.data, adapters.names, base)
+    unlabeled = jm.tasks.load_unlabeled(*some, limit=options.texts)
     own = ask_teachers(base, adapters, {}, unlabeled, batch=2)
     without = predictor(base, {}, unlabeled, batch=2)
     pairs = []

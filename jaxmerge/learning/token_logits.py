@@ -106,37 +106,66 @@ def over_tokens(
     Returns:
       What the function gives, in the leading shape; zeros where a token does not count.
     """
-    leading = hidden.shape[:-1]
-    tokens = math.prod(leading)
-    chunk = max(1, min(chunk, tokens))
-    counted = jnp.ones(tokens, bool) if mask is None else mask.reshape(-1)
-    order = jnp.argsort(~counted, stable=True)  # those that count come first
-    padding = -tokens % chunk
-
-    def in_chunks(x: jax.Array) -> jax.Array:
-        rows = x.reshape(tokens, *x.shape[len(leading) :])[order]
-        rows = jnp.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1))
-        return rows.reshape(-1, chunk, *rows.shape[1:])
-
-    def in_place(values: jax.Array) -> jax.Array:
-        found = values.reshape(-1, *values.shape[2:])[:tokens]
-        whole = jnp.zeros_like(found).at[order].set(found)
-        return whole.reshape(*leading, *found.shape[1:])
+    chunks = Chunks.of(hidden, mask, chunk)
 
     def step(_: None, each: tuple[Any, ...]) -> tuple[None, Any]:
         counted, *rows = each
-        shapes = jax.eval_shape(function, *rows)
-
-        def zeros(*rows: Any) -> Any:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def those_that_count(x: jax.Array) -> jax.Array:
             keep = counted.reshape(-1, *[1] * (x.ndim - 1))
             return jnp.where(keep, x, jnp.zeros_like(x))
 
-        found = lax.cond(counted.any(), function, zeros, *rows)
+        found = if_any(counted, function, *rows)
         return None, jax.tree.map(those_that_count, found)
 
-    each = jax.tree.map(in_chunks, (counted, hidden, *others))
+    each = chunks.counted, *jax.tree.map(chunks.split, (hidden, *others))
     _, found = lax.scan(jax.checkpoint(step), None, each)
-    return jax.tree.map(in_place, found)
+    return jax.tree.map(chunks.joined, found)
+
+
+class Chunks(NamedTuple):
+    """Tokens brought into chunks, those that count first.
+
+    Attributes:
+      leading: shape of the tokens.
+      order: of them, [N].
+      counted: bool [chunks, c].
+    """
+
+    leading: tuple[int, ...]
+    order: jax.Array
+    counted: jax.Array
+
+    @classmethod
+    def of(cls, hidden: jax.Array, mask: jax.Array | None, chunk: int) -> "Chunks":
+        """Chunks of hidden states [..., d], of which those in the mask count."""
+        leading = hidden.shape[:-1]
+        tokens = math.prod(leading)
+        chunk = max(1, min(chunk, tokens))
+        counts = jnp.ones(tokens, bool) if mask is None else mask.reshape(-1)
+        order = jnp.argsort(~counts, stable=True)
+        counted = jnp.pad(counts[order], (0, -tokens % chunk)).reshape(-1, chunk)
+        return cls(leading, order, counted)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Arrays of tokens [..., *inner] in chunks, [chunks, c, *inner]."""
+        rows = x.reshape(-1, *x.shape[len(self.leading) :])[self.order]
+        padding = self.counted.size - len(rows)
+        rows = jnp.pad(rows, [(0, padding)] + [(0, 0)] * (rows.ndim - 1))
+        return rows.reshape(*self.counted.shape, *rows.shape[1:])
+
+    def joined(self, values: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        found = values.reshape(-1, *values.shape[2:])[: len(self.order)]
+        whole = jnp.zeros_like(found).at[self.order].set(found)
+        return whole.reshape(*self.leading, *found.shape[1:])
+
+
+def if_any(counted: jax.Array, function: Callable[..., Any], *rows: Any) -> Any:
+    """What a function gives, zeros without calling it where nothing counts."""
+    shapes = jax.eval_shape(function, *rows)
+
+    def zeros(*rows: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return lax.cond(counted.any(), function, zeros, *rows)

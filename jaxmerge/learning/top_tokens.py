@@ -76,14 +76,15 @@ def top_tokens(
 
 
 def divergence_of_top(
-    teacher: TopTokens, student: jax.Array, head: Head, temperature: ArrayLike
+    student: jax.Array, teacher: TopTokens, shared: tuple[Head, jax.Array]
 ) -> jax.Array:
     """``sum_j p_j log(p_j / q_j)`` over k tokens and the rest of them, [c], in nats.
 
     Never more than the divergence over all V tokens, and equal to it for k = V.
     """
+    head, tau = shared
     said = logits(student, head)
-    log_q, log_others = _at(said / jnp.asarray(temperature, said.dtype), teacher.ids)
+    log_q, log_others = _at(said / tau.astype(said.dtype), teacher.ids)
     log_p, log_rest = (x.astype(said.dtype) for x in teacher[1:])
     each = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     return each + jnp.exp(log_rest) * (log_rest - log_others)

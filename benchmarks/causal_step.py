@@ -54,7 +54,7 @@ def stacks_of(layers: int, rng: np.random.Generator) -> dict[str, jm.AdapterStac
 def programs(layers: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Name of a step -> its compiled program and arguments."""
     rng = np.random.default_rng(0)
-    config = replace(CONFIG, num_hidden_layers=layers)
+    config = replace(CONFIG, num_hidden_layers=layers, layer_types=None)
     apply = decoder_apply(config, output="hidden")
     rows = vocabulary_head(config)
     params = init_decoder(config, jax.random.key(0))

@@ -1,7 +1,7 @@
 """How likely texts are to a causal language model, and each adapter alone by that."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,6 +105,25 @@ def likelihoods(
         return Likelihoods(nats.astype(np.float64), tokens, hits)
 
     return of_task
+
+
+def worse_than_guessing(base: Base, nats: Mapping[str, float]) -> Iterator[str]:
+    """Notes on texts of which the base knows less than one who guesses.
+
+    Args:
+      base: a causal language model of V words.
+      nats: task -> nats per token without adapters; ``log V`` by guessing.
+    """
+    if base.vocabulary is None:
+        return
+    words = jax.eval_shape(base.vocabulary, base.params).shape[0]
+    for task, found in nats.items():
+        if found > math.log(words):
+            yield (
+                f"without adapters the texts of {task} have {found:.2f} nats per "
+                f"token, guessing among {words} tokens {math.log(words):.2f}: look "
+                f"whether tokenizer.json in {base.folder} belongs to its weights"
+            )
 
 
 class TextStanding(NamedTuple):

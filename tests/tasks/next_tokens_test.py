@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from causal_samples import BEGIN, END
 
+import jaxmerge as jm
 from jaxmerge import Refusal, tasks
-from jaxmerge.tasks.next_tokens import counted_inputs, end_of_text
+from jaxmerge.diagnostics.likelihood import likelihoods
+from jaxmerge.tasks.next_tokens import counted_inputs, counted_tokens, end_of_text
 from jaxmerge.tasks.texts import cropped, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -144,6 +146,38 @@ def test_the_token_that_ends_a_text(folder, tmp_path):
     settings.write_text("[")
     with pytest.raises(Refusal, match="not readable"):
         end_of_text(tmp_path, tokenizer)
+
+
+def test_batches_of_other_lengths_change_nothing(base, read):
+    """Neither what texts are worth nor what a merge is taught by them."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(40)]
+    lines = [
+        {"prompt": " ".join(words[:n]), "completion": f" {rng.choice(words)}"}
+        for n in (1, 30, 4, 17, 2)
+    ]
+    unlabeled = read(*lines)
+    found = [likelihoods(base, unlabeled, batch=n)("one", {}) for n in (1, 2, 5)]
+    for other in found[1:]:
+        np.testing.assert_allclose(other.nats, found[0].nats, rtol=1e-5)
+        np.testing.assert_array_equal(other.exact, found[0].exact)
+    inputs = unlabeled.inputs["one"]
+    tokens = ("input_ids", "attention_mask")
+    left = {name: np.pad(inputs[name], ((0, 0), (7, 0))) for name in tokens}
+    shifted = inputs | left | {"places": inputs["places"] + 7}
+    losses = jm.token_distillation(base.apply, base.vocabulary, mask=counted_tokens)
+    name, rank = "model.layers.0.self_attn.q_proj", 2
+    b, a = (rng.normal(size=s).astype(np.float32) for s in ((16, rank), (rank, 16)))
+    teacher = rng.normal(size=(5, 16, 16)).astype(np.float32)
+
+    def value(update, inputs):
+        taught = {"one": jm.Taught(inputs, teacher)}
+        return losses(base.params, {name: update}, taught)["one"]
+
+    run = jax.jit(jax.value_and_grad(value))
+    each = [run(jm.LowRank(b, a), some) for some in (inputs, shifted)]
+    for one, other in zip(*map(jax.tree.leaves, each), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_and_the_width_of_batches_change_nothing(base, read):

@@ -1,5 +1,6 @@
 """Places without a model, each of which says how to get one."""
 
+import json
 import zipfile
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from jaxmerge.models import load_decoder
 from jaxmerge.tasks import load_base
 
-LLAMA = '{"model_type": "llama"}'
+SIZES = {"model_type": "llama", "vocab_size": 4, "hidden_size": 4}
+SIZES |= {"intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 @pytest.mark.parametrize(
@@ -30,11 +32,8 @@ def test_it_is_said_how_to_get_one(files, given, message, tmp_path, monkeypatch)
 
 
 def test_a_folder_with_a_config_and_a_gguf_file(tmp_path):
-    (tmp_path / "config.json").write_text(LLAMA)
+    (tmp_path / "config.json").write_text(json.dumps(SIZES))
     (tmp_path / "q8.gguf").write_bytes(b"GGUF")
-    sizes = '"vocab_size": 4, "hidden_size": 4, "intermediate_size": 4, '
-    sizes += '"num_hidden_layers": 1, "num_attention_heads": 1}'
-    (tmp_path / "config.json").write_text(LLAMA.replace("}", f", {sizes}"))
     with pytest.raises(ValueError, match=r"it holds q8\.gguf\. A GGUF .*'q8\.gguf'"):
         load_decoder(tmp_path)
 

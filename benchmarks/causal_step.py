@@ -97,7 +97,9 @@ def programs(layers: int) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     }
     kept = jax.jit(partial(jm.top_tokens, k=256))
     top = {task: kept(hidden[task], rows(params)) for task in TASKS}
-    found = {PLAIN: (jax.jit(plain), (own, params, inputs))}
+    found: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        PLAIN: (jax.jit(plain), (own, params, inputs))
+    }
     for name, answers in (("hidden states", hidden), ("256 tokens", top)):
         batch = {task: jm.Taught(inputs[task], answers[task]) for task in TASKS}
         found[f"taught by {name}"] = jax.jit(step), (phis, state, bases, params, batch)

@@ -150,7 +150,7 @@ def token_distillation(
 
     def losses(
         params: Any, updates: Updates, batch: Mapping[str, Any]
-    ) -> dict[str, jax.Array]:
+    ) -> Mapping[str, jax.Array]:
         rows = vocabulary(params)
         of_merge, body = head_and_body(rows, updates, head)
         how: dict[str, Any] = {"temperature": temperature, "chunk": chunk}

@@ -7,7 +7,7 @@ are there: it is taken then and kept, d numbers a token.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def mean_over_tokens(
       chunk: tokens at a time, c.
     """
     counted = jnp.ones(hidden.shape[:-1], bool) if mask is None else mask
-    total = _sum(function, chunk, hidden, shared, known, counted)
+    total = cast(jax.Array, _sum(function, chunk, hidden, shared, known, counted))
     return total / jnp.maximum(jnp.sum(counted, dtype=total.dtype), 1)
 
 

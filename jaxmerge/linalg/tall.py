@@ -224,7 +224,7 @@ def _blocks(x: jax.Array) -> jax.Array | None:
 
 
 def _blocks_of_columns(x: jax.Array) -> jax.Array | None:
-    """A wide matrix [m, n] as [m, blocks, columns], as `_blocks` does with a tall one."""
+    """The same of a wide matrix [m, n]: blocks of columns [m, blocks, columns]."""
     if x.shape[1] % _BLOCK or x.shape[1] == _BLOCK:
         return None
     return x.reshape(x.shape[0], -1, _BLOCK)

@@ -26,6 +26,7 @@ from jaxmerge.cli.flags import (
     Names,
     Out,
     Quiet,
+    Stats,
     TextHeads,
     numbers,
     split,
@@ -35,7 +36,7 @@ from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
-    from jaxmerge.jobs.fitting import Learnt
+    from jaxmerge.jobs.learnt import Learnt
 
 
 Loss = Literal["distillation", "features", "entropy", "information", "null-space"]
@@ -61,6 +62,7 @@ def learn(
         ),
     ],
     out: Out,
+    stats: Stats = None,
     names: Names = None,
     text_heads: TextHeads = None,
     task_type: ModelType = None,
@@ -201,6 +203,7 @@ def learn(
             base=base,
             data=data,
             out=out,
+            stats=stats,
             names=split(names),
             text_heads=text_heads,
             task_type=task_type,

@@ -3,19 +3,17 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
-
 from jaxmerge import io
-from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
 from jaxmerge.jobs.block_recipe import block_recipe, on_host
-from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
+from jaxmerge.jobs.fit_recipe import fit_recipe, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
+from jaxmerge.jobs.learnt import Learnt
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -25,74 +23,15 @@ from jaxmerge.jobs.reading import (
     read_model_inputs,
     refusing_bad_input,
 )
+from jaxmerge.jobs.record_fields import STATISTICS
 from jaxmerge.learning.null_space import check_seen
 from jaxmerge.learning.teachers import tokens_kept
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
+from jaxmerge.spec.checks import check_statistics
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
-
-_AVERAGED = 10  # steps at the start and at the end of the history
-_NAMES = {"null-space": "null_space_ratio"}  # of losses, in JSON
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """A learned merge that was written.
-
-    Attributes:
-      recipe: how it was learned.
-      adapters: names of the tasks.
-      outcome: of the fit.
-      saved: what was written.
-      record: the record of the recipe, as it was written.
-      seconds: time of the whole job.
-      size: bytes of the files that were written.
-      notes: what a reader should know.
-    """
-
-    recipe: LearnRecipe
-    adapters: tuple[str, ...]
-    outcome: Outcome
-    saved: SaveReport
-    record: dict[str, Any]
-    seconds: float
-    size: int
-    notes: tuple[str, ...]
-
-    @property
-    def objective(self) -> dict[str, float]:
-        """Means of the objective over the first and the last steps."""
-        return _ends(self.outcome.history.objective)
-
-    @property
-    def losses(self) -> dict[str, dict[str, float]]:
-        """task -> loss with its adapter alone, and means over first and last steps."""
-        history = self.outcome.history.losses.T
-        found = zip(self.adapters, self.outcome.anchors, history, strict=True)
-        return {task: {"alone": alone, **_ends(x)} for task, alone, x in found}
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return {
-            "recipe": self.record,
-            "adapters": list(self.adapters),
-            "objective": self.objective,
-            "start": self.outcome.start,
-            _NAMES.get(self.recipe.loss, self.recipe.loss): self.losses,
-            "predictions": {
-                task: {
-                    "before": then._asdict(),
-                    "after": self.outcome.after[task]._asdict(),
-                }
-                for task, then in self.outcome.before.items()
-            },
-            "seconds": round(self.seconds, 3),
-            "bytes": self.size,
-            "notes": list(self.notes),
-            **self.saved.to_json(),
-        }
 
 
 @together()
@@ -103,6 +42,7 @@ def learn(
     base: Folder,
     data: Folder,
     out: Folder,
+    stats: Folder | None = None,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
     task_type: TaskType | None = None,
@@ -143,6 +83,7 @@ def learn(
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each adapter, see `jaxmerge.tasks.load_unlabeled`.
       out: folder to create.
+      stats: folder of `jaxmerge.collect`, for steps that need it.
       names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
         of the tasks.
@@ -197,7 +138,7 @@ def learn(
       FloatingPointError: the fit diverged.
     """
     clock, out = time.perf_counter(), Path(out)
-    inputs = paths_of(*folders, base, data, text_heads, work)
+    inputs = paths_of(*folders, base, data, text_heads, work, stats)
     check_target(out, force=force, inputs=inputs)
     checkpoints = work_folder(work, out)
     check_apart(checkpoints, out)
@@ -225,6 +166,7 @@ def learn(
         seed=seed,
         accumulate=accumulate,
     )
+    check_statistics(recipe.pipeline, given=stats is not None)
     loss = recipe.loss
     if loss not in WITH_HEADS:
         _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
@@ -254,10 +196,16 @@ def learn(
             check_seen(adapters.names, adapters.stacks)
         asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})
         asked |= {} if limit is None else {"limit": limit}
+        told = None
+        if stats is not None:
+            of_tasks = io.open_statistics(stats).of(adapters.names)
+            of_tasks.check_all(adapters)
+            told = of_tasks.load(adapters.stacks)
+            files |= {STATISTICS: {"path": str(stats), "sha256": of_tasks.sha256}}
         identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
-        shown: dict[str, Any] = {"work": kept, "progress": progress}
+        shown: dict[str, Any] = {"work": kept, "progress": progress, "stats": told}
         if unit == "model":
             outcome = fit_recipe(recipe, model, adapters, heads, unlabeled, **shown)
         else:
@@ -297,13 +245,6 @@ def learn(
             *warnings(recipe, outcome, adapters.names),
         ),
     )
-
-
-def _ends(values: np.ndarray) -> dict[str, float]:
-    """Means of some values over the first and the last steps."""
-    count = max(1, min(_AVERAGED, len(values) // 2))
-    first, last = values[:count].mean(), values[-count:].mean()
-    return {"first": float(first), "last": float(last)}
 
 
 def _refuse_given(loss: str, **options: Any) -> None:

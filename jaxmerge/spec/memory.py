@@ -41,8 +41,10 @@ def groups(
     Modules of one shape together, or all if the pipeline needs them at once. Where
     statistics are loaded, as many as keep these below 1 GiB.
     """
-    if pipeline.whole:
-        yield dict(stacks), None
+    if pipeline.whole or pipeline.learned:
+        if stats is not None and not isinstance(stats, Mapping):
+            stats = stats.load(tuple(stacks))
+        yield dict(stacks), stats
         return
     by_shape: dict[Any, dict[str, AdapterStack]] = {}
     for module, stack in stacks.items():

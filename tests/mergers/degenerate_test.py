@@ -12,6 +12,7 @@ from tiers import in_turn
 import jaxmerge as jm
 
 NAMES = sorted(METHODS)
+SPECTRAL = ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"]
 EQUAL = (3, 3, 3)
 
 
@@ -88,8 +89,7 @@ def test_rules_neither_outvote_nor_drop_what_is_not_finite(value, sign):
     assert not np.isfinite(rescalers[1])
 
 
-@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "dtype"), in_turn(SPECTRAL, [np.float32, np.float64]))
 def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
     zero = stack.replace(b=stack.b.at[2].set(0))
@@ -98,8 +98,7 @@ def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     assert distance(merged, alone) < tolerance(dtype)
 
 
-@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "dtype"), in_turn(SPECTRAL, [np.float32, np.float64]))
 def test_task_of_weight_zero_is_skipped_by_spectral_rules(name, dtype):
     stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
     weights = jnp.array([0.5, 0.0, 2.0], dtype)
@@ -115,8 +114,10 @@ def trimmed(space, stack, density):
     return jm.dense(jm.in_space(space, jm.trim(jm.elect, density=density))(stack))
 
 
-@pytest.mark.parametrize("space", ["full", "core", "knots", "knots_unscaled"])
-@pytest.mark.parametrize("density", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize(
+    ("space", "density"),
+    in_turn(["full", "core", "knots", "knots_unscaled"], [0.3, 0.5, 0.7]),
+)
 def test_zero_adapter_does_not_change_what_a_density_keeps(space, density):
     """Its null directions are no entries, module by module and over a whole model."""
     stack = random_stack((3, 3), 14, 11)

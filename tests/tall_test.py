@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 from jaxmerge import linalg
 
@@ -94,8 +95,7 @@ def test_polar_is_orthonormal(condition):
         assert np.abs(np.asarray(factor) - u @ vt).max() < 20 * EPS * condition
 
 
-@pytest.mark.parametrize("spread", [1.0, 1e6, 1e10])
-@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize(("spread", "rank"), in_turn([1.0, 1e6, 1e10], [None, 3]))
 def test_sizes_of_factors_belong_to_their_product(spread, rank):
     """Columns of b may be small where the rows of a are large."""
     b, a = tall(10.0), tall(10.0, m=1024, seed=1).T

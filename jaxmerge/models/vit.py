@@ -193,7 +193,7 @@ class VisionTower(nn.Module):
 def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a vision tower, a nested dict with Hugging Face's names."""
     shape = (1, config.image_size, config.image_size, config.num_channels)
-    variables = VisionTower(config).init(key, jnp.zeros(shape, jnp.float32))
+    variables = jax.jit(VisionTower(config).init)(key, jnp.zeros(shape, jnp.float32))
     return dict(variables["params"])
 
 
@@ -217,7 +217,7 @@ def vision_apply(
     ...     projection_dim=5)
     >>> params = init_vision(config, jax.random.key(0))
     >>> images = jnp.ones((3, 4, 4, 3), jnp.float32)
-    >>> vision_apply(config)(params, images).shape
+    >>> jax.jit(vision_apply(config))(params, images).shape
     (3, 5)
     """
     tower = VisionTower(config, remat)

@@ -62,7 +62,7 @@ from jaxmerge.mergers.factored import lora_lego, robust_merge
 from jaxmerge.mergers.iteris import ModelSample, iteris
 from jaxmerge.mergers.linear import average, concat, mean, task_arithmetic, total
 from jaxmerge.mergers.pico import calibrate, pico, restore_norm
-from jaxmerge.mergers.regmean import regmean, ssr
+from jaxmerge.mergers.regmean import regmean, regmean_adapters, ssr
 from jaxmerge.mergers.reversible import (
     CompressionCurve,
     ReversibleMerge,
@@ -185,7 +185,7 @@ __all__ = [
     # merger to merger
     "balanced", "calibrated", "pico", "soft_threshold", "then",
     # stack to stack
-    "balance", "calibrate", "leave_out", "shrink_updates",
+    "balance", "calibrate", "leave_out", "regmean_adapters", "shrink_updates",
     # posts: update to update, and what can be asked of an update
     "dense", "isotropize", "norm", "restore_norm", "scale", "svc", "truncate",
     # what can be asked of a stack

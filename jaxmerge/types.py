@@ -180,13 +180,14 @@ class ModelMerger(Protocol):
 class Calibration(NamedTuple):
     """What surrounds a merge: a change of the adapters, and a post that may undo it.
 
-    ``after`` gets the adapters as they were before ``before`` changed them. None leaves
+    ``before`` gets the adapters and the inputs of the call, such as ``stats``;
+    ``after`` the adapters as they were before ``before`` changed them. None leaves
     things as they are, so that a post alone is a calibration too. It surrounds a
     `Merger` (`jaxmerge.calibrated`), a `ModelMerger` (`jaxmerge.calibrated_model`) or a
     `Learned` (`jaxmerge.compose`).
     """
 
-    before: Callable[[AdapterStack], AdapterStack] | None = None
+    before: Callable[..., AdapterStack] | None = None
     after: Post | None = None
 
 
@@ -210,13 +211,14 @@ class Space(NamedTuple):
 class Learned(NamedTuple):
     """A merger with coefficients phi that are fitted through a model.
 
-    ``prepare`` runs once for each module and holds every decomposition; ``init`` gives
+    ``prepare`` runs once for each module and holds every decomposition; it is called
+    with the adapters, and with their ``stats`` where a fit is given any. ``init`` gives
     the first phi; ``apply`` merges, differentiable in phi. Where ``apply`` is linear in
     phi, ``squares`` may give the `Squares` of (basis, inputs [N, n], outputs [N, m],
     weights [N]), so that phi can be found in closed form.
     """
 
-    prepare: Callable[[AdapterStack], Any]
+    prepare: Callable[..., Any]
     init: Callable[[Any], jax.Array]
     apply: Callable[[jax.Array, Any], Update]
     squares: Callable[[Any, jax.Array, jax.Array, jax.Array], "Squares"] | None = None

@@ -193,7 +193,7 @@ def calibrated(merger: Merger, calibration: Calibration) -> Merger:
 
     >>> from jaxmerge.mergers.linear import concat
     >>> from jaxmerge.stacks import stack_adapters
-    >>> halved = Calibration(before=lambda stack: stack.replace(b=stack.b / 2))
+    >>> halved = Calibration(before=lambda stack, **_: stack.replace(b=stack.b / 2))
     >>> merge = calibrated(concat, halved)
     >>> print(dense(merge(stack_adapters([([[4.0]], [[1.0]])]))))
     [[2.]]
@@ -201,7 +201,7 @@ def calibrated(merger: Merger, calibration: Calibration) -> Merger:
     before, after = calibration
 
     def merge(stack: AdapterStack, **extra: Any) -> Update:
-        update = merger(stack if before is None else before(stack), **extra)
+        update = merger(stack if before is None else before(stack, **extra), **extra)
         return update if after is None else after(update, stack=stack, **extra)
 
     return merge

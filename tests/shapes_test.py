@@ -83,6 +83,7 @@ stack_calls = {
         "pico": jm.pico(jm.concat), "then": jm.then(jm.concat, jm.isotropize),
         "calibrated": jm.calibrated(jm.concat, jm.Calibration(jm.balance)),
         "balance": jm.balance, "calibrate": jm.calibrate,
+        "regmean_adapters": partial(jm.regmean_adapters, stats=None),
         "shrink_updates": partial(jm.shrink_updates, threshold=0.1),
         "soft_threshold": jm.soft_threshold(jm.concat, threshold=0.1),
         "task_norms": jm.task_norms,

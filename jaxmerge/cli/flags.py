@@ -64,6 +64,10 @@ DataFolder = Annotated[
         help=f"Folder with the inputs of each adapter, labels ignored: {DATA_FILES}"
     ),
 ]
+Stats = Annotated[
+    Path | None,
+    typer.Option(help="Folder of `jaxmerge collect`, for steps that need it."),
+]
 Names = Annotated[
     str | None,
     typer.Option(

@@ -20,6 +20,7 @@ from jaxmerge.cli.flags import (
     Names,
     Out,
     Quiet,
+    Stats,
     numbers,
     refuse_loose_numbers,
     split,
@@ -74,10 +75,7 @@ def merge(
             min=0, max=2**32 - 1, help="Seed of the steps that draw at random."
         ),
     ] = None,
-    stats: Annotated[
-        Path | None,
-        typer.Option(help="Folder of `jaxmerge collect`, for steps that need it."),
-    ] = None,
+    stats: Stats = None,
     names: Names = None,
     base: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from jaxmerge import linalg
+from jaxmerge.learning.apply import prepared
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import (
     Losses,
@@ -20,7 +21,7 @@ from jaxmerge.learning.step import (
     check_tasks,
     one_loss,
 )
-from jaxmerge.mapping import map_modules
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import AdapterStack, Learned
 
 
@@ -58,6 +59,7 @@ def task_jacobian(
     *,
     phis: Mapping[str, jax.Array] | None = None,
     params: Any = None,
+    stats: Mapping[str, Statistics] | None = None,
 ) -> TaskJacobian:
     """The task-direction Jacobian of TARA (arXiv 2603.26299), by autodiff in phi.
 
@@ -75,6 +77,7 @@ def task_jacobian(
       batches: dicts of task -> batch; J_t and f_t are means over those that have t.
       phis: module -> coefficients; the first ones of ``learned`` unless given.
       params: passed to the losses.
+      stats: as for `jaxmerge.fit`.
 
     Raises:
       ValueError: a stack of another number of adapters, or a task without a batch.
@@ -91,7 +94,7 @@ def task_jacobian(
      [20. 30.]]
     """
     arguments = (learned, tasks, stacks, losses, batches)
-    found = jacobian_rows(*arguments, phis=phis, params=params)
+    found = jacobian_rows(*arguments, phis=phis, params=params, stats=stats)
     return mean_jacobian([found[task] for task in tasks])
 
 
@@ -104,6 +107,7 @@ def jacobian_rows(
     *,
     phis: Mapping[str, jax.Array] | None = None,
     params: Any = None,
+    stats: Mapping[str, Statistics] | None = None,
 ) -> dict[str, TaskRows]:
     """The rows of each task on every batch, to see how much they depend on the inputs.
 
@@ -115,7 +119,7 @@ def jacobian_rows(
     check_tasks(tasks, stacks)
     of_tasks = batches_by_task(tasks, batches)
     problem = Problem(learned, tuple(tasks), losses, smooth_tchebycheff)
-    bases = map_modules(learned.prepare, stacks)
+    bases = prepared(learned, stacks, stats)
     if phis is None:
         phis = {name: learned.init(basis) for name, basis in bases.items()}
     found = {}

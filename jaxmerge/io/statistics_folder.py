@@ -14,10 +14,11 @@ from jaxmerge.io.replaceable import (
     statistics_file,
 )
 from jaxmerge.refusals import Option
+from jaxmerge.streamed import described
 from jaxmerge.untrusted.text import is_plain
 
 if TYPE_CHECKING:  # a record is read and checked without JAX
-    from jaxmerge.io.adapters import Source
+    from jaxmerge.io.adapters import Adapters, Source
     from jaxmerge.stats.moments import Statistics
 
 
@@ -161,6 +162,17 @@ class StatisticsFolder:
                     Option("assume_alpha", "<number>"),
                     " of the collection, or collect again",
                 )
+
+    def check_all(self, adapters: "Adapters") -> None:
+        """`check`, `check_adapters` and `check_files` for these adapters."""
+        stacks = described(adapters.stacks)
+        self.check(
+            {module: stack.a.shape[-1] for module, stack in stacks.items()},
+            [source.base_model for source in adapters.sources],
+            allow_different_bases=adapters.options.allow_different_bases,
+        )
+        self.check_adapters(adapters.sources)
+        self.check_files()
 
     def check_files(self) -> None:
         """AdapterError unless the files are those that were written."""

@@ -1,5 +1,6 @@
 """From a base, adapters and inputs to coefficients that are learned block by block."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.least_squares import solve_blocks
 from jaxmerge.learning.streams import blocks_of
 from jaxmerge.learning.work import Work
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.unlabeled import Unlabeled
 
@@ -36,6 +38,7 @@ def block_recipe(
     unlabeled: Unlabeled,
     *,
     work: Work,
+    stats: Mapping[str, Statistics] | None = None,
     progress: Progress,
 ) -> Outcome:
     """Learns the coefficients of a recipe whose unit is a block or a layer.
@@ -48,6 +51,8 @@ def block_recipe(
       adapters: T adapters of it.
       unlabeled: inputs of every task.
       work: keeps what was found of each block.
+      stats: module -> statistics of the inputs of all tasks, where the recipe needs
+        them.
       progress: shows how far it is.
 
     Returns:
@@ -71,6 +76,7 @@ def block_recipe(
             "params": jax.device_get(base.params),
             "batch": recipe.batch,
             "preference": recipe.rho,
+            "stats": stats,
             "checkpoint": work.checkpoints,
             "report": report,
         }

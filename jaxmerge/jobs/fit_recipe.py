@@ -13,7 +13,7 @@ from jaxmerge.io import Adapters
 from jaxmerge.jobs.learn_recipe import TAUGHT, LearnRecipe
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.learning import entropies, fit, null_space_ratios, single_adapter_losses
-from jaxmerge.learning.apply import merge
+from jaxmerge.learning.apply import merge, prepared
 from jaxmerge.learning.distillation import (
     Taught,
     distillation,
@@ -27,9 +27,9 @@ from jaxmerge.learning.objectives import mean_prediction_entropy
 from jaxmerge.learning.start import REFINEMENTS, SCALES, equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
 from jaxmerge.learning.work import Work
-from jaxmerge.mapping import map_modules
 from jaxmerge.spread import mesh_of_jobs
 from jaxmerge.stacks import task_updates
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.base_layers import token_mask
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.next_tokens import counted_tokens
@@ -85,6 +85,7 @@ def fit_recipe(
     unlabeled: Unlabeled,
     *,
     work: Work,
+    stats: Mapping[str, Statistics] | None = None,
     progress: Progress = silent,
 ) -> Outcome:
     """Fits the coefficients of a recipe.
@@ -103,6 +104,8 @@ def fit_recipe(
         needs none.
       unlabeled: inputs of every task.
       work: keeps the checkpoints.
+      stats: module -> statistics of the inputs of all tasks, where the recipe needs
+        them.
       progress: shows how far it is.
 
     Raises:
@@ -138,9 +141,10 @@ def fit_recipe(
         "scalarise": recipe.scalarise(jnp.asarray(anchors, jnp.float32)),
         "preference": recipe.rho,
         "shared": recipe.shared,
+        "stats": stats,
     }
     learned, scale = recipe.learned, work.scale
-    bases = map_modules(learned.prepare, stacks)
+    bases = prepared(learned, stacks, stats)
     start = first_phis(learned, bases, shared=recipe.shared)
     if recipe.start == "auto":
         if scale is None:

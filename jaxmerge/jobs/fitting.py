@@ -25,11 +25,13 @@ from jaxmerge.jobs.reading import (
     read_model_inputs,
     refusing_bad_input,
 )
+from jaxmerge.jobs.record_fields import STATISTICS
 from jaxmerge.learning.null_space import check_seen
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
+from jaxmerge.spec.checks import check_statistics
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
 
 _AVERAGED = 10  # steps at the start and at the end of the history
@@ -102,6 +104,7 @@ def learn(
     base: Folder,
     data: Folder,
     out: Folder,
+    stats: Folder | None = None,
     names: Sequence[str] | None = None,
     text_heads: Folder | None = None,
     task_type: TaskType | None = None,
@@ -141,6 +144,7 @@ def learn(
       base: Hugging Face folder of the base model.
       data: folder with the inputs of each adapter, see `jaxmerge.tasks.load_unlabeled`.
       out: folder to create.
+      stats: folder of `jaxmerge.collect`, for steps that need it.
       names: names of the tasks; by default those of the folders.
       text_heads: for CLIP: safetensors file with text vectors [classes, d] by the names
         of the tasks.
@@ -191,7 +195,7 @@ def learn(
       FloatingPointError: the fit diverged.
     """
     clock, out = time.perf_counter(), Path(out)
-    inputs = paths_of(*folders, base, data, text_heads, work)
+    inputs = paths_of(*folders, base, data, text_heads, work, stats)
     check_target(out, force=force, inputs=inputs)
     checkpoints = work_folder(work, out)
     check_apart(checkpoints, out)
@@ -218,6 +222,7 @@ def learn(
         seed=seed,
         accumulate=accumulate,
     )
+    check_statistics(recipe.pipeline, given=stats is not None)
     loss = recipe.loss
     if loss not in WITH_HEADS:
         _refuse_given(loss, text_heads=text_heads, logit_scale=logit_scale)
@@ -244,10 +249,16 @@ def learn(
             check_seen(adapters.names, adapters.stacks)
         asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})
         asked |= {} if limit is None else {"limit": limit}
+        told = None
+        if stats is not None:
+            of_tasks = io.open_statistics(stats).of(adapters.names)
+            of_tasks.check_all(adapters)
+            told = of_tasks.load(adapters.stacks)
+            files |= {STATISTICS: {"path": str(stats), "sha256": of_tasks.sha256}}
         identity = work_identity(asked, adapters, unlabeled, files)
         kept = Work(checkpoints, identity)
     with kept:
-        shown: dict[str, Any] = {"work": kept, "progress": progress}
+        shown: dict[str, Any] = {"work": kept, "progress": progress, "stats": told}
         if unit == "model":
             outcome = fit_recipe(recipe, model, adapters, heads, unlabeled, **shown)
         else:

@@ -16,6 +16,7 @@ from jaxmerge.learning.step import Scalarise
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.spec.steps import STEPS
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import Learned, Update
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
@@ -223,14 +224,24 @@ class LearnRecipe:
             smooth_tchebycheff, anchors=anchors, alpha=self.alpha, absolute=absolute
         )
 
-    def apply(self, adapters: Adapters, phis: Mapping[str, Any]) -> dict[str, Update]:
+    def apply(
+        self,
+        adapters: Adapters,
+        phis: Mapping[str, Any],
+        stats: Mapping[str, Statistics] | None = None,
+    ) -> dict[str, Update]:
         """Merges with known coefficients, as at the end of a fit.
+
+        Args:
+          adapters: those that were merged.
+          phis: module -> coefficients.
+          stats: module -> statistics of their inputs, where the pipeline needs them.
 
         Raises:
           AdapterError: the coefficients are not those of these adapters.
         """
         try:
-            return apply_learned(self.learned, phis)(adapters.stacks)
+            return apply_learned(self.learned, phis)(adapters.stacks, stats=stats)
         except Refusal as error:
             raise AdapterError(*error.message) from error
 

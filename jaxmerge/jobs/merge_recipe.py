@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmerge.disk import Unchanged
 from jaxmerge.folders import Folder
 from jaxmerge.io.options import TaskType
+from jaxmerge.jobs.record_fields import STATISTICS
 from jaxmerge.refusals import Option
 from jaxmerge.spec import (
     Pipeline,
@@ -18,7 +19,6 @@ from jaxmerge.spec import (
     parse,
 )
 from jaxmerge.spec.layerwise import PerModule, as_given
-from jaxmerge.streamed import described
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from jaxmerge.stats.moments import Statistics
     from jaxmerge.tasks import SampleFiles
     from jaxmerge.types import Update
-
-ROLE = "statistics"  # of the files that a merge reads beside the adapters
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,14 @@ class MergeRecipe:
         """
         from jaxmerge.io import open_statistics
 
+        where = read.get(STATISTICS)
         recipe = cls(
             pipeline=parse(record["pipeline"]),
             weights=as_given(record.get("weights"), "weights"),
             densities=as_given(record.get("densities"), "densities"),
             seed=record.get("seed"),
             left_out=tuple(record.get("left_out", ())),
-            statistics=open_statistics(read[ROLE]) if ROLE in read else None,
+            statistics=open_statistics(where) if where is not None else None,
         )
         return recipe.bound(
             adapters,
@@ -119,8 +118,9 @@ class MergeRecipe:
         if self.pipeline.random:
             record["seed"] = self.seed
         if self.statistics is not None:
-            files = {"path": str(self.statistics.path)}
-            record["files"] = {ROLE: files | {"sha256": self.statistics.sha256}}
+            known = self.statistics
+            entry = {"path": str(known.path), "sha256": known.sha256}
+            record["files"] = {STATISTICS: entry}
         if self.sample is not None:
             record |= self.sample.to_record()
         return record
@@ -237,16 +237,10 @@ class MergeRecipe:
         """
         import jax
 
-        self.check_statistics(
-            {module: x.a.shape[-1] for module, x in described(adapters.stacks).items()},
-            [source.base_model for source in adapters.sources],
-            allow_different_bases=adapters.options.allow_different_bases,
-        )
         statistics = None
         if self.statistics is not None:
             statistics = _Unchanging(self.statistics)
-            self.statistics.check_adapters(adapters.sources)
-            self.statistics.check_files()
+            self.statistics.check_all(adapters)
         pipeline, seed = self.pipeline, self.seed
         kept = adapters.without(self.left_out)
         updates = pipeline.run(

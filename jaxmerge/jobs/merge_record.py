@@ -8,7 +8,7 @@ from jaxmerge.folders import Folder
 from jaxmerge.io import AdapterError
 from jaxmerge.io.errors import listing
 from jaxmerge.io.fields import check_fields
-from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLE_OPTIONS
+from jaxmerge.jobs.record_fields import RECIPES, RECORD, ROLE_OPTIONS, STATISTICS
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import STEPS, Pipeline, PipelineError, parse
 from jaxmerge.spec.checks import check_count
@@ -109,9 +109,10 @@ def _check_recipe(record: Mapping[str, Any], path: Path) -> None:
         from jaxmerge.jobs.learn_recipe import LearnRecipe
 
         try:
-            LearnRecipe.from_record(recipe)
+            learned = LearnRecipe.from_record(recipe)
         except Refusal as error:
             raise AdapterError(f"{path}: field recipe: ", *error.message) from error
+        _check_files(learned.pipeline, files_of(record), path)
         return
     try:
         pipeline = parse(recipe["pipeline"])
@@ -143,13 +144,18 @@ def _check_pipeline(pipeline: Pipeline, record: Mapping[str, Any], path: Path) -
             f"{path}: field recipe.densities: is missing, and {pipeline.text!r} takes "
             "a density of each input"
         )
-    needed = {"statistics"} if pipeline.statistics else set[str]()
+    _check_files(pipeline, recipe.get("files", {}), path)
+
+
+def _check_files(pipeline: Pipeline, files: Mapping[str, Any], path: Path) -> None:
+    """Refuses what a merge does not read beside the adapters, and what is missing."""
+    needed = {STATISTICS} if pipeline.statistics else set[str]()
     needed |= {"base", "data"} if pipeline.model else set[str]()
-    if recipe.get("files", {}).keys() != needed:
+    if set(files) != needed:
         expected = " and ".join(sorted(needed)) or "nothing"
         raise AdapterError(
             f"{path}: field recipe.files: {pipeline.text!r} reads {expected} beside "
-            f"the adapters, found {sorted(recipe.get('files', {}))}"
+            f"the adapters, found {sorted(files)}"
         )
 
 
@@ -202,7 +208,7 @@ def paths_read(
 ) -> dict[str, Path]:
     """Where the folders are that the merge read beside the adapters, by their role.
 
-    What a fit read plays no part: its coefficients are stored.
+    What a fit read plays no part but for statistics: its coefficients are stored.
 
     Args:
       folder: of the merge.
@@ -229,6 +235,7 @@ def paths_read(
 
 def files_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Role -> path and digests of what the merge depends on beside the adapters."""
+    files = record["recipe"].get("files", {})
     if kind(record) == "learned":
-        return {}
-    return record["recipe"].get("files", {})
+        return {role: entry for role, entry in files.items() if role == STATISTICS}
+    return files

@@ -39,8 +39,9 @@ def numbers_of_tasks(value: Any) -> bool:
     return True
 
 
+STATISTICS = "statistics"
 ROLE_OPTIONS = {  # of what a merge reads beside the adapters -> option that names it
-    "statistics": "stats",
+    STATISTICS: "stats",
     "base": "base",
     "data": "data",
 }

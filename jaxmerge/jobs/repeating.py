@@ -10,6 +10,7 @@ from jaxmerge.io.options import recorded_options
 from jaxmerge.jobs.converting import repeated, updates_of
 from jaxmerge.jobs.merge_record import kind
 from jaxmerge.jobs.reading import refusing_bad_input
+from jaxmerge.jobs.record_fields import STATISTICS
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def computed_again(
             recipe = MergeRecipe.from_record(record["recipe"], adapters, read)
         return Again(*recipe.run(adapters))
     try:
-        updates = _apply_phi(record, adapters, folder / PHI_FILE)
+        updates = _apply_phi(record, adapters, folder / PHI_FILE, read)
         beside = {name: _tensors(folder / name) for name in (PHI_FILE, HISTORY_FILE)}
     except (ValueError, TypeError) as error:  # AdapterError is a ValueError
         raise CannotBeUsed(str(error)) from error
@@ -92,12 +93,21 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _apply_phi(
-    record: Mapping[str, Any], adapters: "Adapters", path: Path
+    record: Mapping[str, Any],
+    adapters: "Adapters",
+    path: Path,
+    read: Mapping[str, Path],
 ) -> "dict[str, Update]":
     """Merges with learned coefficients as they were stored."""
+    from jaxmerge.io import open_statistics
     from jaxmerge.io.tensors import SafetensorsFile, read_finite
     from jaxmerge.jobs.learn_recipe import LearnRecipe
 
     file = SafetensorsFile(checked_file(path))
     phis = {name: read_finite(file, name) for name in file.infos}
-    return LearnRecipe.from_record(record["recipe"]).apply(adapters, phis)
+    stats = None
+    if STATISTICS in read:
+        folder = open_statistics(read[STATISTICS]).of(adapters.names)
+        folder.check_all(adapters)
+        stats = folder.load(adapters.stacks)
+    return LearnRecipe.from_record(record["recipe"]).apply(adapters, phis, stats)

@@ -242,13 +242,13 @@ def _unread(
 ) -> Iterator[Difference]:
     """Files beside the adapters that are read and not in the record, or in it only."""
     from jaxmerge import io
-    from jaxmerge.jobs.merge_recipe import ROLE
+    from jaxmerge.jobs.record_fields import STATISTICS
 
     entries = files_of(record)
     expected = {}
-    if ROLE in read:
-        statistics = io.open_statistics(read[ROLE]).of(adapters.names)
-        expected[ROLE] = statistics.sha256
+    if STATISTICS in read:
+        statistics = io.open_statistics(read[STATISTICS]).of(adapters.names)
+        expected[STATISTICS] = statistics.sha256
     if "base" in read:
         sample = record["recipe"].get("sample", {})
         task_type = sample.get("task_type", "classification")
@@ -267,7 +267,10 @@ def _read_by_fit(record: Mapping[str, Any]) -> dict[str, str]:
     if kind(record) != "learned":
         return {}
     found = {}
+    read_again = files_of(record)
     for role, entry in record["recipe"].get("files", {}).items():
+        if role in read_again:
+            continue
         differing = list(
             _changed_files(Path(entry["path"]), entry["sha256"], "changed")
         )

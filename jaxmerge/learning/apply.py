@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxmerge.mapping import map_modules
 from jaxmerge.refusals import Refusal
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import AdapterStack, Learned, ModelMerger, Update
 
 SHARED = "every module"  # the only key of phis that all modules share
@@ -41,14 +42,33 @@ def apply_learned(learned: Learned, phis: Mapping[str, Any]) -> ModelMerger:
         *,
         chunk: int | None = None,
         mesh: Mesh | None = None,
+        stats: Mapping[str, Statistics] | None = None,
         **extra: Any,
     ) -> dict[str, Update]:
         devices = {"chunk": chunk, "mesh": mesh, "gather": True}
-        bases = map_modules(learned.prepare, stacks, **devices)
+        bases = prepared(learned, stacks, stats, **devices)
         check_coefficients(learned, bases, phis)
         return merge(learned, phis, bases)
 
     return merger
+
+
+def prepared(
+    learned: Learned,
+    stacks: Mapping[str, AdapterStack],
+    stats: Mapping[str, Statistics] | None = None,
+    **devices: Any,
+) -> dict[str, Any]:
+    """What a learned method decomposes of every module, once for all coefficients.
+
+    Args:
+      learned: the method.
+      stacks: module -> adapters.
+      stats: module -> statistics of the inputs of all tasks, where it needs them.
+      **devices: see `jaxmerge.map_modules`.
+    """
+    given = {} if stats is None else {"stats": stats}
+    return map_modules(learned.prepare, stacks, **given, **devices)
 
 
 def merge(

@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxmerge.folders import Folder
-from jaxmerge.learning.apply import merge
+from jaxmerge.learning.apply import merge, prepared
 from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.learning.distillation import Distance, Taught, feature_distillation
 from jaxmerge.learning.fit import Fitted, Progress
@@ -34,13 +34,14 @@ from jaxmerge.learning.step import (
     first_state,
 )
 from jaxmerge.learning.streams import Visit, blocks_of, walk
-from jaxmerge.mapping import map_modules
 from jaxmerge.models.adapt import Apply
 from jaxmerge.models.blocks import Blocks, Stream
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.unlabeled import task_batches
 from jaxmerge.types import AdapterStack, Learned
 
 Bases = Mapping[str, Any]
+Told = Mapping[str, Statistics] | None
 
 
 class Method(NamedTuple):
@@ -48,11 +49,12 @@ class Method(NamedTuple):
 
     Attributes:
       solve: (visit, bases, first coefficients) -> coefficients and history [steps].
-      identity: of the same, digests of what determines the result.
+      identity: of the same and the block's statistics, digests of what determines the
+        result.
     """
 
     solve: Callable[[Visit, Bases, Phis], tuple[Phis, History]]
-    identity: Callable[[Visit, Bases, Phis], dict[str, str]]
+    identity: Callable[[Visit, Bases, Phis, Told], dict[str, str]]
 
 
 def fit_blocks(
@@ -65,6 +67,7 @@ def fit_blocks(
     *,
     steps: int,
     params: Any,
+    stats: Told = None,
     batch: int = 16,
     seed: int = 0,
     distance: Distance = relative_distance,
@@ -91,6 +94,7 @@ def fit_blocks(
       optimizer: any optax optimiser; it begins anew in every block.
       steps: in each block.
       params: of the model.
+      stats: module -> statistics of the inputs of all tasks, see `fit`.
       batch: inputs of each task in a step.
       seed: of the order of the inputs.
       distance: ``(teacher, student, *, mask) -> scalar``: `relative_distance`,
@@ -150,19 +154,20 @@ def fit_blocks(
         states, records = zip(*calls, strict=True)
         return states[-1].phis, joined(list(records))
 
-    def identity(visit: Visit, bases: Bases, phis: Phis) -> dict[str, str]:
+    def identity(visit: Visit, bases: Bases, phis: Phis, told: Told) -> dict[str, str]:
         problem = programs(visit.block.apply)[0].problem
         state = first_state(learned, bases, optimizer, shared=False, start=phis)
         first = next(batches(visit))
         given = (visit.stacks, visit.params, first, rho)
         settings = (steps, batch, seed, search)
-        return fit_identity(problem, optimizer, state, *given) | {
+        return fit_identity(problem, optimizer, state, *given, stats=told) | {
             "settings": str(settings)
         }
 
     return in_blocks(
         *(learned, tasks, stacks, model, inputs, Method(solve, identity)),
         params=params,
+        stats=stats,
         size=batch,
         checkpoint=checkpoint,
         report=report,
@@ -190,13 +195,14 @@ def in_blocks(
     method: Method,
     *,
     params: Any,
+    stats: Told,
     size: int,
     checkpoint: Folder | None,
     report: Callable[[Progress], None] | None,
 ) -> Fitted:
     """Finds the coefficients of block after block, and keeps those that are found."""
     check_tasks(tasks, stacks)
-    bases = map_modules(learned.prepare, stacks)
+    bases = prepared(learned, stacks, stats)
     phis = first_phis(learned, bases, shared=False)
     places = blocks_of(model, stacks)
     done, visited, saved = 0, 0, None
@@ -209,8 +215,9 @@ def in_blocks(
         inside = {name: bases[whole] for name, whole in names.items()}
         if checkpoint is not None and saved is None:
             first = {name: phis[whole] for name, whole in names.items()}
-            identity = method.identity(visit, inside, first) | {
-                "adapters": tree_digest(stacks),
+            told = stats and {name: stats[whole] for name, whole in names.items()}
+            identity = method.identity(visit, inside, first, told) | {
+                "adapters": tree_digest((stacks, stats)),
                 "parameters": parameters_digest(params),
                 "inputs": tree_digest(inputs),
                 "blocks": ", ".join(places),

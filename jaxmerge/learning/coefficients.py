@@ -124,7 +124,7 @@ def tara_b(*, initial: float = 0.4) -> Learned:
 def compose(
     learned: Learned,
     *posts: Post,
-    before: Callable[[AdapterStack], AdapterStack] | None = None,
+    before: Callable[..., AdapterStack] | None = None,
 ) -> Learned:
     """A learned method on transformed adapters, with posts after its merge.
 
@@ -135,7 +135,8 @@ def compose(
       learned: the method.
       *posts: change the merged update, in this order; differentiated through. They get
         the original adapters as ``stack``.
-      before: changes the adapters before ``prepare``.
+      before: changes the adapters before ``prepare``; gets their ``stats`` too where a
+        fit is given any, as `jaxmerge.regmean_adapters` needs.
 
     Returns:
       Learned, with the coefficients of ``learned``.
@@ -148,9 +149,9 @@ def compose(
     [[3.]]
     """
 
-    def prepare(stack: AdapterStack) -> Composed:
-        changed = stack if before is None else before(stack)
-        return Composed(basis=learned.prepare(changed), stack=stack)
+    def prepare(stack: AdapterStack, **extra: Any) -> Composed:
+        changed = stack if before is None else before(stack, **extra)
+        return Composed(basis=learned.prepare(changed, **extra), stack=stack)
 
     def init(composed: Composed) -> jax.Array:
         return learned.init(composed.basis)
@@ -177,21 +178,21 @@ def _check_phi(phi: jax.Array, expected: tuple[int, ...]) -> None:
         raise Refusal(f"coefficients {jnp.shape(phi)}, expected {expected}")
 
 
-def _single_directions(stack: AdapterStack) -> Directions:
-    check_stack(tara_a, stack)
+def _single_directions(stack: AdapterStack, **extra: Any) -> Directions:
+    check_stack(tara_a, stack, extra)
     b, a = concatenate(stack)
     count = a.shape[0]
     return Directions(b=b, a=a, owners=jnp.arange(count), coefficients=count)
 
 
-def _directions_of_tasks(stack: AdapterStack) -> Directions:
-    check_stack(adamerging, stack)
+def _directions_of_tasks(stack: AdapterStack, **extra: Any) -> Directions:
+    check_stack(adamerging, stack, extra)
     b, a = concatenate(stack)
     return Directions(b=b, a=a, owners=_owners(stack), coefficients=len(stack.ranks))
 
 
-def _shared_directions(stack: AdapterStack) -> SharedDirections:
-    check_stack(tara_b, stack)
+def _shared_directions(stack: AdapterStack, **extra: Any) -> SharedDirections:
+    check_stack(tara_b, stack, extra)
     _, u = project_knots(stack)
     b, a = concatenate(stack)
     return SharedDirections(

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxmerge.folders import Folder
-from jaxmerge.learning.apply import merge
+from jaxmerge.learning.apply import merge, prepared
 from jaxmerge.learning.checkpoint import Checkpoints
 from jaxmerge.learning.identity import fit_identity
 from jaxmerge.learning.loop import History, joined, of_tasks, program_of, run_steps
@@ -28,8 +28,8 @@ from jaxmerge.learning.step import (
     check_tasks,
     first_state,
 )
-from jaxmerge.mapping import map_modules
 from jaxmerge.spread import on_all
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import AdapterStack, Learned, Update
 
 
@@ -60,6 +60,7 @@ def fit(
     *,
     steps: int,
     params: Any = None,
+    stats: Mapping[str, Statistics] | None = None,
     scalarise: Scalarise = smooth_tchebycheff,
     preference: jax.Array | None = None,
     penalty: Penalty | None = None,
@@ -93,6 +94,8 @@ def fit(
       optimizer: any optax optimiser.
       steps: how many in all, those before an interruption included.
       params: passed to the losses: a large model belongs here, not into a closure.
+      stats: module -> statistics of the inputs of all tasks, stacked, where ``learned``
+        needs them (`jaxmerge.regmean_adapters`).
       scalarise: `smooth_tchebycheff` (default) or `linear_scalarisation`, with further
         arguments bound by ``functools.partial``.
       preference: rho [T]; or [P, T], to fit P merges, a Pareto front, in one program.
@@ -147,7 +150,7 @@ def fit(
     if steps < 1:
         raise ValueError(f"fit: steps={steps}; at least one is needed")
     problem = Problem(learned, tuple(tasks), losses, scalarise, penalty)
-    bases = map_modules(learned.prepare, stacks)
+    bases = prepared(learned, stacks, stats)
     preference = None if preference is None else jnp.asarray(preference)
     front = preference is not None and preference.ndim == 2
     state = first = first_state(learned, bases, optimizer, shared=shared, start=start)
@@ -164,7 +167,7 @@ def fit(
         if checkpoint is not None:
             seen, batches = _peek(batches, tasks)
             given = (stacks, params, seen, preference)
-            identity = fit_identity(problem, optimizer, first, *given)
+            identity = fit_identity(problem, optimizer, first, *given, stats=stats)
             saved = stack.enter_context(Checkpoints(checkpoint, identity))
             done, state, history = saved.restore(state, steps)
             records = [] if history is None else [History(**history)]

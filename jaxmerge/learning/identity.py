@@ -11,6 +11,7 @@ import optax
 from jaxmerge.learning.apply import merge
 from jaxmerge.learning.program import array_bytes, program_digest
 from jaxmerge.learning.step import FitState, Phis, Problem, Updates, scalarised
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import AdapterStack
 
 _CORNER = 4  # along every axis of a parameter
@@ -24,6 +25,8 @@ def fit_identity(
     params: Any,
     batch: Mapping[str, Any],
     preference: jax.Array | None,
+    *,
+    stats: Mapping[str, Statistics] | None = None,
 ) -> dict[str, str]:
     """Digests by the name of the part that they belong to.
 
@@ -38,28 +41,32 @@ def fit_identity(
       params: as given to `fit`.
       batch: the first one.
       preference: [T], or [P, T] in a front.
+      stats: module -> statistics, where the method needs them.
     """
     phis, single = state.phis, preference
     if preference is not None and preference.ndim == 2:
         single = preference[0]
 
-    def method(phis: Phis, stacks: Mapping[str, AdapterStack]) -> Updates:
-        bases = {name: problem.learned.prepare(stack) for name, stack in stacks.items()}
+    def method(phis: Phis, stacks: Mapping[str, AdapterStack], stats: Any) -> Updates:
+        bases = {}
+        for name, stack in stacks.items():
+            given = {} if stats is None else {"stats": stats[name]}
+            bases[name] = problem.learned.prepare(stack, **given)
         return merge(problem.learned, phis, bases)
 
     def objective(losses: Mapping[str, jax.Array], rho: jax.Array | None) -> jax.Array:
         return scalarised(problem, losses, rho)[0]
 
-    updates = jax.eval_shape(method, phis, stacks)
+    updates = jax.eval_shape(method, phis, stacks, stats)
     found = jax.eval_shape(problem.losses, params, updates, batch)
     penalty = problem.penalty
     return {
         "tasks": hashlib.sha256("\0".join(problem.tasks).encode()).hexdigest(),
-        "adapters": tree_digest(stacks),
+        "adapters": tree_digest(stacks if stats is None else (stacks, stats)),
         "preference": tree_digest(preference),
         "parameters": parameters_digest(params),
         "batches": tree_digest(batch),
-        "method": program_digest(method, phis, stacks),
+        "method": program_digest(method, phis, stacks, stats),
         "coefficients": tree_digest(phis),
         "losses": program_digest(problem.losses, params, updates, batch),
         "objective": program_digest(objective, found, single),

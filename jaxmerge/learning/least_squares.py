@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.folders import Folder
-from jaxmerge.learning.blockwise import Bases, Method, in_blocks
+from jaxmerge.learning.blockwise import Bases, Method, Told, in_blocks
 from jaxmerge.learning.fit import Fitted, Progress
 from jaxmerge.learning.identity import tree_digest
 from jaxmerge.learning.loop import History
@@ -37,6 +37,7 @@ def solve_blocks(
     inputs: Mapping[str, Any],
     *,
     params: Any,
+    stats: Told = None,
     batch: int = 16,
     preference: ArrayLike | None = None,
     ridge: float = RIDGE,
@@ -55,7 +56,7 @@ def solve_blocks(
       learned: linear in its coefficients: `tara_a`, `tara_b`, `adamerging` without
         clamp, or what `compose` makes of them without posts.
       tasks: see `fit_blocks`, and so ``stacks``, ``model``, ``inputs``, ``params``,
-        ``checkpoint`` and ``report``.
+        ``stats``, ``checkpoint`` and ``report``.
       batch: inputs of a task that go through a block at a time.
       preference: rho [T]; 1/T for each task unless given.
       ridge: draws phi to the method's own start, in units of the diagonal of the normal
@@ -111,7 +112,8 @@ def solve_blocks(
         mean = np.mean(losses, axis=0)
         return found, History(mean @ np.asarray(shares), mean)
 
-    def identity(visit: Visit, bases: Bases, phis: Phis) -> dict[str, str]:
+    def identity(visit: Visit, bases: Bases, phis: Phis, told: Told) -> dict[str, str]:
+        del told  # bases hold what was made of them
         name, basis = next(iter(bases.items()))
         b, a = visit.stacks[name].b, visit.stacks[name].a
         of = a[:1, 0], b[:1, :, 0], a[0, 0, :1]  # x, y and w of one token
@@ -126,6 +128,7 @@ def solve_blocks(
     return in_blocks(
         *(learned, tasks, stacks, model, inputs, Method(solve, identity)),
         params=params,
+        stats=stats,
         size=batch,
         checkpoint=checkpoint,
         report=report,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxmerge.learning.apply import merge
+from jaxmerge.learning.apply import merge, prepared
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import (
     Losses,
@@ -21,7 +21,7 @@ from jaxmerge.learning.step import (
     first_phis,
     scalarised,
 )
-from jaxmerge.mapping import map_modules
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import AdapterStack, Learned
 
 SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1, 1.5)
@@ -57,6 +57,7 @@ def search_start(
     batches: Iterable[Mapping[str, Any]],
     *,
     params: Any = None,
+    stats: Mapping[str, Statistics] | None = None,
     scalarise: Scalarise = smooth_tchebycheff,
     preference: jax.Array | None = None,
     shared: bool = False,
@@ -73,7 +74,7 @@ def search_start(
 
     Args:
       learned: see `jaxmerge.fit`, and so ``tasks``, ``stacks``, ``losses``, ``params``,
-        ``scalarise``, ``preference`` [T] and ``shared``.
+        ``stats``, ``scalarise``, ``preference`` [T] and ``shared``.
       batches: dicts of task -> batch.
       scales: ascending numbers.
       refinements: parabolas at most, each through the three best scales by then.
@@ -103,7 +104,7 @@ def search_start(
     check_tasks(tasks, stacks)
     check_preference(tasks, preference)
     problem = Problem(learned, tuple(tasks), losses, scalarise)
-    bases = map_modules(learned.prepare, stacks)
+    bases = prepared(learned, stacks, stats)
     first = first_phis(learned, bases, shared=shared)
     seen = list(batches)
     if not seen:

@@ -4,6 +4,8 @@ Mergers that look at factors (Pico, LoRA-LEGO, RobustMerge, entrywise rules in c
 space) depend on it. `balanced` fixes it, so that they depend on the updates alone.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxmerge import linalg
@@ -12,7 +14,7 @@ from jaxmerge.types import AdapterStack, Calibration, Merger
 from jaxmerge.updates import calibrated
 
 
-def balance(stack: AdapterStack) -> AdapterStack:
+def balance(stack: AdapterStack, **extra: Any) -> AdapterStack:
     """Canonical factors ``B_t = U_t sqrt(S_t)``, ``A_t = sqrt(S_t) V_t^T``.
 
     From the singular value decomposition of every ``B_t A_t``; unique up to joint
@@ -20,7 +22,7 @@ def balance(stack: AdapterStack) -> AdapterStack:
 
     Cost: O((m + n) R^2) for each task.
     """
-    check_stack(balance, stack)
+    check_stack(balance, stack, extra)
     k = min(stack.b.shape[1], stack.a.shape[1], stack.a.shape[2])
     u, s, vt = linalg.svd_of_product(stack.b, stack.a)
     root = linalg.root(s)

@@ -11,7 +11,7 @@ from jaxmerge.types import AdapterStack, Calibration, Merger, Update
 from jaxmerge.updates import calibrated, near_one, scale, squares_root
 
 
-def calibrate(stack: AdapterStack) -> AdapterStack:
+def calibrate(stack: AdapterStack, **extra: Any) -> AdapterStack:
     """Shrinks the output directions that hold most of the energy of all B together.
 
     With ``[B_1 .. B_T] = U diag(s) V^T``, direction j has the share
@@ -29,7 +29,7 @@ def calibrate(stack: AdapterStack) -> AdapterStack:
     The result depends on the factors, not on the updates alone: moving a scale from A
     to B changes it. `jaxmerge.balanced` removes that freedom first.
     """
-    check_stack(calibrate, stack)
+    check_stack(calibrate, stack, extra)
     b = concatenate(stack).b
     u, s, _ = linalg.svd(b * linalg.unit_power(b))
     energy = s * s

@@ -7,6 +7,7 @@ are constants: derivatives reach the factors and the weights.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxmerge import linalg
 from jaxmerge.doors import check_stack
+from jaxmerge.mergers.linear import concat
 from jaxmerge.stacks import concatenate, weigh
 from jaxmerge.stats.matching import check_fits
 from jaxmerge.stats.moments import (
@@ -26,7 +28,7 @@ from jaxmerge.stats.moments import (
     spectrum,
     times_gram,
 )
-from jaxmerge.types import AdapterStack, LowRank
+from jaxmerge.types import AdapterStack, Calibration, LowRank
 
 
 def regmean(
@@ -40,21 +42,12 @@ def regmean(
 ) -> LowRank:
     """RegMean (arXiv 2212.09849) on updates: ``(sum_t D_t G_t) (sum_t G_t)^-1``.
 
-    With G_t the mean of ``z z^T`` over the inputs of task t and ``G = sum_t G_t``,
-    ``B = [B_1 .. B_T]`` and the rows of A are ``A_t / T + A_t (G_t - G / T) G^-``:
-    of the least squares solutions the one nearest to the mean of the updates, which
-    stays in features in which no task has inputs. Nearest is meant in units of each
-    feature's root mean square, so scaling features changes nothing. The base weight
-    drops out. One adapter comes back unchanged.
+    The sum of the adapters that `regmean_adapters` makes. The base weight drops out.
+    One adapter comes back unchanged.
 
     Args:
       stack: T adapters of one module.
-      stats: moments of the inputs [T, ..] (`jaxmerge.stack_moments`), each task's
-        with its own adapter in the model; a `Sketch` avoids n x n.
-      off_diagonal: factor on the entries of every G_t beside the diagonal, for exact
-        moments; 0.9 in the paper, 0.1 for T5.
-      ridge: ``ridge * diag(G) / T`` is added to each G_t, which draws the result
-        towards the mean of the updates; may be traced.
+      stats: see `regmean_adapters`, and so ``off_diagonal`` and ``ridge``.
       weights: [T], multiply the updates.
 
     Returns:
@@ -79,13 +72,77 @@ def regmean(
     [[2. 3.]]
     """
     check_stack(regmean, stack, extra)
+    of_tasks = regmean_adapters(
+        stack, stats=stats, off_diagonal=off_diagonal, ridge=ridge
+    )
+    return concat(of_tasks, weights=weights)
+
+
+def regmean_adapters(
+    stack: AdapterStack,
+    *,
+    stats: Statistics,
+    off_diagonal: ArrayLike = 1.0,
+    ridge: ArrayLike = 0.0,
+    **extra: Any,
+) -> AdapterStack:
+    """The adapters whose sum is RegMean: each answers to inputs like those of its task.
+
+    With G_t the mean of ``z z^T`` over the inputs of task t and ``G = sum_t G_t``, the
+    rows of A_t become ``A_t / T + A_t (G_t - G / T) G^-``: ``A_t G_t G^-1`` where G can
+    be inverted, and of all least squares solutions the one nearest to A_t / T, which
+    stays in features in which no task has inputs. Nearest is meant in units of each
+    feature's root mean square, so scaling features changes nothing. B is untouched.
+
+    Any merge of them begins where RegMean ends: a learned one
+    (``compose(tara_b(), before=partial(regmean_adapters, ridge=0.01))``) at
+    coefficients of 1, a rule with less left that disagrees.
+
+    Args:
+      stack: T adapters of one module.
+      stats: moments of the inputs [T, ..] (`jaxmerge.stack_moments`), each task's
+        with its own adapter in the model; a `Sketch` avoids n x n.
+      off_diagonal: factor on the entries of every G_t beside the diagonal, for exact
+        moments; 0.9 in the paper, 0.1 for T5.
+      ridge: ``ridge * diag(G) / T`` is added to each G_t, which draws the rows towards
+        A_t / T; may be traced.
+
+    Returns:
+      AdapterStack of the same ranks.
+
+    Raises:
+      ValueError: statistics of other tasks or inputs, or off-diagonals of a sketch.
+
+    Cost: that of `regmean`.
+
+    Source: RegMean (arXiv 2212.09849), taken apart by adapters here.
+
+    >>> from jaxmerge.stats.moments import moments_of, stack_moments
+    >>> from jaxmerge.stacks import stack_adapters
+    >>> stack = stack_adapters([([[2.0]], [[1.0, 9.0]]), ([[3.0]], [[9.0, 1.0]])])
+    >>> seen = [{"q": moments_of(x[None])} for x in jnp.eye(2)]
+    >>> print(regmean_adapters(stack, stats=stack_moments(seen)["q"]).a.round(4))
+    [[[1. 0.]]
+    <BLANKLINE>
+     [[0. 1.]]]
+    """
+    check_stack(regmean_adapters, stack, extra)
     parts = _of_present_tasks(stack, stats)
     parts = [shrink_off_diagonal(part, keep=off_diagonal) for part in parts]
     total = shrink_off_diagonal(_total(stack, stats), keep=off_diagonal)
-    b, a = concatenate(weigh(stack, weights))
-    routed = _times_own_gram(stack, parts)
+    a, routed = concatenate(stack).a, _times_own_gram(stack, parts)
     rows = least_squares_rows(a, routed, total, tasks=len(parts), ridge=ridge)
-    return LowRank(b=b, a=rows)
+    padding, each, at = stack.a.shape[1], [], 0
+    for rank in stack.ranks:
+        each.append(jnp.pad(rows[at : at + rank], ((0, padding - rank), (0, 0))))
+        at += rank
+    return stack.replace(a=jnp.stack(each))
+
+
+def of_regmean(*, off_diagonal: ArrayLike = 1.0, ridge: ArrayLike = 0.0) -> Calibration:
+    """`regmean_adapters` as a calibration, in front of any merge."""
+    before = partial(regmean_adapters, off_diagonal=off_diagonal, ridge=ridge)
+    return Calibration(before=before)
 
 
 def least_squares_rows(

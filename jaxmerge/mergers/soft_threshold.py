@@ -1,6 +1,7 @@
 """LoRE (arXiv 2502.10749): low-rank estimates of the updates, by soft thresholds."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ def shrink_updates(
     threshold: RealLike,
     relative: bool = True,
     squared: bool = False,
+    **extra: Any,
 ) -> AdapterStack:
     """Subtracts a threshold from the singular values of every update, not below 0.
 
@@ -60,7 +62,7 @@ def shrink_updates(
     [3. 1. 0.]
     """
     _check(threshold)
-    check_stack(shrink_updates, stack)
+    check_stack(shrink_updates, stack, extra)
     u, s, _ = linalg.svd_of_product(stack.b, stack.a)
     mu = jnp.asarray(threshold, s.dtype)
     if squared:

@@ -95,7 +95,8 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
         devices = {"chunk": chunk, "mesh": mesh}
         between = {**devices, "gather": True}
         check_model(merger, stacks)
-        seen = map_modules(prepare, stacks, **between) if prepare else stacks
+        told = {name: extra[name] for name in extra if name in _OF_CALIBRATIONS}
+        seen = map_modules(prepare, stacks, **told, **between) if prepare else stacks
         updates = merger(seen, **extra, **between)
         of_posts = {name: extra[name] for name in extra if name not in _OF_MERGERS}
         devices["gather"] = gather
@@ -104,17 +105,18 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
     return merge
 
 
-_OF_MERGERS = ("key", "sample", "stats")  # inputs of a call that no post declares
+_OF_MERGERS = ("key", "sample")  # inputs of a call that nothing around them declares
+_OF_CALIBRATIONS = ("stats",)
 
 
 def _prepare(
     calibrations: tuple[Calibration, ...],
-) -> Callable[[AdapterStack], AdapterStack] | None:
+) -> Callable[..., AdapterStack] | None:
     """What the calibrations do to the adapters, the outermost first."""
     changes = [x.before for x in reversed(calibrations) if x.before is not None]
 
-    def prepare(stack: AdapterStack) -> AdapterStack:
-        return reduce(lambda changed, change: change(changed), changes, stack)
+    def prepare(stack: AdapterStack, **extra: Any) -> AdapterStack:
+        return reduce(lambda changed, change: change(changed, **extra), changes, stack)
 
     return prepare if changes else None
 

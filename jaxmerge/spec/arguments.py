@@ -34,6 +34,23 @@ ELECTION = {
 }
 DENSITY = {"density": Argument(SHARE._replace(each=True))}
 RIDGE = {"ridge": Argument(NOT_NEGATIVE, 0.0)}
+REGRESSION = {"off_diagonal": Argument(FRACTION, 1.0)} | RIDGE
+ROUNDS = {
+    "iterations": Argument(COUNT, 10),
+    "balance": Argument(FLAG, True),
+    "mix": Argument(FRACTION, 5e-4),
+    "ridge": Argument(NOT_NEGATIVE, 1e-7),
+}
+CLUSTERS = {
+    "rank": Argument(COUNT, None),
+    "iterations": Argument(COUNT, 10),
+    "align": Argument(FLAG, True),
+}
+COMMON_BASES = {
+    "rank": Argument(COUNT),
+    "beta": Argument(FRACTION, 0.25),
+    "iterations": Argument(COUNT, 30),
+}
 
 
 def della_problem(arguments: Mapping[str, Any]) -> str:

@@ -41,8 +41,9 @@ def groups(
     Modules of one shape together, or all if the pipeline needs them at once. Where
     statistics are loaded, as many as keep these below 1 GiB.
     """
-    if pipeline.whole:
-        yield dict(stacks), None
+    if pipeline.whole or pipeline.learned:
+        known = stats is None or isinstance(stats, Mapping)
+        yield dict(stacks), stats if known else stats.load(tuple(stacks))
         return
     by_shape: dict[Any, dict[str, AdapterStack]] = {}
     for module, stack in stacks.items():

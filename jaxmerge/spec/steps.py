@@ -6,15 +6,18 @@ pipeline runs, so that a text is checked before anything heavy is loaded.
 """
 
 from jaxmerge.spec.arguments import (
+    CLUSTERS,
+    COMMON_BASES,
     COUNT,
     DENSITY,
     ELECTION,
     FLAG,
-    FRACTION,
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
+    REGRESSION,
     RIDGE,
+    ROUNDS,
     SHARE,
     WINDOW,
     della_problem,
@@ -150,11 +153,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.ctm:compressed",
         "coordinates in common bases of a given rank, which the merge then has (CtM)",
         "2606.03723",
-        {
-            "rank": Argument(COUNT),
-            "beta": Argument(FRACTION, 0.25),
-            "iterations": Argument(COUNT, 30),
-        },
+        COMMON_BASES,
     ),
     "concat": Step(
         "merger",
@@ -181,11 +180,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.factored:lora_lego",
         "k-means clusters of all rank-1 directions",
         "2409.16167",
-        {
-            "rank": Argument(COUNT, None),
-            "iterations": Argument(COUNT, 10),
-            "align": Argument(FLAG, True),
-        },
+        CLUSTERS,
         random=True,
         homogeneous="align",
     ),
@@ -202,7 +197,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.regmean:regmean",
         "least squares: does to each task's inputs what its own update does",
         "2212.09849",
-        {"off_diagonal": Argument(FRACTION, 1.0)} | RIDGE,
+        REGRESSION,
         statistics=True,
     ),
     "ssr": Step(
@@ -218,12 +213,7 @@ STEPS: dict[str, Step] = {
         "jaxmerge.mergers.iteris:iteris",
         "RegMean again and again, on inputs in the last merge",
         "2411.15231",
-        {
-            "iterations": Argument(COUNT, 10),
-            "balance": Argument(FLAG, True),
-            "mix": Argument(FRACTION, 5e-4),
-            "ridge": Argument(NOT_NEGATIVE, 1e-7),
-        },
+        ROUNDS,
         homogeneous=False,  # it runs the adapters in the model
     ),
     "tara_a": Step(
@@ -280,6 +270,14 @@ STEPS: dict[str, Step] = {
         },
         positional="threshold",
         homogeneous="relative",
+    ),
+    "regmean_adapters": Step(
+        "calibration",
+        "jaxmerge.mergers.regmean:of_regmean",
+        "the adapters whose sum is RegMean first: each answers to its own inputs",
+        "2212.09849",
+        REGRESSION,
+        statistics=True,
     ),
     "scale": Step(
         "post",

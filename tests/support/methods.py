@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
+from jaxmerge.mergers.regmean import of_regmean
 
 
 class Method(NamedTuple):
@@ -162,6 +163,9 @@ METHODS: dict[str, Method] = {
     "ctm(total)": Method(jm.ctm(jm.total, rank=4)),
     "regmean": Method(jm.regmean, data=True),
     "ssr": Method(jm.ssr, data=True),
+    "tsv_m of regmean_adapters": Method(
+        jm.calibrated(jm.tsv_m, of_regmean()), gauge=False, data=True
+    ),
     "pico(regmean)": Method(jm.pico(jm.regmean), gauge=False, data=True),
 }
 

@@ -13,6 +13,7 @@ a fit in the middle of its steps; ``merging.md`` is the table.
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -56,6 +57,12 @@ class Comparison:
     @cached_property
     def stats(self) -> dict[str, jm.Moments]:
         """Of the inputs of every adapter's layers on the validation texts."""
+        opened = open_statistics(self.stats_folder).of(self.place.domains)
+        return opened.load(self.adapters.stacks)
+
+    @cached_property
+    def stats_folder(self) -> Path:
+        """Where they are; they are collected once."""
         folder = self.place.work / "stats"
         if not folder.is_dir():
             jm.collect(
@@ -65,8 +72,7 @@ class Comparison:
                 out=folder,
                 batch=BATCH,
             )
-        opened = open_statistics(folder).of(self.place.domains)
-        return opened.load(self.adapters.stacks)
+        return folder
 
     def reference(self, kind: str, part: str) -> dict[str, Any]:
         """A row with nats and tokens of the base, or of every adapter alone."""
@@ -134,7 +140,7 @@ class Comparison:
             updates = pipeline.run(self.adapters.stacks, stats=stats)
             jax.block_until_ready(updates)
             return updates, time.perf_counter() - began
-        name = "_".join(str(value) for value in candidate.values())
+        name = "_".join(str(value).replace("|", "_") for value in candidate.values())
         out, began = self.place.work / "merges" / name, time.perf_counter()
         if not out.is_dir():
             jm.learn(
@@ -142,6 +148,7 @@ class Comparison:
                 candidate["pipeline"],
                 base=self.place.base,
                 data=self.place.texts(candidate["texts"]),
+                stats=self.stats_folder if pipeline.statistics else None,
                 out=out,
                 limit=LIMIT,
                 batch=method.batch,

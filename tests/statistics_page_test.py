@@ -27,10 +27,10 @@ def test_the_commands_of_the_page(place, monkeypatch):
     (place / "in").rename(place / "runs")
     monkeypatch.chdir(place)
     lines = re.findall(r"^\$ jaxmerge (.*)$", (DOCS / PAGE).read_text(), re.M)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         succeed(*shlex.split(line))
-    for merged in ("small", "rounds"):
+    for merged in ("small", "rounds", "taught"):
         assert document("verify", merged)["identical"]
     assert updates_of(place / "small").keys() == updates_of(place / "merged").keys()
     rows = page.osrm_rows("before", ["dtd"], 2)[QUERY]

@@ -19,6 +19,7 @@ from fit_problem import (
     run,
 )
 from jax.sharding import NamedSharding, PartitionSpec
+from methods import statistics
 
 import jaxmerge as jm
 from jaxmerge.learning import checkpoint
@@ -54,6 +55,15 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path, part):
     message = f"another fit, which differs in its {part}; choose another folder"
     with pytest.raises(ValueError, match=message):
         run(checkpoint=tmp_path, **OTHERS[part])
+
+
+def test_so_is_one_of_other_statistics(tmp_path):
+    stats = {module: statistics(stack) for module, stack in make_stacks().items()}
+    learned = jm.compose(jm.tara_a(), before=jm.regmean_adapters)
+    run(steps=4, learned=learned, stats=stats, checkpoint=tmp_path)
+    others = {module: x._replace(gram=2 * x.gram) for module, x in stats.items()}
+    with pytest.raises(ValueError, match="which differs in its adapters"):
+        run(learned=learned, stats=others, checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize(

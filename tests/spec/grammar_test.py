@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxmerge as jm
@@ -211,6 +211,7 @@ def pipelines(draw):
     return bar.join(steps)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(pipelines())
 def test_the_normal_text_is_a_fixed_point(text):
     pipeline = parse(text)

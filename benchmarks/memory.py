@@ -43,7 +43,9 @@ PIPELINES = (
 )
 MEASURED = """
 import json, resource, sys, time
-from jaxmerge.runtime import start_jax
+from jaxmerge.runtime import limit_threads, return_freed_memory, start_jax
+limit_threads()
+return_freed_memory()
 start_jax()
 import jaxmerge as jm
 def peak():

@@ -48,11 +48,13 @@ from jaxmerge.learning.optimizers import decay_to_start, tail_average
 from jaxmerge.learning.router import core_router
 from jaxmerge.learning.start import Start, search_start
 from jaxmerge.learning.step import single_adapter_losses
+from jaxmerge.learning.token_logits import AdaptedHead
 from jaxmerge.learning.token_objectives import (
     token_divergence,
     token_entropy,
     token_nats,
 )
+from jaxmerge.learning.top_tokens import TopTokens, top_tokens
 from jaxmerge.mapping import map_modules
 from jaxmerge.mergers.balance import balance, balanced
 from jaxmerge.mergers.ctm import compressed, ctm
@@ -206,7 +208,7 @@ __all__ = [
     "relative_distance", "row_basis", "smooth_tchebycheff", "squared_distance",
     # the same at the tokens of causal language models
     "token_distillation", "token_divergence", "token_entropies", "token_entropy",
-    "token_nats",
+    "token_nats", "AdaptedHead", "TopTokens", "top_tokens",
     # rows of A before training
     "kaiming_init", "osrm_init", "osrm_null_space", "osrm_project",
     # statistics of inputs

@@ -117,6 +117,16 @@ def weighted_sum(weights: np.ndarray, rows: jax.Array) -> jax.Array:
     return jnp.asarray(weights, rows.dtype) @ rows
 
 
+def peak(values: Any, *, axis: int | None = None) -> Any:
+    """The largest magnitude along an axis, or of all; 0 of nothing, NaN if any is NaN.
+
+    No array of the size of the values is formed.
+    """
+    values = np.asarray(values)
+    ends = values.max(axis=axis, initial=0), -values.min(axis=axis, initial=0)
+    return np.maximum(*ends)
+
+
 def lost_by_rounding(exact: np.ndarray, rounded: np.ndarray) -> float:
     """``||rounded - exact|| / ||exact||``; 0 where nothing is lost."""
     peak = np.max(np.abs(exact), initial=0.0)
@@ -183,6 +193,5 @@ def _moving(exponent: int) -> int:
 
 def _binary(values: Any) -> int:
     """Exponent of the largest magnitude; 0 for zeros and what is not finite."""
-    values = np.asarray(values)
-    peak = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
-    return math.frexp(peak)[1] - 1 if peak and math.isfinite(peak) else 0
+    largest = float(peak(values))
+    return math.frexp(largest)[1] - 1 if largest and math.isfinite(largest) else 0

@@ -4,8 +4,9 @@ The devices may belong to several processes: each stacks the rows of its own dev
 finds the results of these, unless they are gathered.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from jaxmerge.processes import several
 from jaxmerge.refusals import Option, Refusal
 
 Tree = TypeVar("Tree")
+Rules = Sequence[tuple[str, PartitionSpec]]  # patterns of names, and their places
 
 
 def module_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -99,7 +101,7 @@ def over_data(mesh: Mesh | None, batch: Tree, *, axis: int = 0) -> Tree:
     return jax.tree.map(place, batch)
 
 
-def by_rules(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, PartitionSpec]]) -> Any:
+def by_rules(mesh: Mesh, tree: Any, rules: Rules) -> Any:
     """Where each array of a tree is to lie, by the first rule that its name fits.
 
     Args:
@@ -112,6 +114,10 @@ def by_rules(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, PartitionSpec]]) 
     Returns:
       A tree of ``NamedSharding``, for ``jax.device_put`` or ``jax.jit``.
 
+    Raises:
+      Refusal: a rule names an axis that the mesh does not have, or does not divide an
+        array evenly.
+
     >>> mesh = data_mesh(jax.devices()[:1])
     >>> rules = [("kernel$", PartitionSpec(None, "data"))]
     >>> found = by_rules(mesh, {"up": {"kernel": jnp.ones((2, 3))}}, rules)
@@ -119,12 +125,48 @@ def by_rules(mesh: Mesh, tree: Any, rules: Sequence[tuple[str, PartitionSpec]]) 
     (None, 'data')
     """
 
-    def place(path: tuple[Any, ...], _: Any) -> NamedSharding:
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        specs = (spec for pattern, spec in rules if re.search(pattern, name))
-        return NamedSharding(mesh, next(specs, PartitionSpec()))
+        return _place_of(name, np.shape(leaf), mesh, rules)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def placed_by_rules(mesh: Mesh, rules: Rules) -> Callable[[str, np.ndarray], jax.Array]:
+    """From the name and the values of an array to that array, where `by_rules` puts it.
+
+    Every device gets its part of the values from the host, so that an array which is
+    spread lies whole on none. In several processes all of them give the same values.
+    """
+
+    def place(name: str, values: np.ndarray) -> jax.Array:
+        return _placed(values, _place_of(name, values.shape, mesh, rules))
+
+    return place
+
+
+def _place_of(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> NamedSharding:
+    """Refusal where a rule does not fit the mesh or the shape."""
+    specs = (spec for pattern, spec in rules if re.search(pattern, name))
+    spec = next(specs, PartitionSpec())
+    parts = [() if p is None else (p,) if isinstance(p, str) else p for p in spec]
+    unknown = {axis for axes in parts for axis in axes} - {*mesh.axis_names}
+    if unknown:
+        raise Refusal(
+            f"{name}: its rule spreads it over the axis {min(unknown)!r}, the mesh has "
+            f"{', '.join(mesh.axis_names)}"
+        )
+    counts = [math.prod(mesh.shape[axis] for axis in axes) for axes in parts]
+    uneven = [k for k, d in zip(counts, shape, strict=False) if d % k]
+    if uneven or len(parts) > len(shape):
+        raise Refusal(
+            f"{name} {shape} cannot be spread as {spec} over {dict(mesh.shape)}: an "
+            "axis has to be a multiple of the devices that share it; put a rule for "
+            "it in front of the others"
+        )
+    return NamedSharding(mesh, spec)
 
 
 def check_devices(params: Any, batch: Any) -> None:

@@ -192,8 +192,11 @@ array_calls = {
         lambda: jm.distillation(losses, losses, {})(None, {}, {"one": PLANE})
     ],
     "token_distillation": [
-        lambda: jm.token_distillation(losses, losses)(None, {}, {"one": PLANE})
+        lambda: jm.token_distillation(losses, lambda params: params)(
+            PLANE, {}, {"one": PLANE}
+        )
     ],
+    "top_tokens": [lambda: jm.top_tokens(PLANE, PLANE.T, k=1)],
     "feature_distillation": [
         lambda: jm.feature_distillation(losses)(None, {}, {"one": PLANE})
     ],
@@ -269,6 +272,7 @@ WITHOUT = {
         *("AdapterStack", "Calibration", "Learned", "LowRank", "Merger", "Post"),
         *("ModelMerger", "Rule", "Space", "Update", "EmrParts", "Moments", "Sketch"),
         *("ModelSample", "Taught", "ReversibleMerge", "RoutedCores", "Router"),
+        *("AdaptedHead", "TopTokens"),
     },
     "a result or an error": {
         *("Fitted", "History", "Progress", "Start", "Refusal", "PipelineError"),

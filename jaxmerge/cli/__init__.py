@@ -26,7 +26,7 @@ from jaxmerge.cli import (
 )
 from jaxmerge.cli.examples import examples, paragraphs
 from jaxmerge.cli.exits import Commands, stop_as_by_ctrl_c
-from jaxmerge.runtime import limit_threads
+from jaxmerge.runtime import limit_threads, return_freed_memory
 
 app: typer.Typer = typer.Typer(
     cls=Commands,
@@ -74,4 +74,5 @@ def main() -> None:
     """Runs the command line and exits with its code."""
     stop_as_by_ctrl_c()
     limit_threads()
+    return_freed_memory()
     app(prog_name="jaxmerge")

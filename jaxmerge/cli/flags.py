@@ -56,7 +56,7 @@ DATA_FILES = (
     "<name>.jsonl (text_a and text_b, sentence1 and sentence2, premise and hypothesis, "
     "or text), gzipped or not, or a folder <name> with validation.jsonl; for CLIP "
     "<name>.npz with images [N, H, W, C], uint8 or normalised floats; for causal "
-    "language models prompt and completion, or text."
+    "language models prompt and completion (or answer), or text."
 )
 DataFolder = Annotated[
     Path,

@@ -36,7 +36,7 @@ from jaxmerge.cli.read_flags import with_read_options
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
-    from jaxmerge.jobs.fitting import Learnt
+    from jaxmerge.jobs.learnt import Learnt
 
 
 Loss = Literal["distillation", "features", "entropy", "information", "null-space"]
@@ -101,6 +101,16 @@ def learn(
     temperature: Annotated[
         float, typer.Option(help="Temperature of the predictions that are compared.")
     ] = 1.0,
+    teacher_top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Of causal language models: keep the K likeliest tokens of what each "
+            "adapter says, and the probability of the rest; its hidden states, or 256 "
+            "where adapters change lm_head, unless given.",
+        ),
+    ] = None,
     objective: Annotated[
         Objective | None,
         typer.Option(
@@ -202,6 +212,7 @@ def learn(
             loss=loss or "",
             start=start,
             temperature=temperature,
+            teacher_top=teacher_top,
             objective=objective or "",
             preference=numbers(preference, "--preference"),
             alpha=alpha,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,40 @@ from jaxmerge.types import Update
 
 Measured = TypeVar("Measured")
 SIGNIFICANT = 0.05  # two-sided p below which a difference is called clear
+
+
+class PairedTest(Protocol):
+    """Inputs gained and lost by an adapter, and a two-sided p-value of the two."""
+
+    @property
+    def gained(self) -> int: ...
+
+    @property
+    def lost(self) -> int: ...
+
+    @property
+    def p_value(self) -> float: ...
+
+
+def clearly_worse(test: PairedTest) -> bool:
+    """Whether an adapter clearly loses against its base."""
+    return test.p_value < SIGNIFICANT and test.lost > test.gained
+
+
+def in_words(changes: bool, test: PairedTest | None) -> str:
+    """The verdict on an adapter in a few words.
+
+    Args:
+      changes: whether any of its updates is not zero.
+      test: None without labels.
+    """
+    if not changes:
+        return "does nothing"
+    if test is None:
+        return "no labels"
+    if test.p_value >= SIGNIFICANT:
+        return "no clear difference"
+    return "WORSE than no adapter" if clearly_worse(test) else "helps"
 
 
 class Predictions(NamedTuple):
@@ -82,19 +116,12 @@ class Standing(NamedTuple):
     @property
     def is_worse(self) -> bool:
         """Whether it clearly loses against its base."""
-        lost = self.score is not None and self.score.difference < 0
-        return self._is_clear and lost
+        return self.score is not None and clearly_worse(self.score)
 
     @property
     def verdict(self) -> str:
         """The verdict on the adapter in a few words."""
-        if not self.changes:
-            return "does nothing"
-        if self.score is None:
-            return "no labels"
-        if not self._is_clear:
-            return "no clear difference"
-        return "WORSE than no adapter" if self.is_worse else "helps"
+        return in_words(self.changes, self.score)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
@@ -102,10 +129,6 @@ class Standing(NamedTuple):
         score = measured.pop("score")
         scores = {} if score is None else score._asdict()
         return {**measured, **scores, "verdict": self.verdict}
-
-    @property
-    def _is_clear(self) -> bool:
-        return self.score is not None and self.score.p_value < SIGNIFICANT
 
 
 def alone(

@@ -1,6 +1,7 @@
 """A merge on every task, beside the base and the task's own adapter."""
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,28 @@ def _resampled_ratios(
 
 def _ratio(one: float, other: float) -> float:
     return one / other if other else 0.0
+
+
+def wilson(hits: np.ndarray) -> Interval:
+    """A share of N inputs, between the bounds of Wilson's score interval.
+
+    ``(p + z^2 / 2N -+ z sqrt(p (1 - p) / N + z^2 / 4N^2)) / (1 + z^2 / N)``: unlike the
+    bootstrap it tells how little a share of 0 or 1 of a few inputs says.
+
+    >>> [round(x, 3) for x in wilson(np.zeros(64, bool))]
+    [0.0, 0.0, 0.057]
+    """
+    p, n = float(hits.mean()), len(hits)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle, reach = p + z * z / (2 * n), z * (p * (1 - p) / n + (z / n) ** 2 / 4) ** 0.5
+    bounds = ((middle + sign * reach) / (1 + z * z / n) for sign in (-1, 1))
+    low, high = (min(max(x, 0.0), 1.0) for x in bounds)
+    return Interval(p, low, high)
+
+
+def as_json(found: Interval | None) -> dict[str, float] | None:
+    """An interval as JSON values."""
+    return None if found is None else found._asdict()
 
 
 def interval(value: float, drawn: np.ndarray) -> Interval:

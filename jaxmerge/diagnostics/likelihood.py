@@ -1,7 +1,7 @@
 """How likely texts are to a causal language model, and each adapter alone by that."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,10 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmerge.diagnostics.alone import SIGNIFICANT, sign_test, with_and_without
+from jaxmerge.diagnostics.alone import (
+    clearly_worse,
+    in_words,
+    sign_test,
+    with_and_without,
+)
+from jaxmerge.diagnostics.evaluation import Interval, as_json, wilson
 from jaxmerge.io import Adapters
+from jaxmerge.learning.token_logits import head_and_body
 from jaxmerge.learning.token_objectives import token_nats
 from jaxmerge.models import with_updates
+from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.refusals import Refusal
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import outputs_of
@@ -27,18 +35,25 @@ class Likelihoods(NamedTuple):
     Attributes:
       nats: [N], sum of ``-log p`` over the tokens of a text that count.
       tokens: [N], how many these are.
-      exact: [N], whether each of them is the likeliest, so that greedy decoding after
-        the prompt gives the completion, word for word.
+      exact: [N], whether greedy decoding after the prompt gives the completion and
+        ends: each of its tokens, with the one that ends it, has the largest logit after
+        those before it. False where the completion was truncated; None for texts
+        without prompts.
     """
 
     nats: np.ndarray
     tokens: np.ndarray
-    exact: np.ndarray
+    exact: np.ndarray | None
 
     @property
     def per_token(self) -> float:
         """Nats per token, over all tokens that count."""
         return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def share_exact(self) -> Interval | None:
+        """Share of the completions that greedy decoding gives."""
+        return None if self.exact is None else wilson(self.exact)
 
 
 Assess = Callable[[str, Mapping[str, Update]], Likelihoods]
@@ -62,14 +77,15 @@ def likelihoods(
     Returns:
       ``(task, updates) -> Likelihoods``. It raises a `Refusal` for what is not finite.
     """
-    vocabulary = base.vocabulary
-    if vocabulary is None:
+    rows = base.vocabulary
+    if rows is None:
         raise ValueError(f"{base.folder}: was not read as a causal language model")
 
     @jax.jit
     def assess(params: Any, updates: Mapping[str, Update], inputs: Any) -> jax.Array:
-        hidden = with_updates(base.apply, updates)(params, inputs)
-        nats, likeliest = token_nats(hidden, inputs[NEXT], vocabulary(params))
+        head, body = head_and_body(rows(params), updates, LM_HEAD)
+        hidden = with_updates(base.apply, body)(params, inputs)
+        nats, likeliest = token_nats(hidden, inputs[NEXT], head)
         exact = likeliest.all(axis=1).astype(nats.dtype)
         return jnp.stack([nats.sum(axis=1), exact], axis=1)
 
@@ -84,9 +100,30 @@ def likelihoods(
                 "that are far too large"
             )
         tokens = counted_tokens(own).sum(axis=1)
-        return Likelihoods(nats.astype(np.float64), tokens, exact == 1)
+        whole = unlabeled.whole.get(task)
+        hits = None if whole is None else whole & (exact == 1)
+        return Likelihoods(nats.astype(np.float64), tokens, hits)
 
     return of_task
+
+
+def worse_than_guessing(base: Base, nats: Mapping[str, float]) -> Iterator[str]:
+    """Notes on texts of which the base knows less than one who guesses.
+
+    Args:
+      base: a causal language model of V words.
+      nats: task -> nats per token without adapters; ``log V`` by guessing.
+    """
+    if base.vocabulary is None:
+        return
+    words = jax.eval_shape(base.vocabulary, base.params).shape[0]
+    for task, found in nats.items():
+        if found > math.log(words):
+            yield (
+                f"without adapters the texts of {task} have {found:.2f} nats per "
+                f"token, guessing among {words} tokens {math.log(words):.2f}: look "
+                f"whether tokenizer.json in {base.folder} belongs to its weights"
+            )
 
 
 class TextStanding(NamedTuple):
@@ -105,7 +142,8 @@ class TextStanding(NamedTuple):
       lost: texts that are likelier without it.
       p_value: of the sign test, two-sided: as many gained and lost as if by the toss of
         a coin.
-      exact: share of the texts that greedy decoding gives with the adapter.
+      exact: share of the completions that greedy decoding gives with the adapter; None
+        for texts without prompts.
       base_exact: without it.
     """
 
@@ -119,26 +157,24 @@ class TextStanding(NamedTuple):
     gained: int
     lost: int
     p_value: float
-    exact: float
-    base_exact: float
+    exact: Interval | None
+    base_exact: Interval | None
 
     @property
     def is_worse(self) -> bool:
         """Whether it clearly loses against its base."""
-        return self.p_value < SIGNIFICANT and self.lost > self.gained
+        return clearly_worse(self)
 
     @property
     def verdict(self) -> str:
         """The verdict on the adapter in a few words."""
-        if not self.changes:
-            return "does nothing"
-        if self.p_value >= SIGNIFICANT:
-            return "no clear difference"
-        return "WORSE than no adapter" if self.is_worse else "helps"
+        return in_words(self.changes, self)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {**self._asdict(), "verdict": self.verdict}
+        shares = {"exact": self.exact, "base_exact": self.base_exact}
+        exact = {name: as_json(share) for name, share in shares.items()}
+        return {**self._asdict(), **exact, "verdict": self.verdict}
 
 
 def texts_alone(adapters: Adapters, assess: Assess) -> dict[str, TextStanding]:
@@ -187,6 +223,6 @@ def text_standing(
         gained=gained,
         lost=lost,
         p_value=sign_test(gained, lost),
-        exact=float(adapted.exact.mean()),
-        base_exact=float(without.exact.mean()),
+        exact=adapted.share_exact,
+        base_exact=without.share_exact,
     )

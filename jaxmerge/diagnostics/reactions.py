@@ -24,6 +24,7 @@ from jaxmerge.learning.coefficients import tara_a
 from jaxmerge.learning.entropies import token_entropies
 from jaxmerge.learning.objectives import smooth_tchebycheff
 from jaxmerge.learning.step import batches_by_task
+from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.next_tokens import counted_tokens
 from jaxmerge.tasks.unlabeled import Unlabeled
@@ -207,7 +208,8 @@ def reactions(
     tasks, learned = adapters.names, tara_a(initial=initial)
     losses = entropies(base.apply, base.logits, heads, logit_scale=logit_scale)
     if base.vocabulary is not None:
-        losses = token_entropies(base.apply, base.vocabulary, mask=counted_tokens)
+        model = base.apply, base.vocabulary
+        losses = token_entropies(*model, head=LM_HEAD, mask=counted_tokens)
     seen = one_pass(unlabeled, batch, batches)
     own = {"params": base.params}
     anchors = single_adapter_losses(tasks, adapters.stacks, losses, seen, **own)

@@ -1,21 +1,29 @@
 """A merge on the texts of every task, beside the base and the task's own adapter."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxmerge.diagnostics.evaluation import LEVEL, RESAMPLES, Interval, interval
+from jaxmerge.diagnostics.evaluation import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    as_json,
+    interval,
+)
 from jaxmerge.diagnostics.likelihood import Assess
 from jaxmerge.types import Update
 
+Value = TypeVar("Value")
 
-class TextScores(NamedTuple):
-    """A number for the base, for the own adapter and for the merge."""
 
-    base: float
-    own: float
-    merged: float
+class TextScores(NamedTuple, Generic[Value]):
+    """What holds of the base, of the own adapter and of the merge."""
+
+    base: Value
+    own: Value
+    merged: Value
 
 
 class TaskTexts(NamedTuple):
@@ -25,7 +33,8 @@ class TaskTexts(NamedTuple):
       rows: texts.
       tokens: those of them that count.
       nats: per token.
-      exact: share of the texts that greedy decoding gives.
+      exact: share of the completions that greedy decoding gives, see `Likelihoods`;
+        None for texts without prompts.
       kept: of what the own adapter gains over the base the share that the merge gains,
         ``(base - merged) / (base - own)`` in nats; None where it is not clear that the
         own adapter gains anything.
@@ -33,15 +42,15 @@ class TaskTexts(NamedTuple):
 
     rows: int
     tokens: int
-    nats: TextScores
-    exact: TextScores
+    nats: TextScores[float]
+    exact: TextScores[Interval | None]
     kept: Interval | None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        kept = None if self.kept is None else self.kept._asdict()
-        nats, exact = self.nats._asdict(), self.exact._asdict()
-        return {**self._asdict(), "nats": nats, "exact": exact, "kept": kept}
+        exact = {whose: as_json(x) for whose, x in self.exact._asdict().items()}
+        told = {"nats": self.nats._asdict(), "exact": exact, "kept": as_json(self.kept)}
+        return {**self._asdict(), **told}
 
 
 class TextEvaluation(NamedTuple):
@@ -67,9 +76,8 @@ class TextEvaluation(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        mean = None if self.mean_kept is None else self.mean_kept._asdict()
         tasks = {task: found.to_json() for task, found in self.tasks.items()}
-        return {"mean_kept": mean, "tasks": tasks}
+        return {"mean_kept": as_json(self.mean_kept), "tasks": tasks}
 
 
 def evaluate_texts(
@@ -109,7 +117,7 @@ def evaluate_texts(
             rows=rows,
             tokens=int(found[0].tokens.sum()),
             nats=TextScores(*(x.per_token for x in found)),
-            exact=TextScores(*(float(x.exact.mean()) for x in found)),
+            exact=TextScores(*(x.share_exact for x in found)),
             kept=share,
         )
     shares = [found.kept.value for found in tasks.values() if found.kept is not None]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmerge.io.errors import AdapterError
-from jaxmerge.magnitudes import ordinary, restored_factors
+from jaxmerge.magnitudes import ordinary, peak, restored_factors
 from jaxmerge.streamed import Streamed, described
 from jaxmerge.types import LowRank, Update
 from jaxmerge.updates import singular_value_decomposition
@@ -73,7 +73,7 @@ class _Grams(NamedTuple):
 
 def _grams(factor: np.ndarray, rounded: np.ndarray) -> _Grams:
     """Gram matrices in float32, over the square of the largest magnitude."""
-    largest = max(factor.max(initial=0.0), -factor.min(initial=0.0)) or 1.0
+    largest = peak(factor) or 1.0
     k = factor.shape[1]
     found = _Grams(*(np.zeros((k, k), np.float32) for _ in range(3)))
     for start in range(0, len(factor), _ROWS):

@@ -228,7 +228,7 @@ def read_factors(spec: FactorSpec, tensors: TensorFile) -> Factors:
             "an alpha near the rank"
         )
     plain = "B" in values and "lambda_b" not in values
-    if plain and values["B"].any() and np.abs(factors.b).max() < _TINY:
+    if plain and values["B"].any() and max(factors.b.max(), -factors.b.min()) < _TINY:
         from jaxmerge.magnitudes import lost_by_rounding  # it loads JAX
 
         exact = values["B"].astype(np.float64).reshape(factors.b.shape) * spec.scale
@@ -262,4 +262,4 @@ def _fold(spec: FactorSpec, values: Mapping[str, np.ndarray]) -> Factors:
     if "E" in values:
         a = values["E"] * a
     bias = values["bias"] * scale if "bias" in values else None
-    return Factors(b * scale, a, bias)
+    return Factors(b if scale == 1 else b * scale, a, bias)

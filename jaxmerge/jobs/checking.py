@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from jaxmerge.diagnostics.alone import Standing, alone
-from jaxmerge.diagnostics.likelihood import TextStanding, likelihoods, texts_alone
+from jaxmerge.diagnostics.likelihood import (
+    TextStanding,
+    likelihoods,
+    texts_alone,
+    worse_than_guessing,
+)
 from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -15,7 +20,7 @@ from jaxmerge.jobs.reading import (
     refusing_bad_input,
 )
 from jaxmerge.refusals import Option, Refusal
-from jaxmerge.tasks import load_labels
+from jaxmerge.tasks import Base, load_labels
 
 _REMEDY = (
     "give the number of its class as field label of every line, or in the array labels"
@@ -150,7 +155,7 @@ def check(
         max_length=unlabeled.max_length,
         standings=found,
         files={task: {"path": x.path, "file": file} for task, x, file in pairs},
-        notes=(*adapters.notes, *unlabeled.notes, *_notes(found)),
+        notes=(*adapters.notes, *unlabeled.notes, *_notes(model, found)),
     )
 
 
@@ -165,7 +170,9 @@ def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
         )
 
 
-def _notes(found: Mapping[str, Standing | TextStanding]) -> Iterator[str]:
+def _notes(model: Base, found: Mapping[str, Standing | TextStanding]) -> Iterator[str]:
+    texts = {t: x.base_nats for t, x in found.items() if isinstance(x, TextStanding)}
+    yield from worse_than_guessing(model, texts)
     for task, standing in found.items():
         if isinstance(standing, TextStanding):
             continue

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from jaxmerge import io
 from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
-from jaxmerge.diagnostics.likelihood import likelihoods
+from jaxmerge.diagnostics.likelihood import likelihoods, worse_than_guessing
 from jaxmerge.diagnostics.text_evaluation import TextEvaluation, evaluate_texts
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.stored import recorded_inputs
@@ -124,10 +124,12 @@ def evaluate(
         progress=progress,
         read=options,
     )
+    strange: tuple[str, ...] = ()
     passes = 3 * sum(map(unlabeled.count, adapters.names))
     with refusing_bad_input(), progress("evaluating", passes) as advance:
         whole = io.load_peft([merged], heads="keep", allow_zero=True)
-        check_layers(model, whole, unlabeled.inputs[adapters.names[0]])
+        some = unlabeled.inputs[adapters.names[0]]
+        check_layers(model, whole, some, with_heads=True)
         updates = task_updates(whole.stacks, 0)
         own = {
             task: task_updates(adapters.stacks, index)
@@ -139,6 +141,8 @@ def evaluate(
         }
         if model.causal:
             found = evaluate_texts(likelihoods(model, unlabeled, **how), own, updates)
+            nats = {task: x.nats.base for task, x in found.tasks.items()}
+            strange = tuple(worse_than_guessing(model, nats))
         else:
             labels = labels_of_all(data, unlabeled, heads)
             predict = predictor(model, heads, unlabeled, **how)
@@ -150,6 +154,6 @@ def evaluate(
         base=str(base),
         data=str(data),
         evaluation=found,
-        notes=(*adapters.notes, *unlabeled.notes, *found.notes),
+        notes=(*adapters.notes, *unlabeled.notes, *found.notes, *strange),
         plot=drawn,
     )

@@ -26,9 +26,10 @@ from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
 from jaxmerge.learning.start import REFINEMENTS, SCALES, equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
+from jaxmerge.learning.teachers import ask_teachers
 from jaxmerge.learning.work import Work
+from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.spread import mesh_of_jobs
-from jaxmerge.stacks import task_updates
 from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks.base_layers import token_mask
 from jaxmerge.tasks.bases import Base
@@ -119,7 +120,7 @@ def fit_recipe(
     predict = predictor(base, heads, unlabeled)
     enough = enough_batches(base, unlabeled, recipe.batch)
     if recipe.loss in TAUGHT:
-        unlabeled = _taught(base, heads, adapters, unlabeled, progress)
+        unlabeled = _taught(recipe, base, heads, adapters, unlabeled, progress)
 
     def batches(count: int | None = None) -> Iterator[Mapping[str, Any]]:
         source = unlabeled.batches(size=recipe.batch, seed=recipe.seed)
@@ -247,13 +248,13 @@ def model_losses(
     match loss:
         case "distillation" if vocabulary is not None:
             how = {"mask": of_tokens, "temperature": temperature}
-            return token_distillation(base.apply, vocabulary, **how)
+            return token_distillation(base.apply, vocabulary, head=LM_HEAD, **how)
         case "distillation":
             return distillation(*model, logit_scale=scale, temperature=temperature)
         case "features":
             return feature_distillation(base.apply, mask=of_tokens)
         case "entropy" if vocabulary is not None:
-            return token_entropies(base.apply, vocabulary, mask=of_tokens)
+            return token_entropies(base.apply, vocabulary, head=LM_HEAD, mask=of_tokens)
         case "entropy":
             return entropies(*model, logit_scale=scale)
         case "information":
@@ -275,6 +276,7 @@ def enough_batches(base: Base, unlabeled: Unlabeled, size: int) -> int:
 
 
 def _taught(
+    recipe: LearnRecipe,
     base: Base,
     heads: Mapping[str, Any],
     adapters: Adapters,
@@ -282,17 +284,15 @@ def _taught(
     progress: Progress,
 ) -> Unlabeled:
     """Every input with what the own adapter of its task says of it."""
-    inputs = {}
     total = sum(map(unlabeled.count, adapters.names))
     with progress("asking each adapter", total) as advance:
 
         def report(task: str, count: int) -> None:
             advance(count, title=f"asking the adapter of {task}")
 
-        predict = predictor(base, heads, unlabeled, report=report)
-        for index, task in enumerate(adapters.names):
-            answers = predict(task, task_updates(adapters.stacks, index))
-            inputs[task] = Taught(unlabeled.inputs[task], answers)
+        how = {"top": recipe.teacher_top, "temperature": recipe.temperature}
+        found = ask_teachers(base, adapters, heads, unlabeled, report=report, **how)
+    inputs = {task: Taught(unlabeled.inputs[task], own) for task, own in found.items()}
     return unlabeled._replace(inputs=inputs)
 
 

@@ -3,19 +3,17 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
-
 from jaxmerge import io
-from jaxmerge.io import SaveReport
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.staging import check_target
 from jaxmerge.jobs.block_recipe import block_recipe, on_host
-from jaxmerge.jobs.fit_recipe import Outcome, fit_recipe, warnings
+from jaxmerge.jobs.fit_recipe import fit_recipe, warnings
 from jaxmerge.jobs.learn_recipe import WITH_HEADS, LearnRecipe, check_loss
+from jaxmerge.jobs.learnt import Learnt
 from jaxmerge.jobs.merging import size_of
 from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.jobs.reading import (
@@ -27,73 +25,13 @@ from jaxmerge.jobs.reading import (
 )
 from jaxmerge.jobs.record_fields import STATISTICS
 from jaxmerge.learning.null_space import check_seen
+from jaxmerge.learning.teachers import tokens_kept
 from jaxmerge.learning.work import Work, check_apart, work_folder, work_identity
 from jaxmerge.processes import together
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.spec import Pipeline, parse
 from jaxmerge.spec.checks import check_statistics
 from jaxmerge.tasks.record import HISTORY_FILE, PHI_FILE
-
-_AVERAGED = 10  # steps at the start and at the end of the history
-_NAMES = {"null-space": "null_space_ratio"}  # of losses, in JSON
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """A learned merge that was written.
-
-    Attributes:
-      recipe: how it was learned.
-      adapters: names of the tasks.
-      outcome: of the fit.
-      saved: what was written.
-      record: the record of the recipe, as it was written.
-      seconds: time of the whole job.
-      size: bytes of the files that were written.
-      notes: what a reader should know.
-    """
-
-    recipe: LearnRecipe
-    adapters: tuple[str, ...]
-    outcome: Outcome
-    saved: SaveReport
-    record: dict[str, Any]
-    seconds: float
-    size: int
-    notes: tuple[str, ...]
-
-    @property
-    def objective(self) -> dict[str, float]:
-        """Means of the objective over the first and the last steps."""
-        return _ends(self.outcome.history.objective)
-
-    @property
-    def losses(self) -> dict[str, dict[str, float]]:
-        """task -> loss with its adapter alone, and means over first and last steps."""
-        history = self.outcome.history.losses.T
-        found = zip(self.adapters, self.outcome.anchors, history, strict=True)
-        return {task: {"alone": alone, **_ends(x)} for task, alone, x in found}
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return {
-            "recipe": self.record,
-            "adapters": list(self.adapters),
-            "objective": self.objective,
-            "start": self.outcome.start,
-            _NAMES.get(self.recipe.loss, self.recipe.loss): self.losses,
-            "predictions": {
-                task: {
-                    "before": then._asdict(),
-                    "after": self.outcome.after[task]._asdict(),
-                }
-                for task, then in self.outcome.before.items()
-            },
-            "seconds": round(self.seconds, 3),
-            "bytes": self.size,
-            "notes": list(self.notes),
-            **self.saved.to_json(),
-        }
 
 
 @together()
@@ -113,6 +51,7 @@ def learn(
     loss: str = "",
     start: str = "auto",
     temperature: float = 1.0,
+    teacher_top: int | None = None,
     objective: str = "",
     preference: Sequence[float] | None = None,
     alpha: float = 1.0,
@@ -165,6 +104,10 @@ def learn(
       start: "auto" begins at the scale that serves the objective best, "method" with
         the ``initial`` of the pipeline.
       temperature: of the predictions that are compared by distillation.
+      teacher_top: of causal language models: how many of the likeliest next tokens are
+        kept of what each adapter says, with the probability of all others together. By
+        default its hidden states are kept, from which everything follows; where
+        adapters change ``lm_head``, 256 tokens.
       objective: what the losses of all tasks become together: "tchebycheff",
         "tchebycheff-absolute" or "linear"; by default that of the method's source.
       preference: a number for each adapter, scaled to a sum of 1; equal by default.
@@ -212,6 +155,7 @@ def learn(
         loss=loss,
         start=start,
         temperature=temperature,
+        teacher_top=teacher_top,
         objective=objective,
         preference=tuple(shares),
         alpha=alpha,
@@ -245,6 +189,9 @@ def learn(
         check_loss(loss, Option("loss", loss, quoted=True), causal=model.causal)
         if loss in WITH_HEADS:
             recipe = replace(recipe, logit_scale=model.scale(logit_scale))
+        if loss == "distillation":
+            top = tokens_kept(model, adapters, teacher_top)
+            recipe = replace(recipe, teacher_top=top)
         if loss == "null-space":
             check_seen(adapters.names, adapters.stacks)
         asked = recipe.to_record() | ({"task_type": "causal"} if model.causal else {})
@@ -298,13 +245,6 @@ def learn(
             *warnings(recipe, outcome, adapters.names),
         ),
     )
-
-
-def _ends(values: np.ndarray) -> dict[str, float]:
-    """Means of some values over the first and the last steps."""
-    count = max(1, min(_AVERAGED, len(values) // 2))
-    first, last = values[:count].mean(), values[-count:].mean()
-    return {"first": float(first), "last": float(last)}
 
 
 def _refuse_given(loss: str, **options: Any) -> None:

@@ -52,6 +52,8 @@ class LearnRecipe:
       start: "auto" begins at the scale that serves the objective best, see
         `jaxmerge.search_start`; "method" as the pipeline says.
       temperature: of the predictions that are compared, see `jaxmerge.distillation`.
+      teacher_top: tokens that are kept of what each teacher says, see
+        `jaxmerge.top_tokens`; None for hidden states or, of classifiers, logits.
       objective: one of `OBJECTIVES`; by default the method's published one.
       preference: rho, one for each adapter, of sum 1; None for equal ones.
       alpha: smoothing of the Tchebycheff objectives.
@@ -72,6 +74,7 @@ class LearnRecipe:
     loss: str = ""
     start: str = "auto"
     temperature: float = 1.0
+    teacher_top: int | None = None
     objective: str = ""
     preference: tuple[float, ...] | None = None
     alpha: float = 1.0
@@ -130,6 +133,11 @@ class LearnRecipe:
                 "module, which cannot be shared; leave out ",
                 *(Option("shared"), f", or learn {_shareable()}"),
             )
+        if self.teacher_top is not None and self.loss != "distillation":
+            raise Refusal(
+                *(Option("loss", self.loss, quoted=True), " has no predictions of "),
+                *("teachers; leave out ", Option("teacher_top")),
+            )
         if self.preference is not None:
             self._set("preference", _on_simplex(self.preference))
 
@@ -185,6 +193,7 @@ class LearnRecipe:
             "alpha": self.objective == "linear",
             "logit_scale": self.loss not in WITH_HEADS,
             "temperature": self.loss != "distillation",
+            "teacher_top": self.teacher_top is None,
             "unit": self.unit == "model",
             **dict.fromkeys(_OF_STEPS, self.unit == "layer"),
         }

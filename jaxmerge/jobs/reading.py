@@ -144,7 +144,7 @@ def read_model_inputs(
             heads = task_heads(model, adapters, text_heads)
         else:
             check_saved(adapters, model)
-        check_fit(model, adapters, heads, unlabeled)
+        check_fit(model, adapters, heads, unlabeled, with_heads=with_heads)
         advance(1)
     return ModelInputs(adapters, model, heads, unlabeled, files)
 

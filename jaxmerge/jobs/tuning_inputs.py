@@ -11,6 +11,7 @@ from jaxmerge.jobs.learn_recipe import LOSSES, TAUGHT, WITH_HEADS, check_loss
 from jaxmerge.jobs.reading import Folder, ModelInputs, labels_of_all
 from jaxmerge.jobs.tuning_scores import check_command
 from jaxmerge.learning.null_space import check_seen
+from jaxmerge.learning.teachers import ask_teachers, tokens_kept
 from jaxmerge.refusals import Option, Refusal
 from jaxmerge.tuning.measures import (
     Measure,
@@ -19,7 +20,6 @@ from jaxmerge.tuning.measures import (
     measure_answers,
     measure_losses,
     measure_null_spaces,
-    own_answers,
 )
 
 ACCURACY = "accuracy"  # the one score that reads labels, and is to be large
@@ -75,7 +75,11 @@ def _measure_tokens(
     _, base, _, unlabeled, _ = inputs
     asked = (base, inputs.adapters, inputs.heads, unlabeled)
     losses = model_losses(score, *asked, temperature=temperature)
-    answers = own_answers(*asked, batch=batch) if score in TAUGHT else None
+    answers = None
+    if score in TAUGHT:
+        top = tokens_kept(base, inputs.adapters) if score == "distillation" else None
+        how = {"batch": batch, "top": top, "temperature": temperature}
+        answers = ask_teachers(*asked, **how)
     return measure_losses(losses, base, unlabeled, batch=batch, answers=answers)
 
 

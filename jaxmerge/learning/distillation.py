@@ -7,6 +7,7 @@ for all inputs at a low loss, and no scale of the logits makes the loss small.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from jax.typing import ArrayLike
 from jaxmerge.learning.objectives import cosine_distance, divergence
 from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates, batches_by_task, check_tasks
-from jaxmerge.learning.token_objectives import CHUNK, token_divergence
+from jaxmerge.learning.token_logits import CHUNK, AdaptedHead, Head, head_and_body
+from jaxmerge.learning.token_objectives import token_divergence
+from jaxmerge.learning.top_tokens import TOP, TopTokens, top_tokens
 from jaxmerge.models.adapt import Apply, with_updates
 from jaxmerge.refusals import Refusal
 from jaxmerge.stacks import task_updates
@@ -32,7 +35,7 @@ class Taught(NamedTuple):
     """Inputs, and what the teacher of their task says of them."""
 
     inputs: Any  # a pytree of arrays [N, ...]
-    answers: jax.Array | np.ndarray  # [N, ..., classes] logits, or [N, ..., d] features
+    answers: Any  # [N, ..., classes] logits, [N, ..., d] features, or `TopTokens`
 
 
 def distillation(
@@ -95,31 +98,38 @@ def distillation(
     def answer(task: str, features: Any) -> jax.Array:
         return logits(heads[task], features)
 
-    return _taught_losses(apply, answer, _of_answers(distance), teachers, mask, merged)
+    return _taught_losses(apply, answer, distance, teachers, mask, merged)
 
 
 def token_distillation(
     apply: Apply,
     vocabulary: Vocabulary,
     *,
+    head: str | None = None,
+    top: int = TOP,
     teachers: Mapping[str, Updates] | None = None,
     temperature: ArrayLike = 1.0,
     mask: InputMask | None = None,
     merged: bool | None = None,
     chunk: int = CHUNK,
 ) -> Losses:
-    """`distillation` of causal language models, whose head is the base's.
+    """`distillation` of causal language models, which have one head E for all tasks.
 
     ``f_t = tau^2 mean KL(softmax(E h_t / tau) || softmax(E h / tau))`` over the tokens
     of task t that count, h_t and h being the last hidden states of teacher and merge.
     The answers of `Taught` are hidden states: d numbers a token in the place of a
     distribution over V words, from which it follows exactly. There are no heads.
 
+    Where adapters change the head, E is that of the merge and each teacher has another;
+    then the answers are `TopTokens`, made at this temperature by `top_tokens`.
+
     Args:
       apply: pure function ``(params, inputs [B, ...]) -> hidden states [B, ..., d]``
         that runs a Flax model; not jitted.
       vocabulary: ``params -> E [V, d]``. The head is an argument of the compiled
         program, as the parameters are, and never a constant in it.
+      head: name of the head among the updates, where adapters change it.
+      top: tokens that are kept of what ``teachers`` say, if the head is changed.
       teachers: see `distillation`.
       temperature: tau.
       mask: which tokens count, bool of the leading shape of the hidden states.
@@ -138,17 +148,33 @@ def token_distillation(
     {'same': '0.000', 'turned': '0.231'}
     """
 
-    def compare(
-        params: Any, teacher: jax.Array, student: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        return token_divergence(
-            *(teacher, student, vocabulary(params)),
-            temperature=temperature,
-            mask=mask,
-            chunk=chunk,
-        )
+    def losses(
+        params: Any, updates: Updates, batch: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        rows = vocabulary(params)
+        of_merge, body = head_and_body(rows, updates, head)
+        how: dict[str, Any] = {"temperature": temperature, "chunk": chunk}
 
-    return _taught_losses(apply, _features, compare, teachers, mask, merged)
+        def compare(
+            teacher: Any, student: jax.Array, *, mask: jax.Array | None
+        ) -> jax.Array:
+            _check_teacher(teacher, of_merge)
+            return token_divergence(teacher, student, of_merge, mask=mask, **how)
+
+        def asked(task: str, inputs: Any) -> Taught:
+            own, body = head_and_body(rows, (teachers or {})[task], head)
+            hidden = with_updates(apply, body)(params, inputs)
+            return Taught(inputs, top_tokens(hidden, own, k=top, **how))
+
+        of_body = partial(_taught_losses, apply, _features, compare)
+        if teachers is None or all(
+            head not in x for x in (updates, *teachers.values())
+        ):
+            return of_body(teachers, mask, merged)(params, body, batch)
+        given = {task: asked(task, inputs) for task, inputs in batch.items()}
+        return of_body(None, mask, merged)(params, body, given)
+
+    return losses
 
 
 def feature_distillation(
@@ -171,8 +197,7 @@ def feature_distillation(
       mask: see `distillation`.
       merged: see `distillation`.
     """
-    compare = _of_answers(distance)
-    return _taught_losses(apply, _features, compare, teachers, mask, merged)
+    return _taught_losses(apply, _features, distance, teachers, mask, merged)
 
 
 def teacher_answers(
@@ -232,21 +257,20 @@ def _features(task: str, features: jax.Array) -> jax.Array:
     return features
 
 
-def _of_answers(distance: Distance) -> Callable[..., jax.Array]:
-    """A distance of answers alone, as one that is given the parameters too."""
-
-    def compare(
-        params: Any, teacher: jax.Array, student: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        return distance(teacher, student, mask=mask)
-
-    return compare
+def _check_teacher(teacher: Any, head: Head) -> None:
+    """Refuses hidden states of teachers whose heads they do not tell."""
+    if isinstance(head, AdaptedHead) and not isinstance(teacher, TopTokens):
+        raise Refusal(
+            "token_distillation: the adapters change the head, so the hidden states of "
+            "a teacher do not tell what it says; give jaxmerge.top_tokens as answers, "
+            "or teachers"
+        )
 
 
 def _taught_losses(
     apply: Apply,
     answer: Callable[[str, Any], jax.Array],
-    compare: Callable[..., jax.Array],
+    compare: Distance,
     teachers: Mapping[str, Updates] | None,
     mask: InputMask | None,
     merged: bool | None,
@@ -269,10 +293,9 @@ def _taught_losses(
             apply, params, updates, inputs, merged=merged
         ):
             found[task] = compare(
-                params,
-                jax.lax.stop_gradient(jnp.asarray(known[task])),
+                jax.lax.stop_gradient(jax.tree.map(jnp.asarray, known[task])),
                 answer(task, features),
-                None if mask is None else mask(inputs[task]),
+                mask=None if mask is None else mask(inputs[task]),
             )
         return found
 

@@ -10,7 +10,8 @@ from jaxmerge.learning.distillation import InputMask, Vocabulary
 from jaxmerge.learning.objectives import entropy, mean_prediction_entropy
 from jaxmerge.learning.predictions import Logits, task_features
 from jaxmerge.learning.step import Losses, Updates
-from jaxmerge.learning.token_objectives import CHUNK, token_entropy
+from jaxmerge.learning.token_logits import CHUNK, head_and_body
+from jaxmerge.learning.token_objectives import token_entropy
 from jaxmerge.models.adapt import Apply
 
 
@@ -105,6 +106,7 @@ def token_entropies(
     apply: Apply,
     vocabulary: Vocabulary,
     *,
+    head: str | None = None,
     mask: InputMask | None = None,
     merged: bool | None = None,
     chunk: int = CHUNK,
@@ -112,8 +114,8 @@ def token_entropies(
     """`entropies` of the next tokens of a causal language model.
 
     Args:
-      apply: see `jaxmerge.token_distillation`, and so ``vocabulary``, ``mask``,
-        ``merged`` and ``chunk``.
+      apply: see `jaxmerge.token_distillation`, and so ``vocabulary``, ``head``,
+        ``mask``, ``merged`` and ``chunk``.
 
     >>> import jax.numpy as jnp
     >>> losses = token_entropies(lambda params, x: x, lambda params: params)
@@ -125,15 +127,14 @@ def token_entropies(
     def losses(
         params: Any, updates: Updates, batch: Mapping[str, Any]
     ) -> dict[str, jax.Array]:
+        of_merge, body = head_and_body(vocabulary(params), updates, head)
         return {
             task: token_entropy(
-                *(hidden, vocabulary(params)),
+                *(hidden, of_merge),
                 mask=None if mask is None else mask(batch[task]),
                 chunk=chunk,
             )
-            for task, hidden in task_features(
-                apply, params, updates, batch, merged=merged
-            )
+            for task, hidden in task_features(apply, params, body, batch, merged=merged)
         }
 
     return losses

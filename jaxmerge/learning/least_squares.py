@@ -15,6 +15,7 @@ from jaxmerge.learning.blockwise import Bases, Method, Told, in_blocks
 from jaxmerge.learning.fit import Fitted, Progress
 from jaxmerge.learning.identity import tree_digest
 from jaxmerge.learning.loop import History
+from jaxmerge.learning.objectives import wide
 from jaxmerge.learning.program import program_digest
 from jaxmerge.learning.step import Phis, Updates, check_preference
 from jaxmerge.learning.streams import Visit, row_chunks
@@ -69,8 +70,11 @@ def solve_blocks(
     Raises:
       ValueError: a method that is not linear, or as for `fit_blocks`.
 
-    Cost: for M layers in a block each input goes ``2 M + 2`` times through it, forward;
+    Cost: for M layers in a block each input goes ``M + 3`` times through it, forward;
     normal equations of K x K for TARA-A, R of T x T for TARA-B.
+
+    Memory: as for `fit_blocks`, and on the host the outputs of the layers of one block
+    that are not yet solved for, of every token in the models with own adapters.
 
     Source: own. RegMean (arXiv 2212.09849) and IterIS (arXiv 2411.15231) solve for
     whole matrices so, here the unknowns are the coefficients of directions.
@@ -90,16 +94,22 @@ def solve_blocks(
         apply, weights = visit.block.apply, visit.params
         shapes = jax.tree.map(lambda x: x[:1], visit.merged[tasks[0]])
         order = [x for x in linear_layers(apply, weights, shapes) if x in bases]
-        own = [task_updates(visit.stacks, index) for index in range(len(tasks))]
+        taught = {
+            task: _outputs(
+                *(apply, tuple(order), weights, task_updates(visit.stacks, index)),
+                *(visit.own[task], batch),
+            )
+            for index, task in enumerate(tasks)
+        }
         merged: Updates = {}
         found, losses = {}, []
         for name in order:
             each = [
                 _of_task(
-                    *(squares, apply, name, weights, bases[name]),
-                    *(own[index], merged, visit.own[task], visit.merged[task], batch),
+                    *(squares, apply, name, weights, bases[name], merged),
+                    *(taught[task].pop(name), visit.merged[task], batch),
                 )
-                for index, task in enumerate(tasks)
+                for task in tasks
             ]
             total = jax.tree.map(
                 lambda *x: sum(r * y for r, y in zip(shares, x, strict=True)), *each
@@ -141,20 +151,63 @@ def _of_task(
     name: str,
     params: Any,
     basis: Any,
-    own: Mapping[str, LowRank],
     merged: Updates,
-    own_stream: Stream,
+    taught: Sequence[np.ndarray],
     stream: Stream,
     size: int,
 ) -> Squares:
     """Least squares of one layer on all inputs of a task, by the mean over tokens."""
     total, count = None, 0.0
-    for (some, others), counted in row_chunks((own_stream, stream), size):
-        given = (params, basis, own, merged, some, others, counted)
+    for y, (some, counted) in zip(taught, row_chunks(stream, size), strict=True):
+        given = (params, basis, merged, y, some, counted)
         found, tokens = _squares(squares, apply, name, *given)
         total = found if total is None else jax.tree.map(jnp.add, total, found)
         count += float(tokens)
     return jax.tree.map(lambda x: x / max(count, 1.0), total)
+
+
+def _outputs(
+    apply: Apply,
+    names: tuple[str, ...],
+    params: Any,
+    own: Mapping[str, LowRank],
+    stream: Stream,
+    size: int,
+) -> dict[str, list[np.ndarray]]:
+    """What layers of the model with the own adapter give, chunk by chunk of inputs."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for some, _ in row_chunks(stream, size):
+        outputs = jax.device_get(_taught(apply, names, params, own, some))
+        for name in names:
+            found[name].append(outputs[name])
+    return found
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _taught(
+    apply: Apply,
+    names: tuple[str, ...],
+    params: Any,
+    own: Mapping[str, LowRank],
+    stream: Stream,
+) -> dict[str, jax.Array]:
+    def whole(tap: Tap, update: LowRank) -> jax.Array:
+        seen, made = (wide(x) for x in tap)
+        return made + linalg.matmul(linalg.matmul(seen, update.a.T), update.b.T)
+
+    taps = _taps(apply, names, own, params, stream)
+    return {name: whole(taps[name], own[name]) for name in names}
+
+
+def _taps(
+    apply: Apply, names: tuple[str, ...], updates: Updates, params: Any, stream: Stream
+) -> dict[str, Tap]:
+    """Inputs of layers in an updated model, and what their weights alone make of them.
+
+    Taps inside of the updates see outputs before these are added.
+    """
+    tapped = with_taps(apply, names, outputs=True)
+    return with_updates(tapped, updates, merged=None)(params, stream)[1]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -164,31 +217,18 @@ def _squares(
     name: str,
     params: Any,
     basis: Any,
-    own: Mapping[str, LowRank],
     merged: Updates,
-    own_stream: Stream,
+    taught: jax.Array,
     stream: Stream,
     counted: jax.Array,
 ) -> tuple[Squares, jax.Array]:
     """The sums of those inputs that count, and their tokens."""
-
-    # inside of the updates, so that outputs are those of the weights alone
-    tapped = with_taps(apply, (name,), outputs=True)
-
-    def tap(updates: Updates, reached: Stream) -> Tap:
-        return with_updates(tapped, updates, merged=None)(params, reached)[1][name]
-
-    seen, made = tap(own, own_stream)
-    x, given = tap(merged, stream)
+    x, given = _taps(apply, (name,), merged, params, stream)[name]
     keep = counted.reshape(-1, *[1] * (x.ndim - 2))
     keep = jnp.broadcast_to(keep, x.shape[:-1])
     if stream.visible is not None and stream.visible.shape == keep.shape:
         keep = keep & stream.visible
-    seen, made, x, given = (
-        counted_rows(part, keep)[0] for part in (seen, made, x, given)
-    )
-    b, a = own[name]
-    made = made + linalg.matmul(linalg.matmul(seen, a.T), b.T)
+    x, given, made = (counted_rows(part, keep)[0] for part in (x, given, taught))
     weights = linalg.divide(1.0, jnp.sum(made * made, axis=-1))
     count = jnp.sum(keep, dtype=weights.dtype)
     return squares(basis, x, made - given, weights), count

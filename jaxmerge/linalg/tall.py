@@ -35,7 +35,7 @@ from jaxmerge.linalg.arithmetic import (
 Arrays = Any  # one array or several
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 _DOUBLE = np.dtype(np.float64)
-_ROWS = 1024  # of a block that stays in cache in float64
+_BLOCK = 1024  # rows or columns that stay in cache in float64
 
 
 def _of_each_matrix(
@@ -152,8 +152,20 @@ def _doubles(x: jax.Array) -> jax.Array:
 
 def _gram_of_rows(x: jax.Array) -> jax.Array:
     """``x x^T`` [..., m, m] of x [..., m, n], in float64."""
-    wide = _doubles(x)
-    return matmul(wide, transpose(wide))
+
+    def of_some(columns: jax.Array) -> jax.Array:
+        wide = _doubles(columns)
+        return matmul(wide, transpose(wide))
+
+    blocks = _blocks_of_columns(x)
+    if blocks is None:
+        return of_some(x)
+
+    def add(index: jax.Array, so_far: jax.Array) -> jax.Array:
+        return so_far + of_some(_taken(blocks, index))
+
+    zero = jnp.zeros((x.shape[0], x.shape[0]), _DOUBLE)
+    return lax.fori_loop(0, blocks.shape[1], add, zero)
 
 
 def _gram_of_columns(x: jax.Array) -> jax.Array:
@@ -187,11 +199,36 @@ def _rounded_product(x: jax.Array, small: jax.Array) -> jax.Array:
 def _rows_of(small: jax.Array, x: jax.Array) -> jax.Array:
     """``small^T @ x`` [..., k, n] in float64, rounded once to the dtype of x."""
     rows = lax.optimization_barrier(transpose(small))
-    return matmul(rows, _doubles(x)).astype(x.dtype)
+
+    def of_some(columns: jax.Array) -> jax.Array:
+        return matmul(rows, _doubles(columns)).astype(x.dtype)
+
+    blocks = _blocks_of_columns(x)
+    if blocks is None:
+        return of_some(x)
+
+    def put(index: jax.Array, so_far: jax.Array) -> jax.Array:
+        some = of_some(_taken(blocks, index))
+        return lax.dynamic_update_index_in_dim(so_far, some, index, axis=1)
+
+    empty = jnp.zeros((len(rows), *blocks.shape[1:]), x.dtype)
+    found = lax.fori_loop(0, blocks.shape[1], put, empty)
+    return found.reshape(len(rows), x.shape[1])
 
 
 def _blocks(x: jax.Array) -> jax.Array | None:
     """A tall matrix in blocks of rows that stay in cache in float64, if it has many."""
-    if x.shape[0] % _ROWS or x.shape[0] == _ROWS:
+    if x.shape[0] % _BLOCK or x.shape[0] == _BLOCK:
         return None
-    return x.reshape(-1, _ROWS, x.shape[1])
+    return x.reshape(-1, _BLOCK, x.shape[1])
+
+
+def _blocks_of_columns(x: jax.Array) -> jax.Array | None:
+    """The same of a wide matrix [m, n]: blocks of columns [m, blocks, columns]."""
+    if x.shape[1] % _BLOCK or x.shape[1] == _BLOCK:
+        return None
+    return x.reshape(x.shape[0], -1, _BLOCK)
+
+
+def _taken(blocks: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(blocks, index, axis=1, keepdims=False)

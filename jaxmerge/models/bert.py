@@ -184,11 +184,13 @@ class EncoderLayers(nn.Module):
     """The blocks, named "0", "1", ... as entries of torch's ModuleList are."""
 
     config: BertConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        kind = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         for index in range(self.config.num_hidden_layers):
-            hidden = EncoderLayer(self.config, name=str(index))(hidden, visible)
+            hidden = kind(self.config, name=str(index))(hidden, visible)
         return hidden
 
 
@@ -196,10 +198,12 @@ class Encoder(nn.Module):
     """Holds the blocks under the name ``layer``."""
 
     config: BertConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
-        return EncoderLayers(self.config, name="layer")(hidden, visible)
+        layers = EncoderLayers(self.config, self.remat, name="layer")
+        return layers(hidden, visible)
 
 
 class Pooler(nn.Module):
@@ -216,13 +220,15 @@ class BertModel(nn.Module):
     """Embeddings, encoder and, where there is one, the pooler."""
 
     config: BertConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
         config = self.config
         ids, types, visible = read_texts(config, inputs)
         hidden = Embeddings(self.config, name="embeddings")(ids, types)
-        hidden = Encoder(self.config, name="encoder")(hidden, visible)
+        encoder = Encoder(self.config, self.remat, name="encoder")
+        hidden = encoder(hidden, visible)
         if not config.has_pooler:
             return BertOutput(hidden, hidden[:, 0])
         return BertOutput(hidden, Pooler(config, name="pooler")(hidden))
@@ -245,10 +251,12 @@ class Bert(nn.Module):
     """Holds the model under the name that it has in models with a head."""
 
     config: BertConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> BertOutput:
-        return BertModel(self.config, name=PREFIXES[self.config.model_type])(inputs)
+        name = PREFIXES[self.config.model_type]
+        return BertModel(self.config, self.remat, name=name)(inputs)
 
 
 def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:
@@ -260,13 +268,19 @@ def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:
 
 
 def bert_apply(
-    config: BertConfig, *, output: Literal["pooled", "hidden"] = "pooled"
+    config: BertConfig,
+    *,
+    output: Literal["pooled", "hidden"] = "pooled",
+    remat: bool = False,
 ) -> Callable[[Any, Inputs], jax.Array]:
     """The model as a pure function of its parameters and a batch of texts.
 
     Args:
       config: sizes of the model.
       output: "pooled" for what a classification head reads, "hidden" for every token.
+      remat: keep the inputs of each block for the backward pass, and compute what is
+        inside of it again: one more forward pass, and the memory of one block beside
+        these inputs. What is inside cannot be tapped then.
 
     Returns:
       ``apply(params, inputs)`` from a dict of arrays [B, S] to [B, d] or [B, S, d]. It
@@ -285,7 +299,7 @@ def bert_apply(
     """
     if output not in BertOutput._fields:
         raise ValueError(f"output {output!r} is not one of pooled, hidden")
-    model = Bert(config)
+    model = Bert(config, remat)
     return lambda params, inputs: getattr(
         model.apply({"params": params}, inputs), output
     )

@@ -20,7 +20,10 @@ _ARCHITECTURES = {
 
 
 def load_bert(
-    folder: Folder, *, dtype: Any = jnp.float32
+    folder: Folder,
+    *,
+    dtype: Any = jnp.float32,
+    place: hub.Place = hub.on_one_device,
 ) -> tuple[BertConfig, dict[str, Any]]:
     """Reads the encoder of a Hugging Face folder of BERT, RoBERTa or XLM-RoBERTa.
 
@@ -30,6 +33,7 @@ def load_bert(
     Args:
       folder: folder with ``config.json`` and safetensors weights.
       dtype: floating type of the parameters and so of the computation.
+      place: puts a parameter, known by its name, on its devices, as `hub.to_flax` does.
 
     Returns:
       The config and the parameters for `bert_apply`.
@@ -40,8 +44,8 @@ def load_bert(
         the folder.
     """
     raw = hub.read_config(folder)
-    tensors = hub.read_tensors(folder, keep=_of_encoder)
-    try:
+    tensors = hub.open_tensors(folder, keep=_of_encoder)
+    with hub.naming_folder(folder):
         config = _config_from_hub(raw)
         prefix = PREFIXES[config.model_type]
         tensors = {_current_name(key, prefix): x for key, x in tensors.items()}
@@ -55,9 +59,7 @@ def load_bert(
                 "BertForSequenceClassification"
             )
         template = jax.eval_shape(partial(init_bert, config), jax.random.key(0))
-        return config, hub.to_flax(tensors, template, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        return config, hub.to_flax(tensors, template, dtype=dtype, place=place)
 
 
 def save_bert(folder: Folder, config: BertConfig, params: Any) -> None:

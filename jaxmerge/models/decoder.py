@@ -128,12 +128,14 @@ class DecoderLayers(nn.Module):
 
     config: DecoderConfig
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array, visible: jax.Array) -> jax.Array:
+        kind = nn.remat(DecoderLayer) if self.remat else DecoderLayer
         for index in range(self.config.num_hidden_layers):
             window = self.config.window(index)
-            layer = DecoderLayer(self.config, window, self.dtype, name=str(index))
+            layer = kind(self.config, window, self.dtype, name=str(index))
             hidden = layer(hidden, visible)
         return hidden
 
@@ -143,6 +145,7 @@ class DecoderModel(nn.Module):
 
     config: DecoderConfig
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, ids: jax.Array, visible: jax.Array) -> jax.Array:
@@ -150,7 +153,8 @@ class DecoderModel(nn.Module):
         embed = nn.Embed(
             config.vocab_size, config.hidden_size, dtype=self.dtype, name="embed_tokens"
         )
-        hidden = DecoderLayers(config, self.dtype, name="layers")(embed(ids), visible)
+        layers = DecoderLayers(config, self.dtype, self.remat, name="layers")
+        hidden = layers(embed(ids), visible)
         return RMSNorm(config.rms_norm_eps, name="norm")(hidden)
 
 
@@ -159,6 +163,7 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> DecoderOutput:
@@ -166,7 +171,9 @@ class Decoder(nn.Module):
         ids, visible = read_inputs(
             inputs, words=config.vocab_size, longest=config.longest_input
         )
-        hidden = DecoderModel(config, self.dtype, name="model")(ids, visible)
+        hidden = DecoderModel(config, self.dtype, self.remat, name="model")(
+            ids, visible
+        )
         pad = config.pad_token_id
         counted = visible if pad is None else ids != pad
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
@@ -200,6 +207,7 @@ def decoder_apply(
     *,
     output: Literal["last", "hidden"] = "last",
     dtype: Any = None,
+    remat: bool = False,
 ) -> Callable[[Any, Inputs], jax.Array]:
     """The decoder as a pure function of its parameters and a batch of texts.
 
@@ -209,6 +217,9 @@ def decoder_apply(
         "hidden" for every token, as `vocabulary_head` reads it.
       dtype: in which linear layers compute; None is that of the parameters. Norms,
         rotations and attention weights are float32 inside.
+      remat: keep the inputs of each block for the backward pass, and compute what is
+        inside of it again: one more forward pass, and the memory of one block beside
+        these inputs. What is inside cannot be tapped then.
 
     Returns:
       ``apply(params, inputs)`` from a dict of arrays [B, S] to [B, d] or [B, S, d]. It
@@ -226,7 +237,7 @@ def decoder_apply(
     """
     if output not in DecoderOutput._fields:
         raise ValueError(f"output {output!r} is not one of last, hidden")
-    model = Decoder(config, dtype)
+    model = Decoder(config, dtype, remat)
     return lambda params, inputs: getattr(
         model.apply({"params": params}, inputs), output
     )

@@ -110,7 +110,11 @@ _OPTIONAL = (
 
 
 def load_decoder(
-    folder: Folder, *, head: bool = False, dtype: Any = None
+    folder: Folder,
+    *,
+    head: bool = False,
+    dtype: Any = None,
+    place: hub.Place = hub.on_one_device,
 ) -> tuple[DecoderConfig, dict[str, Any]]:
     """Reads the decoder of a Hugging Face folder, of one file or many.
 
@@ -123,6 +127,7 @@ def load_decoder(
         is ``lm_head`` in the parameters, unless it is tied to the embeddings. All other
         heads are left unread.
       dtype: floating type of the parameters; None keeps the stored one.
+      place: puts a parameter, known by its name, on its devices, as `hub.to_flax` does.
 
     Returns:
       The config and the parameters for `decoder_apply`.
@@ -132,21 +137,17 @@ def load_decoder(
         that do not fit the config, or no output layer; the message names the folder.
     """
     raw = hub.read_config(folder)
-    try:
+    with hub.naming_folder(folder):
         config = config_from_hub(raw)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    tensors = hub.read_tensors(folder, keep=partial(_wanted, head=head))
-    try:
+    tensors = hub.open_tensors(folder, keep=partial(_wanted, head=head))
+    with hub.naming_folder(folder):
         tensors = {_full_name(key): value for key, value in tensors.items()}
         if head:
             _check_head(config, tensors)
         template = jax.eval_shape(
             partial(init_decoder, config, head=head), jax.random.key(0)
         )
-        return config, hub.to_flax(tensors, template, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        return config, hub.to_flax(tensors, template, dtype=dtype, place=place)
 
 
 def save_decoder(folder: Folder, config: DecoderConfig, params: Any) -> None:
@@ -218,7 +219,7 @@ def _full_name(key: str) -> str:
     return key if key.startswith(("model.", f"{LM_HEAD}.")) else f"model.{key}"
 
 
-def _check_head(config: DecoderConfig, tensors: dict[str, jax.Array]) -> None:
+def _check_head(config: DecoderConfig, tensors: dict[str, hub.Stored]) -> None:
     """Sees to it that an output layer is stored exactly where it is not tied."""
     if not config.tie_word_embeddings:
         if _HEAD not in tensors:
@@ -228,7 +229,10 @@ def _check_head(config: DecoderConfig, tensors: dict[str, jax.Array]) -> None:
             )
         return
     stored = tensors.pop(_HEAD, None)
-    if stored is not None and not np.array_equal(stored, tensors.get(_WORDS, 0)):
+    words = tensors.get(_WORDS)
+    if stored is None or words is None:  # without words nothing fits
+        return
+    if not np.array_equal(stored(), words()):
         raise ValueError(
             f"tie_word_embeddings is set, but {_HEAD} is not {_WORDS}; set it to false "
             f"in {hub.CONFIG}"

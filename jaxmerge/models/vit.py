@@ -139,11 +139,13 @@ class EncoderLayers(nn.Module):
     """The blocks, named "0", "1", ... as entries of torch's ModuleList are."""
 
     config: VisionConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
+        kind = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         for index in range(self.config.num_hidden_layers):
-            hidden = EncoderLayer(self.config, name=str(index))(hidden)
+            hidden = kind(self.config, name=str(index))(hidden)
         return hidden
 
 
@@ -151,23 +153,25 @@ class Encoder(nn.Module):
     """Holds the blocks under the name ``layers``."""
 
     config: VisionConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return EncoderLayers(self.config, name="layers")(hidden)
+        return EncoderLayers(self.config, self.remat, name="layers")(hidden)
 
 
 class VisionModel(nn.Module):
     """Images to the normalised class token: [B, H, W, C] -> [B, d]."""
 
     config: VisionConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         norm = partial(nn.LayerNorm, epsilon=self.config.layer_norm_eps)
         hidden = Embeddings(self.config, name="embeddings")(images)
         hidden = norm(name="pre_layrnorm")(hidden)  # the checkpoints' own spelling
-        hidden = Encoder(self.config, name="encoder")(hidden)
+        hidden = Encoder(self.config, self.remat, name="encoder")(hidden)
         return norm(name="post_layernorm")(hidden[:, 0])
 
 
@@ -175,10 +179,11 @@ class VisionTower(nn.Module):
     """The vision model and, where the config has one, its projection."""
 
     config: VisionConfig
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        pooled = VisionModel(self.config, name="vision_model")(images)
+        pooled = VisionModel(self.config, self.remat, name="vision_model")(images)
         size = self.config.projection_dim
         if size is None:
             return pooled
@@ -192,11 +197,16 @@ def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
     return dict(variables["params"])
 
 
-def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
+def vision_apply(
+    config: VisionConfig, *, remat: bool = False
+) -> Callable[[Any, jax.Array], jax.Array]:
     """The tower as a pure function of its parameters and a batch of images.
 
     Args:
       config: sizes of the tower.
+      remat: keep the inputs of each block for the backward pass, and compute what is
+        inside of it again: one more forward pass, and the memory of one block beside
+        these inputs. What is inside cannot be tapped then.
 
     Returns:
       ``apply(params, images)`` from [B, H, W, C] to [B, projection_dim], or to [B, d]
@@ -210,7 +220,7 @@ def vision_apply(config: VisionConfig) -> Callable[[Any, jax.Array], jax.Array]:
     >>> vision_apply(config)(params, images).shape
     (3, 5)
     """
-    tower = VisionTower(config)
+    tower = VisionTower(config, remat)
 
     def apply(params: Any, images: jax.Array) -> jax.Array:
         features = tower.apply({"params": params}, images)

@@ -13,7 +13,10 @@ from jaxmerge.models.vit import VisionConfig, init_vision
 
 
 def load_vision(
-    folder: Folder, *, dtype: Any = jnp.float32
+    folder: Folder,
+    *,
+    dtype: Any = jnp.float32,
+    place: hub.Place = hub.on_one_device,
 ) -> tuple[VisionConfig, dict[str, Any]]:
     """Reads the vision tower of a Hugging Face CLIP folder.
 
@@ -23,6 +26,7 @@ def load_vision(
     Args:
       folder: folder with ``config.json`` and safetensors weights.
       dtype: floating type of the parameters.
+      place: puts a parameter, known by its name, on its devices, as `hub.to_flax` does.
 
     Returns:
       The config and the parameters for `vision_apply`.
@@ -32,17 +36,15 @@ def load_vision(
         fit the config; the message names the folder.
     """
     raw = hub.read_config(folder)
-    tensors = hub.read_tensors(folder, keep=_of_vision_tower)
-    try:
+    tensors = hub.open_tensors(folder, keep=_of_vision_tower)
+    with hub.naming_folder(folder):
         if "visual_projection.weight" not in tensors:
             raw = raw | {"projection_dim": None}
         if not any(key.startswith("vision_model.") for key in tensors):
             tensors = {f"vision_model.{key}": value for key, value in tensors.items()}
         config = _config_from_hub(raw)
         template = jax.eval_shape(partial(init_vision, config), jax.random.key(0))
-        return config, hub.to_flax(tensors, template, dtype=dtype)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        return config, hub.to_flax(tensors, template, dtype=dtype, place=place)
 
 
 def save_vision(folder: Folder, config: VisionConfig, params: Any) -> None:

@@ -20,8 +20,9 @@ _COLUMNS = (
 )
 _TEXT_COLUMNS = (
     *("task", "rows>", "tokens>", "base>", "own adapter>", "merge>"),
-    *("gain kept>", "95 % interval>", "exact: base>", "own>", "merge>"),
+    *("gain kept>", "95 % interval>"),
 )
+_EXACT_COLUMNS = ("exact completions", "base>", "own adapter>", "merge>")
 
 
 def evaluation(found: "Evaluation | TextEvaluation") -> Iterator[Any]:
@@ -33,21 +34,32 @@ def evaluation(found: "Evaluation | TextEvaluation") -> Iterator[Any]:
 
 
 def _of_texts(found: "TextEvaluation") -> Iterator[Any]:
-    percent, nats = "{:.1%}".format, "{:.4f}".format
+    nats = "{:.4f}".format
     rows: list[tuple[Any, ...]] = [
-        (
-            *(task, x.rows, x.tokens, *map(nats, x.nats)),
-            *(*_share(x.kept), *map(percent, x.exact)),
-        )
+        (task, x.rows, x.tokens, *map(nats, x.nats), *_apart(x.kept))
         for task, x in found.tasks.items()
     ]
-    rows.append(("mean", *[""] * 5, *_share(found.mean_kept), *[""] * 3))
+    rows.append(("mean", *[""] * 5, *_apart(found.mean_kept)))
     yield table(_TEXT_COLUMNS, rows)
-    yield "nats per token; exact: texts that greedy decoding gives word for word"
+    yield "base, own adapter and merge in nats per token"
+    exact = [
+        (task, *map(share, x.exact))
+        for task, x in found.tasks.items()
+        if x.exact.base is not None
+    ]
+    if exact:
+        yield ""
+        yield table(_EXACT_COLUMNS, exact)
+        yield "exact: greedy decoding gives the whole completion, and ends"
 
 
-def _share(kept: "Interval | None") -> tuple[str, str]:
+def _apart(kept: "Interval | None") -> tuple[str, str]:
     return ("-", "-") if kept is None else (f"{kept.value:.1%}", _range(kept))
+
+
+def share(found: "Interval | None") -> str:
+    """A share with its interval, in one cell."""
+    return "-" if found is None else f"{found.value:.1%} ({_range(found)})"
 
 
 def _of_classes(found: "Evaluation") -> Iterator[Any]:

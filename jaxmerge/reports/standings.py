@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jaxmerge.reports.scores import share
 from jaxmerge.reports.tables import Columns, table
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def standings(found: "Mapping[str, Standing] | Mapping[str, TextStanding]") -> C
 
 def _of_texts(standing: "TextStanding") -> tuple[Any, ...]:
     nats = map("{:.4f}".format, (standing.nats, standing.base_nats))
-    exact = map("{:.1%}".format, (standing.exact, standing.base_exact))
+    exact = map(share, (standing.exact, standing.base_exact))
     return (
         *(standing.rows, standing.tokens, *nats),
         f"{standing.gain:+.4f} ± {standing.standard_error:.4f}",

@@ -275,12 +275,13 @@ def _is_finite(update: "Update") -> bool:
     import jax
     from jax.core import Tracer
 
+    from jaxmerge.magnitudes import peak
     from jaxmerge.types import LowRank
 
     leaves = jax.tree.leaves(update)
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         return True
-    if not all(np.isfinite(leaf).all() for leaf in leaves):
+    if not all(np.isfinite(peak(leaf)) for leaf in leaves):
         return False
     return not isinstance(update, LowRank) or _has_finite_product(*leaves)
 
@@ -288,11 +289,10 @@ def _is_finite(update: "Update") -> bool:
 def _has_finite_product(b: "jax.Array", a: "jax.Array") -> bool:
     import jax.numpy as jnp
 
+    from jaxmerge.magnitudes import peak
+
     largest = float(jnp.finfo(b.dtype).max)
-    columns, rows = (
-        np.abs(np.asarray(x)).max(axis=axis, initial=0).astype(np.float64)
-        for x, axis in ((b, 0), (a, 1))
-    )
+    columns, rows = (np.float64(peak(x, axis=axis)) for x, axis in ((b, 0), (a, 1)))
     with np.errstate(over="ignore", invalid="ignore"):
         if columns @ rows <= largest:
             return True

@@ -42,8 +42,9 @@ def groups(
     statistics are loaded, as many as keep these below 1 GiB.
     """
     if pipeline.whole or pipeline.learned:
-        known = stats is None or isinstance(stats, Mapping)
-        yield dict(stacks), stats if known else stats.load(tuple(stacks))
+        if stats is not None and not isinstance(stats, Mapping):
+            stats = stats.load(tuple(stacks))
+        yield dict(stacks), stats
         return
     by_shape: dict[Any, dict[str, AdapterStack]] = {}
     for module, stack in stacks.items():

@@ -16,23 +16,36 @@ from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.next_tokens import counted_inputs
 
 
-def check_layers(base: Base, adapters: Adapters, inputs: Any) -> None:
+def check_layers(
+    base: Base, adapters: Adapters, inputs: Any, *, with_heads: bool = False
+) -> None:
     """Refuses adapters of layers that the base does not run, or that have other sizes.
 
     Args:
       base: the model; only traced.
       adapters: of the base, as far as is known.
       inputs: what it reads, [N, ...].
+      with_heads: whether what is done next runs the head of a causal language model
+        with its updates, so that adapters may change it.
 
     Raises:
       ValueError: names the module and the nearest names, or both shapes.
     """
-    if base.causal and LM_HEAD in adapters.stacks:
-        raise Refusal(
-            f"the adapters change {LM_HEAD}, but what is said of tokens here is said "
-            "with the head of the base; train without it, or merge without a base"
-        )
     updates = task_updates(adapters.stacks, 0)
+    if base.vocabulary is not None and LM_HEAD in updates:
+        b, a = updates.pop(LM_HEAD)
+        rows = jax.eval_shape(base.vocabulary, base.params).shape
+        if not with_heads:
+            raise Refusal(
+                f"the adapters change {LM_HEAD}, which nothing here looks at; learn by "
+                "distillation through the whole model, train without it, or merge "
+                "without a base"
+            )
+        if (b.shape[0], a.shape[1]) != rows:
+            raise Refusal(
+                f"{base.folder}: {LM_HEAD} is {rows}, its update "
+                f"{(b.shape[0], a.shape[1])}; the adapters belong to another base"
+            )
     try:
         shape_of(with_updates(base.apply, updates), base.params, inputs)
     except ValueError as error:

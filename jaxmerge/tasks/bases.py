@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxmerge.folders import Folder
 from jaxmerge.io.options import TaskType
@@ -29,6 +30,7 @@ from jaxmerge.models.bert import PREFIXES
 from jaxmerge.models.decoder_hub import ARCHITECTURES
 from jaxmerge.models.linear_head import TWO_LAYERS, cosines
 from jaxmerge.refusals import Option, Refusal
+from jaxmerge.spread import Rules, placed_by_rules
 from jaxmerge.tasks.images import PREPROCESSOR, pixel_normaliser
 from jaxmerge.tasks.next_tokens import (
     TOKENIZER_CONFIG,
@@ -119,7 +121,15 @@ class Base(NamedTuple):
         return scale
 
 
-def load_base(folder: Folder, task_type: TaskType = "classification") -> Base:
+def load_base(
+    folder: Folder,
+    task_type: TaskType = "classification",
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules = (),
+    remat: bool = False,
+) -> Base:
     """Reads the base model of adapters.
 
     Models of texts, BERT and decoders as Llama, have the heads of sequence
@@ -129,13 +139,38 @@ def load_base(folder: Folder, task_type: TaskType = "classification") -> Base:
     Args:
       folder: with ``config.json`` and safetensors weights.
       task_type: what its adapters are of.
+      dtype: floating type of the parameters, such as ``jnp.bfloat16``, which halves
+        their memory. By default decoders keep the stored one, others are float32.
+      mesh: devices that hold the parameters together, as `jaxmerge.data_mesh`. They are
+        read one by one, and each device gets its part: none holds all of them, and the
+        host one at a time.
+      rules: where each of them lies on the mesh, as in `jaxmerge.by_rules`; what fits
+        no rule lies whole on every device.
+      remat: ``apply`` keeps the inputs of each block and computes the rest of it again
+        in the backward pass: one more forward pass, and much less memory.
 
     Raises:
       ValueError: another ``model_type``, or a folder that its loader refuses.
+      Refusal: rules without a mesh, or that do not fit it or a parameter.
+
+    A mesh of 8 devices with every large array in 8 parts::
+
+        rules = [(r"(embedding|kernel)$", PartitionSpec("data", None))]
+        mesh = jm.data_mesh()
+        base = load_base(folder, "causal", dtype=jnp.bfloat16, mesh=mesh, rules=rules)
     """
     folder = Path(folder)
     raw = hub.read_config(folder)
-    return _kind_of(folder, raw, task_type).load(folder, raw)
+    kind = _kind_of(folder, raw, task_type)
+    how: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if mesh is not None:
+        how["place"] = placed_by_rules(mesh, rules)
+    elif rules:
+        raise Refusal(
+            "rules say how parameters lie on a mesh; give ",
+            Option("mesh", "jaxmerge.data_mesh()"),
+        )
+    return kind.load(folder, raw, remat=remat, **how)
 
 
 def base_files(
@@ -151,23 +186,29 @@ def base_files(
     return inputs, _files(Path(folder), inputs, task_type)
 
 
-def _load_bert(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_bert(folder)
+def _load_bert(
+    folder: Path, raw: Mapping[str, Any], *, remat: bool, **how: Any
+) -> Base:
+    config, params = load_bert(folder, **how)
     layers = () if config.has_pooler else TWO_LAYERS
-    model = bert_apply(config), bert_blocks(config)
+    model = bert_apply(config, remat=remat), bert_blocks(config)
     base = _of_texts(folder, raw, config, params, *model, "classifier")
     return base._replace(head_layers=layers, token_types=config.has_pooler)
 
 
-def _load_decoder(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_decoder(folder)
-    model = decoder_apply(config), decoder_blocks(config)
+def _load_decoder(
+    folder: Path, raw: Mapping[str, Any], *, remat: bool, **how: Any
+) -> Base:
+    config, params = load_decoder(folder, **how)
+    model = decoder_apply(config, remat=remat), decoder_blocks(config)
     return _of_texts(folder, raw, config, params, *model, "score")
 
 
-def _load_causal(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_decoder(folder, head=True)
-    apply = at_places(decoder_apply(config, output="hidden"))
+def _load_causal(
+    folder: Path, raw: Mapping[str, Any], *, remat: bool, **how: Any
+) -> Base:
+    config, params = load_decoder(folder, head=True, **how)
+    apply = at_places(decoder_apply(config, output="hidden", remat=remat))
     blocks = _with_first(decoder_blocks(config), without_places)
     base = _of_texts(folder, raw, config, params, apply, blocks, None)
     return base._replace(vocabulary=vocabulary_head(config))
@@ -207,8 +248,10 @@ def _with_first(blocks: Blocks, change: Callable[[Apply], Apply]) -> Blocks:
     )
 
 
-def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
-    config, params = load_vision(folder)
+def _load_vision(
+    folder: Path, raw: Mapping[str, Any], *, remat: bool, **how: Any
+) -> Base:
+    config, params = load_vision(folder, **how)
     normalise = pixel_normaliser(folder, config.num_channels)
 
     def of_pixels(tower: Apply) -> Apply:
@@ -221,7 +264,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
         inputs="images",
         config=config,
         params=params,
-        apply=of_pixels(vision_apply(config)),
+        apply=of_pixels(vision_apply(config, remat=remat)),
         logits=cosines,
         head_module=None,
         head_layers=(),
@@ -235,7 +278,7 @@ def _load_vision(folder: Path, raw: Mapping[str, Any]) -> Base:
 
 class _Kind(NamedTuple):
     inputs: Inputs
-    load: Callable[[Path, Mapping[str, Any]], Base]
+    load: Callable[..., Base]
 
 
 _KINDS = {

@@ -1,6 +1,7 @@
 """Every input of a task once through the base model."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def outputs_of(
     *,
     crop: Crop = cropped,
     report: Callable[[int], None] | None = None,
-) -> np.ndarray:
+) -> Any:
     """What a function gives for every input of a task, [N, ...], in their order.
 
     The last batch is filled up with inputs that it has already, so that all batches of
@@ -67,16 +68,22 @@ def outputs_of(
       base: the model that reads them.
       inputs: inputs of one task, arrays [N, ...].
       size: inputs in a batch.
-      run: batch [B, ...] -> outputs [B, ...].
+      run: batch [B, ...] -> outputs [B, ...], an array or a pytree of such.
       crop: makes texts narrower.
       report: called after every batch with the number of its inputs.
     """
     groups = list(row_groups(base, inputs, size))
-    found: list[np.ndarray] = []
+    found: list[Any] = []
     for rows in groups:
         filled_up = np.resize(rows, len(groups[0]))
         outputs = run(batch_of(base, inputs, filled_up, crop=crop))
-        found.append(np.asarray(outputs)[: len(rows)])
+        some = partial(_first, len(rows))
+        found.append(jax.tree.map(some, outputs))
         if report is not None:
             report(len(rows))
-    return np.concatenate(found)[np.argsort(np.concatenate(groups))]
+    order = np.argsort(np.concatenate(groups))
+    return jax.tree.map(lambda *x: np.concatenate(x)[order], *found)
+
+
+def _first(count: int, values: Any) -> np.ndarray:
+    return np.asarray(values)[:count]

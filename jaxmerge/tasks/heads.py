@@ -175,16 +175,28 @@ def text_heads(path: Folder, tasks: tuple[str, ...]) -> dict[str, jax.Array]:
 
 
 def check_fit(
-    base: Base, adapters: Adapters, heads: Mapping[str, Any], unlabeled: Unlabeled
+    base: Base,
+    adapters: Adapters,
+    heads: Mapping[str, Any],
+    unlabeled: Unlabeled,
+    *,
+    with_heads: bool = False,
 ) -> None:
     """Refuses adapters and heads that do not fit the base, before any computation.
+
+    Args:
+      base: the model; only traced.
+      adapters: of the base, as far as is known.
+      heads: task -> head, see `task_heads`.
+      unlabeled: inputs of every task.
+      with_heads: see `check_layers`.
 
     Raises:
       Refusal: names the module and the nearest names, or the head.
     """
     refuse_biases(adapters)
     inputs = next(iter(unlabeled.inputs.values()))
-    check_layers(base, adapters, inputs)
+    check_layers(base, adapters, inputs, with_heads=with_heads)
     for task, head in heads.items():
         features = shape_of(base.apply, base.params, unlabeled.inputs[task])
         _, width = head_shape(head)

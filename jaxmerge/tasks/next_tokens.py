@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PLACES, NEXT, NONE = "places", "next_ids", -1
-FIELDS = (("prompt", "completion"), ("text",))
+FIELDS = (("prompt", "completion"), ("prompt", "answer"), ("text",))
 
 
 class Example(NamedTuple):
@@ -37,7 +37,7 @@ class Example(NamedTuple):
     Attributes:
       line: where it stands in its file.
       prompt: does not count; None where all of the text does.
-      text: the completion, or all of the text.
+      text: the completion or answer, or all of the text.
     """
 
     line: int
@@ -84,21 +84,22 @@ def counted_inputs(inputs: Mapping[str, Any]) -> jax.Array:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Texts, or prompts and completions, of a JSON lines file, gzipped or not.
+    """Texts, or prompts with what follows, of a JSON lines file, gzipped or not.
 
-    The first line decides which of `FIELDS` are read; others are ignored.
+    The first line decides which of `FIELDS` are read, the completion where there is an
+    answer too; others are ignored.
 
     Raises:
-      ValueError: a file or a line that cannot be read, or a text or completion that is
-        empty; names the line.
+      ValueError: a file or a line that cannot be read, or a text, completion or answer
+        that is empty; names the line.
     """
     rows = read_rows(path)
     names = set(rows[0][1]) if isinstance(rows[0][1], dict) else set()
     found = [fields for fields in FIELDS if names.issuperset(fields)]
-    if len(found) != 1:
+    if not found or found[0] != found[-1] == FIELDS[-1]:
         raise Refusal(
-            f"{path}: the fields of a line must be prompt and completion, or text, and "
-            "only one of these, for a causal language model; found "
+            f"{path}: the fields of a line must be prompt and completion, prompt and "
+            "answer, or text alone, for a causal language model; found "
             f"{shown(', '.join(sorted(names)), keep='')[:500] or 'none'}"
         )
     return [_example(path, number, row, found[0]) for number, row in rows]
@@ -157,7 +158,7 @@ def next_token_inputs(
     end: int | None,
     pad_id: int,
     path: Path,
-) -> tuple[dict[str, np.ndarray], int]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Texts as arrays [N, S] in int32, padded on the right, and what counts, [N, C].
 
     Prompt and completion are tokenised as one text, and ``end`` follows. What the
@@ -173,7 +174,7 @@ def next_token_inputs(
       path: file of the texts, for messages.
 
     Returns:
-      The inputs, and how many of them were truncated.
+      The inputs, and which of them were truncated, bool [N].
 
     Raises:
       ValueError: inputs of which no token counts; names the first of their lines.
@@ -182,12 +183,12 @@ def next_token_inputs(
     tokenizer.no_truncation()
     whole = _encoded(tokenizer, [(x.prompt or "") + x.text for x in examples])
     prompts = _encoded(tokenizer, [x.prompt or "" for x in examples])
-    ids, places, following, truncated, empty = [], [], [], 0, []
+    ids, places, following, truncated, empty = [], [], [], [], []
     for example, row, prompt in zip(examples, whole, prompts, strict=True):
         first = 0 if example.prompt is None else _common(row, prompt)
         if end is not None and row[-1:] != [end]:
             row = [*row, end]
-        truncated += len(row) > length
+        truncated.append(len(row) > length)
         row = row[:length]
         first = max(first, 1)  # nothing predicts the first token
         if first >= len(row):
@@ -211,7 +212,7 @@ def next_token_inputs(
         PLACES: padded(places, most, 0),
         NEXT: padded(following, most, NONE),
     }
-    return inputs, truncated
+    return inputs, np.array(truncated)
 
 
 def _encoded(tokenizer: "Tokenizer", texts: list[str]) -> list[list[int]]:

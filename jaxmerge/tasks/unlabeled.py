@@ -36,6 +36,8 @@ class Unlabeled(NamedTuple):
       rows: task -> rows of its file, N or more.
       notes: what a reader should know.
       max_length: tokens to which texts were truncated; None for images.
+      whole: task -> which of its completions were not truncated, bool [N]; None for
+        tasks without prompts. Of causal language models alone.
     """
 
     inputs: dict[str, Any]
@@ -43,6 +45,7 @@ class Unlabeled(NamedTuple):
     rows: dict[str, int]
     notes: tuple[str, ...]
     max_length: int | None = None
+    whole: Mapping[str, np.ndarray | None] = {}
 
     def count(self, task: str) -> int:
         """Number of inputs of a task, N."""
@@ -82,6 +85,7 @@ def load_unlabeled(
     paths = data_files(folder, tasks, base.inputs)
     rows: dict[str, int] = {}
     notes: list[str] = []
+    whole: dict[str, np.ndarray | None] = {}
     if base.inputs == "images":
         max_length = None
         size, channels = base.config.image_size, base.config.num_channels
@@ -107,9 +111,9 @@ def load_unlabeled(
             task: [found[row] for row in spread(len(found), limit)]
             for task, found in texts.items()
         }
-        inputs = _tokens(texts, paths, base, max_length, notes)
+        inputs = _tokens(texts, paths, base, max_length, notes, whole)
     files = tuple(path.relative_to(folder).as_posix() for path in paths.values())
-    return Unlabeled(inputs, files, rows, tuple(notes), max_length)
+    return Unlabeled(inputs, files, rows, tuple(notes), max_length, whole)
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
@@ -152,15 +156,18 @@ def _tokens(
     base: Base,
     max_length: int,
     notes: list[str],
+    whole: dict[str, np.ndarray | None],
 ) -> dict[str, dict[str, np.ndarray]]:
     tokenizer, inputs = load_tokenizer(base.folder), {}
     options: dict[str, Any] = {"length": max_length, "pad_id": base.pad_id}
     end = end_of_text(base.folder, tokenizer) if base.causal else None
     for task, path in paths.items():
         if base.causal:
-            inputs[task], truncated = next_token_inputs(
+            inputs[task], cut = next_token_inputs(
                 *(texts[task], tokenizer), end=end, path=path, **options
             )
+            whole[task] = None if texts[task][0].prompt is None else ~cut
+            truncated = int(cut.sum())
         else:
             inputs[task], truncated = tokenise(
                 *(texts[task], tokenizer), token_types=base.token_types, **options

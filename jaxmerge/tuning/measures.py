@@ -22,12 +22,12 @@ from jaxmerge.learning.objectives import (
     mean_prediction_entropy,
 )
 from jaxmerge.learning.step import Losses
-from jaxmerge.stacks import task_updates
+from jaxmerge.learning.teachers import ask_teachers
 from jaxmerge.tasks.base_layers import token_mask
 from jaxmerge.tasks.bases import Base
 from jaxmerge.tasks.batching import batch_of, row_groups
 from jaxmerge.tasks.next_tokens import counted_tokens
-from jaxmerge.tasks.predict import predictor, sweep_predictor
+from jaxmerge.tasks.predict import sweep_predictor
 from jaxmerge.tasks.unlabeled import Unlabeled
 from jaxmerge.types import Update
 from jaxmerge.updates import scale
@@ -87,7 +87,7 @@ def measure_answers(
       batch: inputs that go through the model at a time.
     """
     sweep, run = sweep_predictor(base, heads, unlabeled, batch=batch), jax.jit(loss)
-    own = own_answers(base, adapters, heads, unlabeled, batch=batch)
+    own = ask_teachers(base, adapters, heads, unlabeled, batch=batch)
 
     def measure(
         updates: Mapping[str, Update], factors: Sequence[float]
@@ -116,7 +116,7 @@ def measure_accuracy(
     sweep = sweep_predictor(base, heads, unlabeled, batch=batch)
     own = {
         task: np.mean(answers.argmax(axis=-1) == labels[task])
-        for task, answers in own_answers(
+        for task, answers in ask_teachers(
             base, adapters, heads, unlabeled, batch=batch
         ).items()
     }
@@ -153,7 +153,7 @@ def measure_losses(
     unlabeled: Unlabeled,
     *,
     batch: int,
-    answers: Mapping[str, np.ndarray] | None = None,
+    answers: Mapping[str, Any] | None = None,
 ) -> Measure:
     """Losses as `jaxmerge.fit` takes them, means over batches.
 
@@ -173,7 +173,10 @@ def measure_losses(
         for rows in row_groups(base, inputs, batch):
             some = batch_of(base, inputs, rows)
             size = int(counted_tokens(some).sum()) if base.causal else len(rows)
-            yield some if answers is None else Taught(some, answers[task][rows]), size
+            if answers is not None:
+                own = jax.tree.map(lambda x, r=rows: x[r], answers[task])
+                some = Taught(some, own)
+            yield some, size
 
     @partial(jax.jit, static_argnums=0)
     def run(
@@ -205,22 +208,6 @@ def measure_losses(
         ]
 
     return measure
-
-
-def own_answers(
-    base: Base,
-    adapters: Adapters,
-    heads: Mapping[str, Any],
-    unlabeled: Unlabeled,
-    *,
-    batch: int,
-) -> dict[str, np.ndarray]:
-    """task -> what its own adapter says of every input, see `predictor`."""
-    predict = predictor(base, heads, unlabeled, batch=batch)
-    return {
-        task: predict(task, task_updates(adapters.stacks, index))
-        for index, task in enumerate(adapters.names)
-    }
 
 
 def _ratio(one: Any, other: Any) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from causal_samples import MODULES
+from causal_samples import MODULES, loss_of_transformers
 from cli_samples import document, everything, jaxmerge, refuse, succeed
 from learn_samples import TASKS, ask, stopped_after
 from rich.console import Console
@@ -22,7 +22,6 @@ from jaxmerge.jobs import fit_recipe
 from jaxmerge.reports.scores import evaluation
 from jaxmerge.reports.standings import standings
 from jaxmerge.tasks.next_tokens import counted_tokens
-from jaxmerge.tasks.texts import OF_TOKENS
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 THOROUGH = pytest.mark.thorough
@@ -55,23 +54,6 @@ def model(place):
     return base, jm.tasks.load_unlabeled(place / "data", TASKS, base)
 
 
-def loss_of_transformers(place, adapter, inputs):
-    """Nats per token, of the base or with an adapter, as transformers computes them."""
-    oracle = pytest.importorskip("model_samples")
-    if adapter is None:
-        net = oracle.loaded(place / "base")
-    else:
-        net = oracle.with_adapter(place / "base", adapter)
-    labels = np.full(inputs["input_ids"].shape, -100)
-    for row, mask in enumerate(counted_tokens(inputs)):
-        places, ids = inputs["places"][row][mask], inputs["next_ids"][row][mask]
-        labels[row, places + 1] = ids
-    tensors = {"labels": labels, **{k: inputs[k] for k in OF_TOKENS if k in inputs}}
-    given = {k: oracle.torch.tensor(v).long() for k, v in tensors.items()}
-    with oracle.torch.no_grad():
-        return float(net(**given).loss)
-
-
 def shown(*lines):
     """What a terminal shows."""
     console = Console(width=200, file=io.StringIO())
@@ -89,7 +71,7 @@ def test_nats_are_the_loss_of_transformers_with_peft(place, folders, model):
     for task, folder in zip(TASKS, folders, strict=True):
         inputs, nats = model[1].inputs[task], found[task]["nats"]
         for name, adapter in (("base", None), ("own", folder), ("merged", out)):
-            expected = loss_of_transformers(place, adapter, inputs)
+            expected = loss_of_transformers(place / "base", adapter, inputs)
             assert nats[name] == pytest.approx(expected, rel=1e-5), (task, name)
         assert found[task]["tokens"] == counted_tokens(inputs).sum()
         told = checked.to_json()["adapters"][task]
@@ -252,24 +234,12 @@ def test_what_is_refused(place, where, folders, tmp_path):
         assert message in refuse(*asked)
     tune = ["tune", *folders, *where, "-p", "concat", "--score", "accuracy"]
     assert "--score accuracy is for classes" in refuse(*tune)
-    for module, message in (
-        ("lm_head", "the adapters change lm_head"),
-        ("model.embed_tokens", "saves 'model.embed_tokens.weight'"),
-    ):
-        tensors = samples.linear(MODULES[0], m=16, n=16, r=2)
-        if module == "lm_head":
-            tensors |= samples.linear(module, m=causal_samples.VOCABULARY, n=16, r=2)
-        else:
-            shape = (causal_samples.VOCABULARY, 16)
-            tensors[f"base_model.model.{module}.weight"] = samples.random(*shape)
-        config = {"r": 2, "task_type": "CAUSAL_LM", "modules_to_save": ["embed_tokens"]}
-        config = {
-            k: v
-            for k, v in config.items()
-            if module != "lm_head" or k != "modules_to_save"
-        }
-        folder = samples.write(tmp_path / module / "cars", tensors, **config)
-        assert message in refuse("check", folder, *where), module
+    tensors = samples.linear(MODULES[0], m=16, n=16, r=2)
+    words = (causal_samples.VOCABULARY, 16)
+    tensors["base_model.model.model.embed_tokens.weight"] = samples.random(*words)
+    config = {"r": 2, "task_type": "CAUSAL_LM", "modules_to_save": ["embed_tokens"]}
+    folder = samples.write(tmp_path / "saved" / "cars", tensors, **config)
+    assert "saves 'model.embed_tokens.weight'" in refuse("check", folder, *where)
     bert = tmp_path / "bert"
     bert.mkdir()
     (bert / "config.json").write_text('{"model_type": "bert"}')
@@ -290,7 +260,7 @@ def test_the_share_of_the_gain_and_its_bootstrap():
     def assess(task, updates):
         own, of_merge = said[task]
         gain = of_merge if updates is merged else own if updates else 0
-        return Likelihoods(base - gain, tokens, np.zeros(200, bool))
+        return Likelihoods(base - gain, tokens, None)
 
     own = {task: {"v": np.zeros((1, 1))} for task in said}
     found = evaluate_texts(assess, own, merged)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmerge as jm
-from jaxmerge.learning.token_objectives import log_probabilities, over_tokens
+from jaxmerge.learning.token_logits import log_probabilities, over_tokens
 
 TEXTS, TOKENS, WIDTH, WORDS = 3, 7, 4, 11
 

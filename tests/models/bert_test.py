@@ -208,7 +208,7 @@ def drop_pooler(folder):
         ),
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-            r"it holds pytorch_model\.bin\. .*save_pretrained writes such a folder",
+            r"it holds pytorch_model\.bin\. .*save_pretrained\(\.\.\) writes such a folder",
         ),
     ],
 )

@@ -7,13 +7,17 @@ from pathlib import Path
 import jax
 import learn_samples
 import numpy as np
+import pytest
 from learn_samples import SIZES, TASKS, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxmerge.models import DecoderConfig, init_decoder, save_decoder
+from jaxmerge.tasks.next_tokens import counted_tokens
+from jaxmerge.tasks.texts import OF_TOKENS
 
 LAYER = "model.layers.0"
 MODULES = (f"{LAYER}.self_attn.q_proj", f"{LAYER}.self_attn.o_proj")
+SPECIAL = ("[PAD]", "[UNK]", "<s>", "</s>")
 BEGIN, END, VOCABULARY = 2, 3, 50
 
 
@@ -41,7 +45,7 @@ def base(folder: Path, *, tied=False) -> Path:
 
 def save_tokenizer(folder: Path, *, more=0) -> None:
     """Whole words, after a token that begins a text."""
-    words = ["[PAD]", "[UNK]", "<s>", "</s>", *WORDS]
+    words = [*SPECIAL, *WORDS]
     words += [f"w{len(WORDS) + index}" for index in range(more)]
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -78,3 +82,17 @@ def texts(folder: Path, tasks=TASKS, *, rows=12) -> Path:
         content = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{task}.jsonl").write_text(content)
     return folder
+
+
+def loss_of_transformers(base: Path, adapter, inputs) -> float:
+    """Nats per token, of the base or with an adapter, as transformers computes them."""
+    oracle = pytest.importorskip("model_samples")
+    net = oracle.with_adapter(base, adapter) if adapter else oracle.loaded(base)
+    labels = np.full(inputs["input_ids"].shape, -100)
+    for row, mask in enumerate(counted_tokens(inputs)):
+        places, ids = inputs["places"][row][mask], inputs["next_ids"][row][mask]
+        labels[row, places + 1] = ids
+    tensors = {"labels": labels, **{k: inputs[k] for k in OF_TOKENS if k in inputs}}
+    given = {k: oracle.torch.tensor(v).long() for k, v in tensors.items()}
+    with oracle.torch.no_grad():
+        return float(net(**given).loss)

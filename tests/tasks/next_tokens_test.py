@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from causal_samples import BEGIN, END
 
+import jaxmerge as jm
 from jaxmerge import Refusal, tasks
-from jaxmerge.tasks.next_tokens import counted_inputs, end_of_text
+from jaxmerge.diagnostics.likelihood import likelihoods
+from jaxmerge.tasks.next_tokens import counted_inputs, counted_tokens, end_of_text
 from jaxmerge.tasks.texts import cropped, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -59,13 +61,20 @@ def test_the_completion_counts_and_the_token_that_ends_it(read):
     ids = found.inputs["one"]["input_ids"]
     assert ids[0].tolist() == [BEGIN, 5, 6, 7, 8, END, *[0] * 10]
     assert found.notes == ()
+    assert found.whole["one"].tolist() == [True, True]
     counted = np.asarray(counted_inputs(found.inputs["one"]))
     assert counted[0].tolist() == [i in (2, 3, 4) for i in range(16)]
     assert counted[1].tolist() == [i in (1, 2) for i in range(16)]
 
 
+def test_an_answer_is_a_completion(read):
+    found = read({"prompt": "w1 w2", "answer": " w3"})
+    assert pairs(found) == [(2, 6, 7), (3, 7, END)]
+
+
 def test_all_tokens_of_a_text_but_the_first_count(read):
     found = read({"text": "w1 w2"})
+    assert found.whole == {"one": None}
     assert pairs(found) == [(0, BEGIN, 5), (1, 5, 6), (2, 6, END)]
     beside = read({"prompt": "", "completion": "w1 w2"})
     assert pairs(beside) == pairs(found)
@@ -82,6 +91,7 @@ def test_what_is_cut_off_is_told_or_refused(read):
     found = read(*lines, max_length=8)
     assert pairs(found) == [(2, 6, 7), (3, 7, 8), (4, 8, 9), (5, 9, 10), (6, 10, 11)]
     assert found.notes == ("2 of 2 inputs of one were truncated to 8 tokens",)
+    assert found.whole["one"].tolist() == [False, False]
     late = {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "completion": " w9"}
     for count, others in ((1, ""), (3, " and 2 others")):
         message = rf"of line 3{others} no token counts within 8 tokens"
@@ -94,8 +104,9 @@ def test_what_is_cut_off_is_told_or_refused(read):
     [
         ({"prompt": "w1", "completion": " "}, "line 1 has an empty completion"),
         ({"text": ""}, "line 1 has an empty text"),
-        ({"prompt": "w1"}, "must be prompt and completion, or text"),
-        ({"prompt": "w1", "completion": "w2", "text": "w3"}, "only one of these"),
+        ({"prompt": "w1", "answer": ""}, "line 1 has an empty answer"),
+        ({"prompt": "w1"}, "must be prompt and completion, prompt and answer, or text"),
+        ({"prompt": "w1", "completion": "w2", "text": "w3"}, "or text alone"),
         ({"text_a": "w1", "text_b": "w2"}, "found text_a, text_b"),
         ({"prompt": 1, "completion": "w2"}, "no text in prompt and completion"),
         ([1], "found none"),
@@ -135,6 +146,38 @@ def test_the_token_that_ends_a_text(folder, tmp_path):
     settings.write_text("[")
     with pytest.raises(Refusal, match="not readable"):
         end_of_text(tmp_path, tokenizer)
+
+
+def test_batches_of_other_lengths_change_nothing(base, read):
+    """Neither what texts are worth nor what a merge is taught by them."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(40)]
+    lines = [
+        {"prompt": " ".join(words[:n]), "completion": f" {rng.choice(words)}"}
+        for n in (1, 30, 4, 17, 2)
+    ]
+    unlabeled = read(*lines)
+    found = [likelihoods(base, unlabeled, batch=n)("one", {}) for n in (1, 2, 5)]
+    for other in found[1:]:
+        np.testing.assert_allclose(other.nats, found[0].nats, rtol=1e-5)
+        np.testing.assert_array_equal(other.exact, found[0].exact)
+    inputs = unlabeled.inputs["one"]
+    tokens = ("input_ids", "attention_mask")
+    left = {name: np.pad(inputs[name], ((0, 0), (7, 0))) for name in tokens}
+    shifted = inputs | left | {"places": inputs["places"] + 7}
+    losses = jm.token_distillation(base.apply, base.vocabulary, mask=counted_tokens)
+    name, rank = "model.layers.0.self_attn.q_proj", 2
+    b, a = (rng.normal(size=s).astype(np.float32) for s in ((16, rank), (rank, 16)))
+    teacher = rng.normal(size=(5, 16, 16)).astype(np.float32)
+
+    def value(update, inputs):
+        taught = {"one": jm.Taught(inputs, teacher)}
+        return losses(base.params, {name: update}, taught)["one"]
+
+    run = jax.jit(jax.value_and_grad(value))
+    each = [run(jm.LowRank(b, a), some) for some in (inputs, shifted)]
+    for one, other in zip(*map(jax.tree.leaves, each), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_and_the_width_of_batches_change_nothing(base, read):

@@ -38,10 +38,7 @@ class Inputs:
 
     def pipeline(self, method: str) -> jm.Pipeline:
         """The merge that the comparison chose."""
-        row = self.comparison.records.find(kind="merge", method=method, part="test")
-        if row is None:
-            raise ValueError(f"run the comparison first: no test of {method!r}")
-        return jm.parse(row["candidate"]["pipeline"])
+        return jm.parse(self.comparison.chosen(method)["pipeline"])
 
     def gains(
         self, updates: Mapping[str, jm.Update], domains: tuple[str, ...]

@@ -54,10 +54,7 @@ class Way(NamedTuple):
 
 def one_merge(method: str, comparison: Comparison, *, rank: int | None = None) -> Kept:
     """The merge that the comparison chose, as an adapter of a rank, or in the base."""
-    row = comparison.records.find(kind="merge", method=method, part="test")
-    if row is None:
-        raise ValueError(f"run the comparison first: no test of {method!r}")
-    updates, _ = comparison.merged(BY_NAME[method], row["candidate"])
+    updates, _ = comparison.merged(BY_NAME[method], comparison.chosen(method))
     return one_for_all(comparison.place.domains, updates, rank=rank)
 
 

@@ -110,6 +110,11 @@ class Comparison:
         best = int(np.argmax([self.kept(row) for row in rows]))
         self.measured(method, method.candidates[best], "test")
 
+    def chosen(self, method: str) -> Candidate:
+        """The best candidate of those that were measured on validation so far."""
+        rows = self.records.all(kind="merge", method=method, part="validation")
+        return max(rows, key=self.kept)["candidate"]
+
     def measured(
         self, method: Method, candidate: Candidate, part: str
     ) -> dict[str, Any]:
@@ -165,7 +170,11 @@ class Comparison:
 
     def table(self) -> str:
         """Methods on test texts, from best to worst."""
-        rows = self.records.all(kind="merge", part="test")
+        rows = [
+            row
+            for row in self.records.all(kind="merge", part="test")
+            if row["candidate"] == self.chosen(row["method"])
+        ]
         rows.sort(key=self.kept, reverse=True)
         own, lines = self.own_gains("test"), []
         nothing = {domain: np.zeros_like(x) for domain, x in own.items()}

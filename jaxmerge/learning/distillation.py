@@ -7,7 +7,6 @@ for all inputs at a low loss, and no scale of the logits makes the loss small.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -161,18 +160,17 @@ def token_distillation(
             _check_teacher(teacher, of_merge)
             return token_divergence(teacher, student, of_merge, mask=mask, **how)
 
-        def asked(task: str, inputs: Any) -> Taught:
-            own, body = head_and_body(rows, (teachers or {})[task], head)
+        def said(own: Updates, inputs: Any) -> TopTokens:
+            of_own, body = head_and_body(rows, own, head)
             hidden = with_updates(apply, body)(params, inputs)
-            return Taught(inputs, top_tokens(hidden, own, k=top, **how))
+            return top_tokens(hidden, of_own, k=top, **how)
 
-        of_body = partial(_taught_losses, apply, _features, compare)
-        if teachers is None or all(
-            head not in x for x in (updates, *teachers.values())
-        ):
-            return of_body(teachers, mask, merged)(params, body, batch)
-        given = {task: asked(task, inputs) for task, inputs in batch.items()}
-        return of_body(None, mask, merged)(params, body, given)
+        asked, given = teachers, batch
+        if teachers and any(head in x for x in (updates, *teachers.values())):
+            asked = None
+            given = {t: Taught(x, said(teachers[t], x)) for t, x in batch.items()}
+        of_body = _taught_losses(apply, _features, compare, asked, mask, merged)
+        return of_body(params, body, given)
 
     return losses
 

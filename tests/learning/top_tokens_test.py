@@ -108,6 +108,21 @@ def test_who_is_sure_has_finite_gradients(k):
         assert np.isfinite(x).all()
 
 
+def test_a_head_can_be_taught_too():
+    """Its gradient is taken where it is asked for; the teacher stays as it is."""
+    teacher, student, heads, mask = problem()
+
+    def full(rows):
+        known = jax.lax.stop_gradient(teacher @ rows.T)
+        return jm.divergence(known, student @ rows.T, mask=mask)
+
+    def chunked(rows):
+        return jm.token_divergence(teacher, student, rows, mask=mask, chunk=2)
+
+    found, expected = (jax.grad(f)(heads[0].rows) for f in (chunked, full))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+
+
 class TestLosses:
     """Teachers that are asked anew, or whose answers are kept, with heads of theirs."""
 

@@ -53,7 +53,7 @@ def main() -> None:
     return_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        os.environ["JAXMERGE_CACHE"] = f"{place}/programs"
+        os.environ.setdefault("JAXMERGE_CACHE", f"{place}/programs")
         start_jax()
         names = [Path(place, str(task)) for task in range(TASKS)]
         folders = [write(f, options.layers, SHAPES, t) for t, f in enumerate(names)]

@@ -135,10 +135,12 @@ def main() -> None:
                 row |= {name: one[name] + (LAYERS - 1) * layer}
             file.write(json.dumps(row) + "\n")
             file.flush()
+            arguments, workspace = (
+                f"{row[name] / 1e9:.1f} GB" for name in ("arguments", "workspace")
+            )
             print(
-                f"{devices:2d} devices, remat {remat}: "
-                f"arguments {row['arguments'] / 1e9:.1f} GB, workspace {row['workspace'] / 1e9:.1f} GB, "
-                f"{row['flops'] / 1e12:.0f} Tflop"
+                f"{devices:2d} devices, remat {remat}, each: arguments {arguments}, "
+                f"workspace {workspace}, {row['flops'] / 1e12:.0f} Tflop"
             )
 
 

@@ -110,6 +110,19 @@ def test_sizes_of_factors_belong_to_their_product(spread, rank):
     assert np.linalg.norm(found - best) < 1e-5 * np.linalg.norm(best)
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e6])
+def test_products_are_exact_on_both_sides_of_a_choice(condition):
+    """By Cholesky as far as the condition allows it, by eigenvectors beyond."""
+    b, a = tall(condition), tall(condition, m=1024, seed=1).T
+    u, s, vt = linalg.svd_of_product(b, a)
+    exact = np.linalg.svd(b.astype(np.float64) @ a, full_matrices=False)[1][:K]
+    np.testing.assert_allclose(s, exact, atol=20 * EPS * exact[0])
+    count = np.count_nonzero(s)
+    orthonormal_or_zero(u, count)
+    orthonormal_or_zero(vt.T, count)
+    assert np.linalg.norm(rebuild(u, s, vt) - b.astype(np.float64) @ a, 2) < 40 * EPS
+
+
 def test_directions_of_a_product_have_the_derivatives_of_all():
     """Truncation does not change the derivative of what is kept."""
     b, a = (

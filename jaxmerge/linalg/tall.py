@@ -147,7 +147,7 @@ def _directions(gram: jax.Array) -> Triple:
 
 
 def _half(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """h and w with ``gram = h h^T`` and orthonormal ``x w``, of x with this Gram matrix.
+    """h and w, ``gram = h h^T`` and ``x w`` orthonormal, of x with this Gram matrix.
 
     By Cholesky where float64 holds what it takes, for a third of the time of the
     eigenvectors that it takes elsewhere.

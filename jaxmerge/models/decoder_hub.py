@@ -218,7 +218,7 @@ def _full_name(key: str) -> str:
     return key if key.startswith(("model.", f"{LM_HEAD}.")) else f"model.{key}"
 
 
-def _check_head(config: DecoderConfig, tensors: dict[str, jax.Array]) -> None:
+def _check_head(config: DecoderConfig, tensors: dict[str, np.ndarray]) -> None:
     """Sees to it that an output layer is stored exactly where it is not tied."""
     if not config.tie_word_embeddings:
         if _HEAD not in tensors:

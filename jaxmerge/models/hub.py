@@ -73,7 +73,7 @@ def refuse_others(config: Mapping[str, Any], only: Mapping[str, Any]) -> None:
 
 def read_tensors(
     folder: Folder, *, keep: Callable[[str], bool] = bool
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """Reads the weights of a model folder, one file or many with an index.
 
     Args:
@@ -88,12 +88,12 @@ def read_tensors(
       ValueError: no weights, a damaged file, or an index naming a path outside.
     """
     folder = Path(folder)
-    tensors: dict[str, jax.Array] = {}
+    tensors: dict[str, np.ndarray] = {}
     for path in _weight_files(folder):
         try:
             file = Safetensors(path)
             wanted = [key for key in sorted(file.tensors) if keep(key)]
-            tensors |= {key: jnp.asarray(file.read(key)) for key in wanted}
+            tensors |= {key: file.read(key) for key in wanted}
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a readable safetensors file: {error}"
@@ -114,7 +114,7 @@ def write_folder(
 
 
 def to_flax(
-    tensors: Mapping[str, jax.Array], template: Any, *, dtype: Any = jnp.float32
+    tensors: Mapping[str, np.ndarray], template: Any, *, dtype: Any = jnp.float32
 ) -> dict[str, Any]:
     """Arranges Hugging Face tensors as the parameters of a Flax module.
 
@@ -142,17 +142,17 @@ def to_flax(
         if value.shape != shapes[path].shape:
             found, expected = value.shape, shapes[path].shape
             problems.append(f"{key} gives {path} {found}, the model has {expected}")
-        params[path] = jnp.asarray(value, dtype)
+        params[path] = jax.device_put(np.asarray(value, dtype))  # compiles nothing
     if problems:
         shown = "; ".join(problems[:6]) + ("; ..." if len(problems) > 6 else "")
         raise ValueError(f"weights do not fit the model ({len(problems)}): {shown}")
     return unflatten_dict(params, sep=".")
 
 
-def from_flax(params: Any) -> dict[str, jax.Array]:
+def from_flax(params: Any) -> dict[str, np.ndarray]:
     """Arranges Flax parameters as Hugging Face tensors; the inverse of `to_flax`."""
     return {
-        _hub_key(path): _transposed(path, value, (1, 0), (3, 2, 0, 1))
+        _hub_key(path): _transposed(path, np.asarray(value), (1, 0), (3, 2, 0, 1))
         for path, value in flatten_dict(params, sep=".").items()
     }
 

@@ -33,10 +33,10 @@ for name in sorted(names - {"jaxmerge.__main__"}):
     module = importlib.import_module(name)
     assert isinstance(module, types.ModuleType) and module.__name__ == name, name
     counts[name] = doctest.testmod(module)
-clone = os.getcwd()
+clone = pathlib.Path.cwd()
 for page in sys.argv[2:]:
     with tempfile.TemporaryDirectory() as place:
-        pathlib.Path(place, "experiments").symlink_to(pathlib.Path(clone, "experiments"))
+        pathlib.Path(place, "experiments").symlink_to(clone / "experiments")
         os.chdir(place)
         counts[page] = doctest.testfile(page, module_relative=False)
         os.chdir(clone)

@@ -193,8 +193,12 @@ class VisionTower(nn.Module):
 def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a vision tower, a nested dict with Hugging Face's names."""
     shape = (1, config.image_size, config.image_size, config.num_channels)
-    variables = jax.jit(VisionTower(config).init)(key, jnp.zeros(shape, jnp.float32))
-    return dict(variables["params"])
+    return dict(_init(config, key, jnp.zeros(shape, jnp.float32))["params"])
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(config: VisionConfig, key: jax.Array, images: jax.Array) -> Any:
+    return VisionTower(config).init(key, images)
 
 
 def vision_apply(

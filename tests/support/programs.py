@@ -6,6 +6,7 @@ import tempfile
 import jax
 
 MOST = 2000  # at a time, most of about a megabyte; some files compile thousands
+FEW = 700  # that the next file may have use for
 
 
 def keep_on_disk() -> tempfile.TemporaryDirectory:

@@ -12,7 +12,8 @@ COUNT ?= 100000
 FIRST ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	--no-loadscope-reorder
 export OPENBLAS_NUM_THREADS := 1
 
 .PHONY: demo docs lint package test thorough fuzz bench kills clean

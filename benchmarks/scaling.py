@@ -5,10 +5,12 @@
 A step of TARA-B by token distillation, compiled with the real widths for pretended CPU
 devices, with one and with two layers; XLA's memory analysis of the two gives what a
 layer adds. No weights are needed. Parameters are bfloat16 and, on several devices,
-spread over them by rules. Each device has one text of each task.
+spread over them by rules. Each device has one text of each task. Activations of a layer
+are kept, or (`remat`) computed again.
 """
 
 import argparse
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from jaxmerge.models import (
 
 DEVICES = (1, 8, 16)
 TASKS, RANK, LAYERS, TOKENS = 4, 16, 32, 512
+SCHEDULE = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 RULES = [
     (r"(embedding|kernel)$", PartitionSpec("data", None)),  # rows over all devices
 ]
@@ -67,7 +70,7 @@ def shapes_of(tree: Any, dtype: Any, places: Any) -> Any:
     return jax.tree.map(shape, tree, places)
 
 
-def analysed(layers: int, devices: int) -> dict[str, float]:
+def analysed(layers: int, devices: int, *, remat: bool) -> dict[str, float]:
     """Bytes on a device and flops of one step, of a model with so many layers."""
     config, mesh = config_of(layers), jm.data_mesh(jax.devices()[:devices])
     whole = NamedSharding(mesh, PartitionSpec())
@@ -76,7 +79,7 @@ def analysed(layers: int, devices: int) -> dict[str, float]:
     params = shapes_of(params, jnp.bfloat16, jm.by_rules(mesh, params, RULES))
     ids = jax.ShapeDtypeStruct((devices, TOKENS), jnp.int32, sharding=spread)
     inputs = {"input_ids": ids, "attention_mask": ids}
-    apply = decoder_apply(config, output="hidden")
+    apply = decoder_apply(config, output="hidden", remat=remat)
     hidden = jax.ShapeDtypeStruct(
         (devices, TOKENS, config.hidden_size), jnp.bfloat16, sharding=spread
     )
@@ -98,7 +101,7 @@ def analysed(layers: int, devices: int) -> dict[str, float]:
     step = jax.jit(partial(gradient, problem))
     program = step.lower(
         shapes_of(phis, jnp.float32, whole), bases, params, batch, None
-    ).compile()
+    ).compile(compiler_options=SCHEDULE)
     memory, cost = program.memory_analysis(), program.cost_analysis() or {}
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -121,9 +124,10 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "scaling.jsonl").open("w") as file:
-        for devices in DEVICES:
-            one, two = (analysed(layers, devices) for layers in (1, 2))
-            row = {"devices": devices, "layers": LAYERS, "texts": devices}
+        for devices, remat in itertools.product(DEVICES, (False, True)):
+            one, two = (analysed(n, devices, remat=remat) for n in (1, 2))
+            row = {"devices": devices, "remat": remat, "layers": LAYERS}
+            row |= {"texts": devices}
             row |= {"tokens": TOKENS, "tasks": TASKS, "rank": RANK}
             for name in one:
                 layer = two[name] - one[name]
@@ -131,10 +135,12 @@ def main() -> None:
                 row |= {name: one[name] + (LAYERS - 1) * layer}
             file.write(json.dumps(row) + "\n")
             file.flush()
+            arguments, workspace = (
+                f"{row[name] / 1e9:.1f} GB" for name in ("arguments", "workspace")
+            )
             print(
-                f"{devices:2d} devices, each: arguments {row['arguments'] / 1e9:.1f} "
-                f"GB, workspace {row['workspace'] / 1e9:.1f} GB, "
-                f"{row['flops'] / 1e12:.0f} Tflop"
+                f"{devices:2d} devices, remat {remat}, each: arguments {arguments}, "
+                f"workspace {workspace}, {row['flops'] / 1e12:.0f} Tflop"
             )
 
 

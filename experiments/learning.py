@@ -18,6 +18,7 @@ from experiments.suite import Split, Suite
 from experiments.unlabeled import learning_examples, shuffled_batches
 from jaxmerge.io import Adapters, load_peft
 from jaxmerge.jobs.learn_recipe import LearnRecipe
+from jaxmerge.learning.apply import prepared
 from jaxmerge.learning.predictions import task_features
 
 FIRST_SEED = 0
@@ -128,7 +129,7 @@ class Learning:
         folders = {task.name: task.adapter for task in self.suite.tasks}
         return load_peft([folders[task] for task in tasks], heads="keep").stacks
 
-    def search(self, recipe: LearnRecipe) -> float:
+    def search(self, recipe: LearnRecipe, stats: Any = None) -> float:
         """The scale of all coefficients that serves the objective best."""
         some = self._batches(recipe.loss, FIRST_SEED, self.settings.learning_batch)
         found = jm.search_start(
@@ -137,6 +138,7 @@ class Learning:
             list(itertools.islice(some, self.settings.start_batches)),
             params=self.suite.base.params,
             scalarise=self._scalarise(recipe, self.tasks),
+            stats=stats,
         )
         return found.scale
 
@@ -147,6 +149,7 @@ class Learning:
         *,
         tasks: Sequence[str] | None = None,
         batch: int | None = None,
+        stats: Any = None,
         **options: Any,
     ) -> jm.Fitted:
         """Learns the coefficients of a merge, all of which begin at one scale.
@@ -156,6 +159,7 @@ class Learning:
           scale: at the start.
           tasks: that are merged; all unless given.
           batch: inputs of each task in a step; those of the settings unless given.
+          stats: module -> statistics of inputs, where the method needs them.
           **options: of `jaxmerge.fit`.
         """
         tasks = self.tasks if tasks is None else tuple(tasks)
@@ -163,8 +167,8 @@ class Learning:
         if recipe.loss == "distillation":
             recipe = replace(recipe, schedule=self.settings.schedule)
         start = {
-            name: jnp.full_like(learned.init(learned.prepare(stack)), scale)
-            for name, stack in stacks.items()
+            name: jnp.full_like(learned.init(basis), scale)
+            for name, basis in prepared(learned, stacks, stats).items()
         }
         source = self._batches(
             recipe.loss, recipe.seed, batch or self.settings.learning_batch, tasks
@@ -176,6 +180,7 @@ class Learning:
             params=self.suite.base.params,
             scalarise=self._scalarise(recipe, tasks),
             start=start,
+            stats=stats,
             **options,
         )
 

@@ -10,12 +10,11 @@ labels: `STEPS` steps of `BATCH` inputs of each task at one rate, nothing is cho
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import typer
@@ -23,31 +22,28 @@ import typer
 import jaxmerge as jm
 from experiments.evaluation import hits, make_exam, own_hits, shares
 from experiments.intervals import Right
+from experiments.keeping import (
+    Kept,
+    all_adapters,
+    all_but_one,
+    compressed,
+    forward_times,
+    half,
+    numbers_of,
+    one_for_all,
+    truncated,
+)
 from experiments.methods import BY_NAME, Fitted
 from experiments.records import Records, packed
 from experiments.report_memory import draw, tables
 from experiments.run import CONFIGS, HERE, Experiment, open_experiment
 from experiments.unlabeled import shuffled_batches
 from jaxmerge.runtime import start_jax
-from jaxmerge.types import RoutedCores
 
 TEST, TRIED = 1000, 200  # inputs of each task: of the test, and to choose scales on
 STEPS, BATCH, RATE, SEED = 200, 8, 0.03, 0
 GROUP_SCALES = (0.25, 0.5)
-TIMED_BATCH, TIMED_RUNS, TIMED_WIDTHS = 64, 9, (16, 32, None)
-Updates = Mapping[str, jm.Update | RoutedCores]
-
-
-class Kept(NamedTuple):
-    """What is kept of T adapters.
-
-    Attributes:
-      of_task: task -> what runs in the model on its inputs.
-      numbers: how many are stored beside the base.
-    """
-
-    of_task: Mapping[str, Updates]
-    numbers: int
+TIMED_BATCH = 64
 
 
 class Way(NamedTuple):
@@ -65,11 +61,7 @@ def one_merge(method: str, experiment: Experiment, *, rank: int | None = None) -
         updates = experiment.fitted(chosen, candidate, SEED)
     else:
         updates = experiment.closed_form(candidate["pipeline"], SEED)
-    numbers = 0
-    if rank is not None:
-        updates = {m: jm.truncate(update, rank=rank) for m, update in updates.items()}
-        numbers = sum(x.size for x in jax.tree.leaves(updates))
-    return Kept(dict.fromkeys(experiment.tasks, updates), numbers)
+    return one_for_all(experiment.tasks, updates, rank=rank)
 
 
 def group_merges(groups: int, experiment: Experiment) -> Kept:
@@ -90,52 +82,12 @@ def group_merges(groups: int, experiment: Experiment) -> Kept:
             if len(group) == 1:
                 text = "concat"
             updates = jm.parse(text).run(alone)
-            numbers += sum(x.size for x in jax.tree.leaves(updates))
+            numbers += numbers_of(updates)
             right = shares(hits(exam, updates, group))
             scores += [right[task] / own[task] for task in group]
             merged |= dict.fromkeys(group, updates)
         tried[scale] = (float(np.mean(scores)), Kept(merged, numbers))
     return max(tried.values(), key=lambda pair: pair[0])[1]
-
-
-def truncated(rank: int, experiment: Experiment) -> Kept:
-    """Each adapter at a smaller rank."""
-    found = {
-        task: {
-            module: jm.truncate(update, rank=rank)
-            for module, update in jm.task_updates(experiment.stacks, t).items()
-        }
-        for t, task in enumerate(experiment.tasks)
-    }
-    return Kept(found, sum(x.size for x in jax.tree.leaves(found)))
-
-
-def half(tasks: int) -> int:
-    return tasks // 2
-
-
-def all_but_one(tasks: int) -> int:
-    return tasks - 1
-
-
-def compressed(
-    experiment: Experiment,
-    *,
-    count: Callable[[int], int] = int,
-    rank: int | None = None,
-) -> Kept:
-    """Adapters in terms of components that they share, of a number by that of tasks."""
-    stacks, components = experiment.stacks, count(len(experiment.tasks))
-    compress = partial(jm.compress_adapters, components=components, rank=rank)
-    merges = jm.map_modules(compress, stacks)
-    curves = jm.map_modules(partial(jm.compression_curve, rank=rank), stacks)
-    restore = jax.jit(jm.restore_adapter)
-    found = {
-        task: {module: restore(merge, t) for module, merge in merges.items()}
-        for t, task in enumerate(experiment.tasks)
-    }
-    numbers = sum(int(curve.numbers[components - 1]) for curve in curves.values())
-    return Kept(found, numbers)
 
 
 def routed(
@@ -151,15 +103,18 @@ def routed(
         steps=STEPS,
         params=learning.suite.base.params,
     )
-    numbers = sum(x.size for x in jax.tree.leaves(fitted.updates))
-    return Kept(dict.fromkeys(tasks, fitted.updates), numbers)
+    return Kept(dict.fromkeys(tasks, fitted.updates), numbers_of(fitted.updates))
 
 
-def all_adapters(experiment: Experiment) -> Kept:
-    """Every adapter as it is."""
-    stacks, tasks = experiment.stacks, experiment.tasks
-    found = {task: jm.task_updates(stacks, t) for t, task in enumerate(tasks)}
-    return Kept(found, sum(x.size for x in jax.tree.leaves(found)))
+def of_adapters(
+    keep: Callable[..., Kept], **options: Any
+) -> Callable[[Experiment], Kept]:
+    """A way that needs nothing but the adapters."""
+
+    def kept(experiment: Experiment) -> Kept:
+        return keep(experiment.tasks, experiment.stacks, **options)
+
+    return kept
 
 
 WAYS = (
@@ -169,24 +124,31 @@ WAYS = (
     Way("TARA-B taught, rank 16", "", partial(one_merge, "TARA-B, taught", rank=16)),
     Way("2 groups, TSV-M, rank 16", "the group", partial(group_merges, 2)),
     Way("4 groups, TSV-M, rank 16", "the group", partial(group_merges, 4)),
-    *(Way(f"adapters, rank {r}", "the task", partial(truncated, r)) for r in (1, 2, 4)),
     *(
-        Way(f"cores, width {r}", "the task", partial(compressed, rank=r))
+        Way(f"adapters, rank {r}", "the task", of_adapters(truncated, rank=r))
+        for r in (1, 2, 4)
+    ),
+    *(
+        Way(f"cores, width {r}", "the task", of_adapters(compressed, rank=r))
         for r in (16, 32, 48)
     ),
     Way(
         "half of the components, width 32",
         "the task",
-        partial(compressed, count=half, rank=32),
+        of_adapters(compressed, count=half, rank=32),
     ),
-    Way("half of the components", "the task", partial(compressed, count=half)),
-    Way("all components but one", "the task", partial(compressed, count=all_but_one)),
+    Way("half of the components", "the task", of_adapters(compressed, count=half)),
+    Way(
+        "all components but one",
+        "the task",
+        of_adapters(compressed, count=all_but_one),
+    ),
     Way("routed cores, width 16", "", partial(routed, rank=16)),
     Way("routed and learned, width 16", "", partial(routed, rank=16, frozen=False)),
     Way("routed cores, width 32", "", partial(routed, rank=32)),
     Way("routed and learned, width 32", "", partial(routed, rank=32, frozen=False)),
     Way("routed cores, all directions", "", routed),
-    Way("all adapters", "the task", all_adapters),
+    Way("all adapters", "the task", of_adapters(all_adapters)),
 )
 
 
@@ -211,41 +173,6 @@ def measure(way: Way, experiment: Experiment, exam: Any) -> dict[str, Any]:
     }
 
 
-def forward_times(experiment: Experiment) -> dict[str, float]:
-    """Least processor time of the model on one batch, in seconds, by what runs in it.
-
-    Rounds are in turn. What a router says does not change its time.
-    """
-    base, task = experiment.suite.base, experiment.suite.tasks[0]
-    images = task.load("validation").first(TIMED_BATCH).inputs
-    inputs, stacks = jax.tree.map(jnp.asarray, images), experiment.stacks
-    timed: dict[str, Updates] = {
-        "the base, or a merge in its weights": {},
-        "one adapter beside the weights": jm.task_updates(stacks, 0),
-    }
-    for width in TIMED_WIDTHS:
-        learned = jm.core_router(rank=width)
-        bases = jm.map_modules(learned.prepare, stacks)
-        phis = {module: learned.init(basis) for module, basis in bases.items()}
-        routed = {m: learned.apply(phi, bases[m]) for m, phi in phis.items()}
-        timed[f"routed cores, {f'width {width}' if width else 'all directions'}"] = (
-            routed
-        )
-
-    @jax.jit
-    def run(params: Any, updates: Updates, inputs: Any) -> Any:
-        return jm.models.with_updates(base.apply, updates)(params, inputs)
-
-    found = dict.fromkeys(timed, float("inf"))
-    for turn in range(TIMED_RUNS + 1):  # the first one compiles
-        for name, updates in timed.items():
-            started = time.process_time()
-            jax.block_until_ready(run(base.params, dict(updates), inputs))
-            if turn:
-                found[name] = min(found[name], time.process_time() - started)
-    return found
-
-
 def main(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
     only: Annotated[list[str] | None, typer.Option(help="a way; repeat")] = None,
@@ -262,7 +189,9 @@ def main(
             row = records.add(way=way.name, **measure(way, experiment, exam))
             print(way.name, row["numbers"], np.mean(list(row["accuracy"].values())))
     if not records.all(kind="time") and not only:
-        for name_of, seconds in forward_times(experiment).items():
+        base, task = experiment.suite.base, experiment.suite.tasks[0]
+        inputs = task.load("validation").first(TIMED_BATCH).inputs
+        for name_of, seconds in forward_times(base, inputs, experiment.stacks).items():
             records.add(kind="time", runs=name_of, seconds=seconds, inputs=TIMED_BATCH)
     (folder / "memory.md").write_text(tables(records), encoding="utf-8")
     draw(records, folder / "memory.png")

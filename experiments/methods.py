@@ -135,6 +135,11 @@ METHODS = (
     Fitted("TARA-A, taught", "tara_a"),
     Fitted("AdaMerging, taught", "adamerging"),
     Fitted("Pico + TARA-B, taught", "tara_b|calibrate"),
+    Fitted(
+        "TARA-B on RegMean, taught",
+        "tara_b|regmean_adapters(ridge=0.01)",
+        rates=RATES[2:],
+    ),
     Trained("One LoRA, taught", "distillation"),
     Trained("One LoRA, labels", "labels"),
     Fitted("TARA-B, entropy", "tara_b", "entropy", ENTROPY_RATES),

@@ -1,13 +1,22 @@
 """Table and plot of what lies between one merge and every adapter."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.intervals import difference
+from experiments.intervals import Right, difference
 from experiments.records import Records, unpacked
 from experiments.tables import markdown_table
+
+
+def measured(row: Mapping[str, Any]) -> Right:
+    """task -> which answers of a way are right, or what each text gains, [N]."""
+    if "hits" in row:
+        return unpacked(row["hits"])
+    return {task: np.asarray(gains) for task, gains in row["gains"].items()}
 
 
 def table(records: Records) -> str:
@@ -15,11 +24,11 @@ def table(records: Records) -> str:
     own = records.find(way="all adapters")
     if own is None:
         raise ValueError(f"{records.path}: no row of all adapters")
-    alone, tasks = unpacked(own["hits"]), len(own["accuracy"])
-    rows = []
+    alone = measured(own)
+    tasks, rows = len(alone), []
     ways = [row for row in records.rows if "way" in row]
     for row in sorted(ways, key=lambda row: row["numbers"]):
-        behind = difference([unpacked(row["hits"])], [alone], alone)
+        behind = difference([measured(row)], [alone], alone)
         shown = (
             ""
             if row["way"] == "all adapters"
@@ -61,17 +70,18 @@ def tables(records: Records) -> str:
     return f"{table(records)}\n{times(records)}"
 
 
-def draw(records: Records, path: Path) -> None:
+def draw(records: Records, path: Path, *, what: str = "accuracy on test") -> None:
     """Accuracy over memory; hollow marks must be told the task or the group."""
     own = records.find(way="all adapters")
     if own is None:
         return
-    tasks, alone = len(own["accuracy"]), own["accuracy"]
+    alone = measured(own)
+    tasks = len(alone)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     families: dict[str, list[tuple[float, float, bool]]] = {}
     for row in (row for row in records.rows if "way" in row):
-        kept = [row["accuracy"][task] / alone[task] for task in alone]
+        kept = [found.mean() / alone[t].mean() for t, found in measured(row).items()]
         size = tasks * row["numbers"] / own["numbers"]
         point = (size, 100 * float(np.mean(kept)), bool(row["told"]))
         families.setdefault(family(row["way"]), []).append(point)
@@ -80,7 +90,7 @@ def draw(records: Records, path: Path) -> None:
         inside = "none" if any(told) else None
         axes.plot(x, y, marker="o", label=name, linewidth=1, markerfacecolor=inside)
     axes.set_xlabel("numbers stored beside the base, in adapters")
-    axes.set_ylabel("accuracy on test, in % of the task's own adapter")
+    axes.set_ylabel(f"{what}, in % of the task's own adapter")
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

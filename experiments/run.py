@@ -185,8 +185,15 @@ class Experiment:
         path = folder / f"{candidate['steps']}.npz"
         if not path.is_file():
             self._fit(method, candidate, seed, folder)
-        learned = method.recipe(candidate).learned
-        return jm.apply_learned(learned, dict(np.load(path)))(self.stacks)
+        learned, stats = method.recipe(candidate).learned, self.stats_of(method)
+        merger = jm.apply_learned(learned, dict(np.load(path)))
+        return merger(self.stacks, stats=stats)
+
+    def stats_of(self, method: Fitted) -> Any:
+        """Statistics of the inputs of validation if the method needs them."""
+        if not jm.parse(method.pipeline).statistics:
+            return None
+        return self.stats("validation", self.settings.validation)
 
     def _folder(self, method: Fitted | Trained, candidate: Any, seed: int) -> Path:
         name = f"{method.name}, rate {candidate['rate']}, seed {seed}"
@@ -237,6 +244,7 @@ class Experiment:
             steps_per_call=self.settings.longest_fit // LOOKS // 2,
             checkpoint=folder / "checkpoints",
             report=keep,
+            stats=self.stats_of(method),
         )
         self.records.add(
             kind="fit",
@@ -255,7 +263,8 @@ class Experiment:
         identity = {"kind": "start", "pipeline": method.pipeline}
         known = self.records.find(**identity)
         if known is None:
-            found = self.learning.search(method.recipe({"rate": 1.0, "steps": 1}))
+            recipe = method.recipe({"rate": 1.0, "steps": 1})
+            found = self.learning.search(recipe, self.stats_of(method))
             known = self.records.add(**identity, scale=found)
         return known["scale"]
 

@@ -24,7 +24,7 @@ def limit_threads() -> None:
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _MAPPED_FROM = 4 << 20  # bytes; 1 MiB takes a third more processor time
-_OWN_CHOICES = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+OWN_CHOICES = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def return_freed_memory() -> None:
@@ -34,7 +34,7 @@ def return_freed_memory() -> None:
     thread's arena. The whole process is changed, so this is for commands and not for
     libraries; other C libraries, and what the user has set, stay as they are.
     """
-    if any(os.environ.get(name) for name in _OWN_CHOICES):
+    if any(os.environ.get(name) for name in OWN_CHOICES):
         return
     if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()):
         return

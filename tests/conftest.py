@@ -24,11 +24,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 programs_on_disk = programs.keep_on_disk()
 
 
+# Files that take longest. Each runs in one process, so they come first: two processes
+# then end at about the same time.
+LONG = (
+    *("doctest_test.py", "laws_test.py", "commands_test.py", "pipeline_test.py"),
+    *("processes_test.py", "contracts_test.py", "mapping_test.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(autouse=True, scope="module")
-def no_programs_of_other_files():
+def few_programs_of_other_files():
     """Many of them slow down everything: Python goes through all that it holds."""
     yield
-    programs.forget()
+    if programs.count() > programs.FEW:
+        programs.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The examples in the docstrings and on the pages run, as a user would run them."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,10 +16,11 @@ PAGES = sorted(
     if re.search("^>>> ", path.read_text(), re.M)  # not those inside of a function
 )
 
-# A module may have the name of the function in it, as jaxmerge.mergers.ties has, so
-# modules are asked for by their full names.
-OF_MODULES = """
-import doctest, importlib, pathlib, pkgutil, sys, types
+# One process for all, as compiled programs then serve many examples. A module may have
+# the name of the function in it, as jaxmerge.mergers.ties has, so modules are asked for
+# by their full names.
+RUN = """
+import doctest, importlib, json, os, pathlib, pkgutil, sys, tempfile, types
 import jaxmerge
 
 root = pathlib.Path(jaxmerge.__file__).parent
@@ -26,39 +28,44 @@ files = {path.relative_to(root.parent).with_suffix("") for path in root.rglob("*
 names = {".".join(path.parts).removesuffix(".__init__") for path in files}
 found = pkgutil.walk_packages(jaxmerge.__path__, "jaxmerge.")
 assert names == {"jaxmerge", *(module.name for module in found)}
-examples = failed = 0
+counts = {}
 for name in sorted(names - {"jaxmerge.__main__"}):
     module = importlib.import_module(name)
     assert isinstance(module, types.ModuleType) and module.__name__ == name, name
-    result = doctest.testmod(module)
-    examples, failed = examples + result.attempted, failed + result.failed
-print(examples, "examples in", len(names), "modules")
-sys.exit(bool(failed) or examples < 250)
+    counts[name] = doctest.testmod(module)
+clone = pathlib.Path.cwd()
+for page in sys.argv[2:]:
+    with tempfile.TemporaryDirectory() as place:
+        pathlib.Path(place, "experiments").symlink_to(clone / "experiments")
+        os.chdir(place)
+        counts[page] = doctest.testfile(page, module_relative=False)
+        os.chdir(clone)
+with open(sys.argv[1], "w") as file:
+    json.dump({name: (n.attempted, n.failed) for name, n in counts.items()}, file)
 """
-OF_PAGE = """
-import doctest, sys
-
-result = doctest.testfile(sys.argv[1], module_relative=False)
-print(result.attempted, "examples")
-sys.exit(bool(result.failed) or result.attempted == 0)
-"""
 
 
-def run(code, *arguments, cwd):
-    """Runs code in a process of its own, where the root of a clone would be."""
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """How many examples of each module and page ran and failed, and what was said."""
+    cwd = tmp_path_factory.mktemp("examples")
     (cwd / "experiments").symlink_to(ROOT / "experiments")
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", RUN, cwd / "counts.json", *PAGES],
         cwd=cwd,
         env={**os.environ, "XLA_FLAGS": " ".join(QUICK_XLA), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return json.loads((cwd / "counts.json").read_text()), done.stdout
 
 
-def test_examples_of_modules(tmp_path):
-    run(OF_MODULES, cwd=tmp_path)
+def test_examples_of_modules(examples):
+    counts, said = examples
+    of_modules = {name: n for name, n in counts.items() if name.startswith("jaxmerge")}
+    assert not [name for name, (_, failed) in of_modules.items() if failed], said
+    assert sum(attempted for attempted, _ in of_modules.values()) >= 250
 
 
 def test_the_pages_that_promise_examples_have_them():
@@ -66,5 +73,8 @@ def test_the_pages_that_promise_examples_have_them():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_of_pages(page, tmp_path):
-    run(OF_PAGE, page, cwd=tmp_path)
+def test_examples_of_pages(page, examples):
+    counts, said = examples
+    attempted, failed = counts[str(page)]
+    assert attempted > 0
+    assert not failed, said

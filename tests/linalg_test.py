@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from methods import distance, tolerance
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge import linalg
@@ -22,8 +23,7 @@ def gaussian(*shape, seed=0, dtype=np.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "dtype"), in_turn(SHAPES, [np.float32, np.float64]))
 def test_svd_rebuilds_and_is_sorted(shape, dtype):
     x = gaussian(*shape, dtype=dtype)
     u, s, vt = linalg.svd(x)
@@ -43,8 +43,9 @@ def test_null_directions_are_zero(dtype):
         assert distance(linalg.polar(x), u @ vt) < tolerance(dtype)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
+@pytest.mark.parametrize(
+    ("shape", "value"), in_turn([(9, 4), (4, 9), (5, 5)], [np.nan, np.inf, -np.inf])
+)
 def test_decompositions_of_what_is_not_finite_are_nan(shape, value):
     """Of that matrix alone, not of the others of a batch."""
     x = gaussian(3, *shape)
@@ -191,8 +192,10 @@ def test_threshold_is_the_exact_order_statistic(values, count, dtype):
     assert threshold == expected
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(2, 3, 70001), (3, 300, 1025)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    in_turn([(2, 3, 70001), (3, 300, 1025)], [np.float32, np.float64]),
+)
 def test_threshold_of_large_blocks(shape, dtype):
     """More entries than half precision can count, in rows and in all."""
     x = gaussian(*shape, dtype=dtype)
@@ -229,8 +232,9 @@ def test_threshold_of_spread_blocks_moves_only_counts(axis):
     assert np.array_equal(jm.magnitude_threshold([spread], 99), expected)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
-@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("density", "size"), in_turn([0.01, 0.2, 0.5, 1.0], [64, 7, 1])
+)
 def test_trimming_keeps_the_floor_of_the_share(size, density):
     x = gaussian(2, 1, size)
     kept = jm.keep_largest(x, density)

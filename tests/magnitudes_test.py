@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.magnitudes import at_ordinary_scale, weighted_sum
@@ -60,8 +61,10 @@ def test_a_pipeline_multiplies_with_its_adapters(text):
         close(pipeline.run(stacks(b, a)), ordinary, b + a)
 
 
-@pytest.mark.parametrize("b", [-66, 60])
-@pytest.mark.parametrize("post", [jm.svc, jm.isotropize, partial(jm.truncate, rank=2)])
+@pytest.mark.parametrize(
+    ("post", "b"),
+    in_turn([jm.svc, jm.isotropize, partial(jm.truncate, rank=2)], [-66, 60]),
+)
 def test_pico_and_posts_do_by_themselves(post, b):
     merge = jm.then(jm.pico(jm.concat), post)
     for module, stack in stacks().items():

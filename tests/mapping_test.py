@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import distance, random_stack
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.mergers.whole_model import _merge_above
@@ -73,8 +74,9 @@ def test_draws_depend_on_key_and_name_alone(model):
     assert not same(jm.map_modules(RANDOM, model, key=jax.random.key(1)), merged, 1e-3)
 
 
-@pytest.mark.parametrize("devices", [None, 2, 8])
-@pytest.mark.parametrize("chunk", [None, 2, 99])
+@pytest.mark.parametrize(
+    ("devices", "chunk"), in_turn([8, 2, None], [None, 2, 99], quick=3)
+)
 def test_chunks_and_devices_change_nothing(model, chunk, devices):
     mesh = devices and jm.module_mesh(jax.devices()[:devices])
     options = {"chunk": chunk, "mesh": mesh}
@@ -127,8 +129,9 @@ def test_extra_inputs_trace_and_missing_values_are_named(model):
         jm.map_modules(jnp.add, model, {"q": 1.0})
 
 
-@pytest.mark.parametrize("space", ["full", "knots", "core"])
-@pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("space", "density"), in_turn(["full", "knots", "core"], [0.1, 0.3, 1.0])
+)
 def test_whole_model_trimming_has_one_threshold_for_each_task(model, space, density):
     space = getattr(jm, space)
     merged = jm.trim_whole_model(jm.elect, space, density=density)(model)

@@ -21,6 +21,7 @@ PAGE = "statistics.md"
 page = code_of(PAGE)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("as_a_user")
 def test_the_commands_of_the_page(place, monkeypatch):
     shutil.rmtree(place / "stats")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 from jaxmerge import linalg
 
@@ -94,8 +95,7 @@ def test_polar_is_orthonormal(condition):
         assert np.abs(np.asarray(factor) - u @ vt).max() < 20 * EPS * condition
 
 
-@pytest.mark.parametrize("spread", [1.0, 1e6, 1e10])
-@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize(("spread", "rank"), in_turn([1.0, 1e6, 1e10], [None, 3]))
 def test_sizes_of_factors_belong_to_their_product(spread, rank):
     """Columns of b may be small where the rows of a are large."""
     b, a = tall(10.0), tall(10.0, m=1024, seed=1).T
@@ -108,6 +108,19 @@ def test_sizes_of_factors_belong_to_their_product(spread, rank):
     best = exact[0][:, :count] * exact[1][:count] @ exact[2][:count]
     found = rebuild(u, s, vt)
     assert np.linalg.norm(found - best) < 1e-5 * np.linalg.norm(best)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e3, 1e6])
+def test_products_are_exact_on_both_sides_of_a_choice(condition):
+    """By Cholesky as far as the condition allows it, by eigenvectors beyond."""
+    b, a = tall(condition), tall(condition, m=1024, seed=1).T
+    u, s, vt = linalg.svd_of_product(b, a)
+    exact = np.linalg.svd(b.astype(np.float64) @ a, full_matrices=False)[1][:K]
+    np.testing.assert_allclose(s, exact, atol=20 * EPS * exact[0])
+    count = np.count_nonzero(s)
+    orthonormal_or_zero(u, count)
+    orthonormal_or_zero(vt.T, count)
+    assert np.linalg.norm(rebuild(u, s, vt) - b.astype(np.float64) @ a, 2) < 40 * EPS
 
 
 def test_directions_of_a_product_have_the_derivatives_of_all():

@@ -51,6 +51,7 @@ def figures(name):
     return [float(cell) for cell in cells.split(" | ")]
 
 
+@pytest.mark.thorough
 def test_the_commands_run_in_short(clone, monkeypatch):
     """All that need no fit, on some of the images; of the others the options exist."""
     for line in LINES:

@@ -8,6 +8,7 @@ Candidate = dict[str, Any]  # "pipeline", and of a fit its "rate", "steps" and "
 STEPS = 30
 LONGER = 120
 RATES = (5e-3, 2e-2)
+ON_REGMEAN = "regmean_adapters(ridge=0.01)"  # the ridge that RegMean chooses alone
 
 
 class Method(NamedTuple):
@@ -67,10 +68,20 @@ METHODS = (
         *(0.7, 1.0),
     ),
     closed_form("Pico + TSV-M", ("tsv_m|pico",), 0.5, 0.7, 1.0, 1.4),
-    closed_form("RegMean", _each("regmean(ridge={})", 1e-4, 1e-2), 0.7, 1.0),
+    closed_form("RegMean", _each("regmean(ridge={})", 1e-4, 1e-2), 0.7, 1.0, 1.3),
+    closed_form("SSR-Merge", _each("ssr(ridge={})", 0.03, 0.3), 0.7, 1.0, 1.3),
     taught("TARA-B, taught", "tara_b"),
     taught("TARA-A, taught", "tara_a"),
     taught("AdaMerging, taught", "adamerging"),
     taught("TARA-B, longer", "tara_b", RATES[-1], steps=LONGER, texts="train"),
+    taught("TARA-B on RegMean, taught", f"tara_b|{ON_REGMEAN}", RATES[-1]),
+    taught("TARA-A on RegMean, taught", f"tara_a|{ON_REGMEAN}", RATES[-1]),
+    taught(
+        "TARA-B on RegMean, longer",
+        f"tara_b|{ON_REGMEAN}",
+        RATES[-1],
+        steps=LONGER,
+        texts="train",
+    ),
 )
 BY_NAME = {method.name: method for method in METHODS}

@@ -13,6 +13,7 @@ a fit in the middle of its steps; ``merging.md`` is the table.
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -56,6 +57,12 @@ class Comparison:
     @cached_property
     def stats(self) -> dict[str, jm.Moments]:
         """Of the inputs of every adapter's layers on the validation texts."""
+        opened = open_statistics(self.stats_folder).of(self.place.domains)
+        return opened.load(self.adapters.stacks)
+
+    @cached_property
+    def stats_folder(self) -> Path:
+        """Where they are; they are collected once."""
         folder = self.place.work / "stats"
         if not folder.is_dir():
             jm.collect(
@@ -65,8 +72,7 @@ class Comparison:
                 out=folder,
                 batch=BATCH,
             )
-        opened = open_statistics(folder).of(self.place.domains)
-        return opened.load(self.adapters.stacks)
+        return folder
 
     def reference(self, kind: str, part: str) -> dict[str, Any]:
         """A row with nats and tokens of the base, or of every adapter alone."""
@@ -104,6 +110,11 @@ class Comparison:
         best = int(np.argmax([self.kept(row) for row in rows]))
         self.measured(method, method.candidates[best], "test")
 
+    def chosen(self, method: str) -> Candidate:
+        """The best candidate of those that were measured on validation so far."""
+        rows = self.records.all(kind="merge", method=method, part="validation")
+        return max(rows, key=self.kept)["candidate"]
+
     def measured(
         self, method: Method, candidate: Candidate, part: str
     ) -> dict[str, Any]:
@@ -134,7 +145,7 @@ class Comparison:
             updates = pipeline.run(self.adapters.stacks, stats=stats)
             jax.block_until_ready(updates)
             return updates, time.perf_counter() - began
-        name = "_".join(str(value) for value in candidate.values())
+        name = "_".join(str(value).replace("|", "_") for value in candidate.values())
         out, began = self.place.work / "merges" / name, time.perf_counter()
         if not out.is_dir():
             jm.learn(
@@ -142,6 +153,7 @@ class Comparison:
                 candidate["pipeline"],
                 base=self.place.base,
                 data=self.place.texts(candidate["texts"]),
+                stats=self.stats_folder if pipeline.statistics else None,
                 out=out,
                 limit=LIMIT,
                 batch=method.batch,
@@ -158,7 +170,11 @@ class Comparison:
 
     def table(self) -> str:
         """Methods on test texts, from best to worst."""
-        rows = self.records.all(kind="merge", part="test")
+        rows = [
+            row
+            for row in self.records.all(kind="merge", part="test")
+            if row["candidate"] == self.chosen(row["method"])
+        ]
         rows.sort(key=self.kept, reverse=True)
         own, lines = self.own_gains("test"), []
         nothing = {domain: np.zeros_like(x) for domain, x in own.items()}

@@ -35,6 +35,7 @@ from jaxmerge.linalg.arithmetic import (
 Arrays = Any  # one array or several
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 _DOUBLE = np.dtype(np.float64)
+_CONDITION = 1e4  # of x, whose Gram matrix in float64 then has 8 digits to spare
 _BLOCK = 1024  # rows or columns that stay in cache in float64
 
 
@@ -117,14 +118,13 @@ def _svd_of_product(rank: int | None, b: jax.Array, a: jax.Array) -> Triple:
     gram_b, gram_a = _gram_of_columns(b), _gram_of_rows(a)
     size = root(jnp.diagonal(gram_b, axis1=-2, axis2=-1))
     sizes = size[..., :, None] * size[..., None, :]
-    left, left_s, left_inverse = _directions(divide(gram_b, sizes))
-    right, right_s, right_inverse = _directions(gram_a * sizes)
-    small = matmul(transpose(left * left_s[..., None, :]), right)
-    small = (small * right_s[..., None, :]).astype(b.dtype)
+    left, to_left = _half(divide(gram_b, sizes))
+    right, to_right = _half(gram_a * sizes)
+    small = matmul(transpose(left), right).astype(b.dtype)
     u, s, vt = leading(rank, *lapack.thin_svd(small))
     u, s, vt = keep_directions(u, s, vt, nonzero_directions(s))
-    to_u = divide(left * left_inverse[..., None, :], size[..., :, None])
-    to_v = right * right_inverse[..., None, :] * size[..., :, None]
+    to_u = divide(to_left, size[..., :, None])
+    to_v = to_right * size[..., :, None]
     u = _rounded_product(b, matmul(to_u, _doubles(u)))
     return u, s, _rows_of(matmul(to_v, _doubles(transpose(vt))), a)
 
@@ -144,6 +144,27 @@ def _directions(gram: jax.Array) -> Triple:
     kept = ~(s <= rank_tolerance(jnp.float32) * s[..., :1])
     s = jnp.where(kept, s, 0)
     return jnp.where(kept[..., None, :], v, 0), s, divide(1.0, s)
+
+
+def _half(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """h and w, ``gram = h h^T`` and ``x w`` orthonormal, of x with this Gram matrix.
+
+    By Cholesky where float64 holds what it takes, for a third of the time of the
+    eigenvectors that it takes elsewhere.
+    """
+    lower = lax.linalg.cholesky(gram, symmetrize_input=False)
+    inverse = lax.linalg.triangular_solve(
+        lower, jnp.eye(len(gram), dtype=gram.dtype), left_side=True, lower=True
+    )
+
+    def by_directions() -> tuple[jax.Array, jax.Array]:
+        v, s, inverse = _directions(gram)
+        return v * s[None, :], v * inverse[None, :]
+
+    condition = jnp.linalg.norm(lower) * jnp.linalg.norm(inverse)  # at least that of x
+    return lax.cond(
+        condition < _CONDITION, lambda: (lower, transpose(inverse)), by_directions
+    )
 
 
 def _doubles(x: jax.Array) -> jax.Array:

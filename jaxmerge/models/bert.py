@@ -263,8 +263,12 @@ def init_bert(config: BertConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a BERT, a nested dict with Hugging Face's names."""
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
-    variables = Bert(config).init(key, inputs)
-    return dict(variables["params"])
+    return dict(_init(config, key, inputs)["params"])
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(config: BertConfig, key: jax.Array, inputs: Inputs) -> Any:
+    return Bert(config).init(key, inputs)
 
 
 def bert_apply(
@@ -292,9 +296,9 @@ def bert_apply(
     >>> params = init_bert(config, jax.random.key(0))
     >>> ids = jnp.ones((3, 5), jnp.int32)
     >>> inputs = {"input_ids": ids, "attention_mask": ids}
-    >>> bert_apply(config)(params, inputs).shape
+    >>> jax.jit(bert_apply(config))(params, inputs).shape
     (3, 8)
-    >>> bert_apply(config, output="hidden")(params, inputs).shape
+    >>> jax.jit(bert_apply(config, output="hidden"))(params, inputs).shape
     (3, 5, 8)
     """
     if output not in BertOutput._fields:

@@ -194,12 +194,17 @@ def init_decoder(
     """
     ids = jnp.zeros((1, 1), jnp.int32)
     inputs = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
-    params = dict(Decoder(config).init(key, inputs)["params"])
+    params = dict(_init(config, key, inputs)["params"])
     if head and not config.tie_word_embeddings:
         shape = (config.vocab_size, config.hidden_size)
         rows = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
         params[LM_HEAD] = {"embedding": rows(key, shape, jnp.float32)}
     return params
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(config: DecoderConfig, key: jax.Array, inputs: Inputs) -> Any:
+    return Decoder(config).init(key, inputs)
 
 
 def decoder_apply(
@@ -232,7 +237,7 @@ def decoder_apply(
     >>> params = init_decoder(config, jax.random.key(0))
     >>> ids = jnp.ones((3, 5), jnp.int32)
     >>> inputs = {"input_ids": ids, "attention_mask": ids}
-    >>> decoder_apply(config)(params, inputs).shape
+    >>> jax.jit(decoder_apply(config))(params, inputs).shape
     (3, 8)
     """
     if output not in DecoderOutput._fields:

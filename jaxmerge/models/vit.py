@@ -193,8 +193,12 @@ class VisionTower(nn.Module):
 def init_vision(config: VisionConfig, key: jax.Array) -> dict[str, Any]:
     """Random parameters of a vision tower, a nested dict with Hugging Face's names."""
     shape = (1, config.image_size, config.image_size, config.num_channels)
-    variables = VisionTower(config).init(key, jnp.zeros(shape, jnp.float32))
-    return dict(variables["params"])
+    return dict(_init(config, key, jnp.zeros(shape, jnp.float32))["params"])
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(config: VisionConfig, key: jax.Array, images: jax.Array) -> Any:
+    return VisionTower(config).init(key, images)
 
 
 def vision_apply(
@@ -217,7 +221,7 @@ def vision_apply(
     ...     projection_dim=5)
     >>> params = init_vision(config, jax.random.key(0))
     >>> images = jnp.ones((3, 4, 4, 3), jnp.float32)
-    >>> vision_apply(config)(params, images).shape
+    >>> jax.jit(vision_apply(config))(params, images).shape
     (3, 5)
     """
     tower = VisionTower(config, remat)

@@ -185,6 +185,7 @@ def test_iteris_runs_the_language_model(where, folders, tmp_path):
     assert "bit by bit" in succeed("verify", out)
 
 
+@pytest.mark.thorough
 def test_a_search_scores_by_the_divergence_of_tokens(where, folders, model, tmp_path):
     search = ["--search", "grid", "--points", "2", "--batch", "5"]
     found = document(

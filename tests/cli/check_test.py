@@ -257,6 +257,7 @@ def test_batches_are_cropped_to_few_widths():
 # --- other models --------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_llama_with_labels(tmp_path):
     learn_samples.llama(tmp_path / "base")
     layer = "model.layers.0.self_attn"
@@ -271,6 +272,7 @@ def test_llama_with_labels(tmp_path):
         assert 0 <= entry["accuracy"] <= 1
 
 
+@pytest.mark.thorough
 def test_clip_with_labels(tmp_path):
     learn_samples.clip(tmp_path / "base")
     module = "vision_model.encoder.layers.0.self_attn.v_proj"

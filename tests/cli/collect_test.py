@@ -143,6 +143,7 @@ def test_modules_that_a_task_lacks_are_measured_for_it_too(place):
     close({"": found[OUTPUT]}, {"": jm.dense(exact)}, 1e-4)
 
 
+@pytest.mark.thorough
 def test_sketches_of_images(place):
     base = learn_samples.clip(place / "clip")
     layer = "vision_model.encoder.layers.0.self_attn"

@@ -39,6 +39,7 @@ def compressed(folders, tmp_path_factory):
     return document("compress", *folders, "--out", out), out
 
 
+@pytest.mark.thorough
 def test_with_a_component_for_each_adapter_all_come_back(compressed, folders, tmp_path):
     said, out = compressed
     assert said["exact"]

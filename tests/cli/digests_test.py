@@ -69,6 +69,7 @@ def test_collect(place, events):
     check_that_digests_came_first_and_once(events, found["measured"]["files"])
 
 
+@pytest.mark.thorough
 def test_check_records_none(place, events):
     succeed(
         *("check", *folders(place), "--base", place / "base"),

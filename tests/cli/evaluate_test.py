@@ -84,6 +84,7 @@ def test_it_is_shown_as_a_table_and_a_plot(place):
     succeed(*ask(place, "--plot", place / "plot.png", "--force", "--limit", 6))
 
 
+@pytest.mark.thorough
 def test_adapters_come_from_the_record_or_from_the_caller(place):
     moved = [place / "elsewhere" / task for task in TASKS]
     expected = document(*ask(place))

@@ -56,6 +56,7 @@ def test_each_adapter_teaches_the_merge_by_default(bert, tmp_path):
         assert apart["learned"] < apart["sum"], task
 
 
+@pytest.mark.thorough
 def test_features_teach_where_there_are_no_heads(bert, tmp_path):
     out = tmp_path / "out"
     options = {"loss": "features", "start": "auto", "steps": 20, "rate": 0.02}

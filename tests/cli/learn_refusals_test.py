@@ -120,6 +120,7 @@ def test_one_fit_at_a_time(bert, tmp_path):
     assert "pass another --work <folder>" in said
 
 
+@pytest.mark.thorough
 def test_an_existing_folder_is_replaced_on_demand_but_never_an_input(bert, tmp_path):
     said = refuse(*ask(bert, bert[0]))
     assert "exists already" in said

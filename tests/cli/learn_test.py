@@ -95,6 +95,7 @@ def check_that_phi_gives_the_factors(out, folders):
     close({"": updates_of(out)[QUERY]}, {"": expected})
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_peft_reads_the_merge_as_the_model_that_was_learned(bert, tmp_path):
     peft = pytest.importorskip("peft")
@@ -155,6 +156,7 @@ def check_verification(out, base):
         assert message in result.stdout + result.stderr
 
 
+@pytest.mark.thorough
 def test_resumed_after_an_interruption_is_the_same_to_the_byte(
     bert, tmp_path, monkeypatch
 ):
@@ -225,6 +227,7 @@ def test_without_a_rate_to_speak_of_it_is_task_arithmetic(bert, tmp_path):
         close(updates_of(out), weighted_sum(bert[:3], [0.25] * 3))
 
 
+@pytest.mark.thorough
 def test_a_fit_that_diverges_names_the_step_and_exits_with_1(bert, tmp_path):
     result = jaxmerge(*ask(bert, tmp_path / "out", "tara_a(initial=1e38)", steps=2))
     assert result.exit_code == 1
@@ -249,6 +252,7 @@ def test_llama_reads_texts_and_scores(tmp_path):
     assert document("verify", tmp_path / "out")["identical"]
 
 
+@pytest.mark.thorough
 def test_clip_reads_images_and_needs_text_heads(tmp_path):
     base = learn_samples.clip(tmp_path / "base")
     layer = "vision_model.encoder.layers.0.self_attn"

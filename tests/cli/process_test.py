@@ -8,7 +8,8 @@ import jax
 import pytest
 from cli_samples import close, python, three, updates_of, weighted_sum
 
-from jaxmerge.runtime import cache_folder, limit_threads, start_jax
+from jaxmerge import runtime
+from jaxmerge.runtime import cache_folder, limit_threads, return_freed_memory, start_jax
 
 # Counts what JAX's persistent compilation cache did, and tells it on stderr.
 COUNTING = """
@@ -102,6 +103,47 @@ def test_threads_are_limited_unless_the_user_chose(monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     limit_threads()
     assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
+
+
+class NoLibrary:
+    """A C library in which every call is recorded, or none is found."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, _):
+        return self
+
+    def __getattr__(self, name):
+        if self.calls is None:
+            raise AttributeError(name)
+        return lambda *values: self.calls.append((name, *values))
+
+
+@pytest.mark.parametrize("chosen", [None, *runtime.OWN_CHOICES])
+def test_glibc_returns_memory_unless_the_user_chose(chosen, monkeypatch):
+    for name in runtime.OWN_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(chosen, "1")
+    monkeypatch.setattr(os, "confstr_names", {"CS_GNU_LIBC_VERSION": 2})
+    calls = []
+    monkeypatch.setattr(runtime.ctypes, "CDLL", NoLibrary(calls))
+    return_freed_memory()
+    assert calls == ([] if chosen else [("mallopt", -3, 4 << 20)])
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for name in runtime.OWN_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(runtime.ctypes, "CDLL", NoLibrary(calls))
+    monkeypatch.setattr(os, "confstr_names", {})
+    return_freed_memory()
+    assert calls == []
+    monkeypatch.setattr(os, "confstr_names", {"CS_GNU_LIBC_VERSION": 2})
+    monkeypatch.setattr(runtime.ctypes, "CDLL", NoLibrary(None))
+    return_freed_memory()
 
 
 def test_where_programs_are_kept(monkeypatch, tmp_path, capsys):

@@ -214,6 +214,7 @@ def shortened(place, folder, lines):
     return data
 
 
+@pytest.mark.thorough
 def test_no_input_counts_twice(place, tmp_path):
     data = shortened(place, tmp_path / "data", {"cars": 1, "dtd": 7})
     asked = ask(place, data=data, batch=4, batches=3)

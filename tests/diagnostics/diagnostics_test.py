@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge import diagnostics
@@ -184,8 +185,9 @@ def test_cosines_norm_ratio_and_energy_are_those_of_dense_updates():
 # --- laws --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", degenerate())
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    ("name", "dtype"), in_turn([*degenerate()], [jnp.float32, jnp.float64])
+)
 def test_every_number_is_finite_and_in_its_range(name, dtype):
     stack = jm.stack_adapters(degenerate()[name], dtype=dtype)
     found = DIAGNOSE(stack)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import random_stack
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge import diagnostics
@@ -50,7 +51,7 @@ def problem():
     return stacks, losses, batch, params
 
 
-@pytest.mark.parametrize("method", names_of("learned merger"))
+@pytest.mark.parametrize("method", in_turn(names_of("learned merger"), quick=1))
 def test_the_jacobian_is_that_of_finite_differences(problem, method):
     learned = getattr(jm, method)()
     stacks, losses, batch, params = problem

@@ -2,16 +2,19 @@
 
 import gzip
 import json
+from functools import partial
 
 import causal_samples
 import numpy as np
 import pytest
 
 import jaxmerge as jm
-from experiments.domains4 import data, methods, run, train
+from experiments import report_memory
+from experiments.domains4 import data, inputs, memory, methods, run, train
 from experiments.domains4.data import LENGTH, ROWS, Place
 from experiments.finetune import Recipe
 from experiments.lora import Lora
+from experiments.records import Records
 from jaxmerge.io import load_peft
 from jaxmerge.tasks import load_base, load_unlabeled
 
@@ -104,6 +107,9 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
         methods.closed_form("Task arithmetic", ("concat",), 0.4, 0.6),
         methods.closed_form("RegMean", ("regmean(ridge=0.01)",), 1.0),
         methods.taught("TARA-B, taught", "tara_b", 2e-2, steps=10),
+        methods.taught(
+            "TARA-A on RegMean, taught", f"tara_a|{methods.ON_REGMEAN}", 2e-2, steps=4
+        ),
     )
     table = run.run(place, chosen)
     records = (place.results / "merging.jsonl").read_text()
@@ -112,13 +118,14 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
     def measured(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(run.Comparison, "merged", measured)
-    assert run.run(place, chosen) == table
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Comparison, "merged", measured)
+        assert run.run(place, chosen) == table
     assert (place.results / "merging.jsonl").read_text() == records
 
     comparison = run.Comparison(place)
     row = comparison.records.find(method="TARA-B, taught", part="test")
-    (out,) = (place.work / "merges").iterdir()
+    out = place.work / "merges" / "tara_b_10_validation_0.02"
     evaluated = jm.evaluate(
         out, place.adapters, base=place.base, data=place.texts("test")
     )
@@ -126,3 +133,24 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
     assert comparison.kept(row) == pytest.approx(kept["value"], abs=1e-3)
     assert f"**{100 * kept['value']:.1f}**" in table
     assert load_peft([out]).stacks.keys() == comparison.adapters.stacks.keys()
+
+    monkeypatch.setattr(inputs, "COUNTS", (("validation", 2),))
+    monkeypatch.setattr(inputs, "UNSEEN", ("Task arithmetic", "RegMean"))
+    asked = inputs.Inputs(comparison)
+    asked.measure_unseen()
+    asked.measure_counts()
+    curve, unseen = asked.tables().strip().split("\n\n")
+    assert curve.splitlines()[2].startswith("| 2 of validation | ")
+    names = [line.split(" of ")[0] for line in unseen.splitlines()[2:]]
+    assert names == ["| Task arithmetic", "| RegMean"]
+
+    kept = Records(place.results / "memory.jsonl")
+    ways = {way.name: way._replace(known={}) for way in memory.WAYS}
+    ways["one merge"] = ways["TSV-M, rank 16"]._replace(
+        keep=partial(memory.one_merge, "Task arithmetic", rank=1)
+    )
+    for name in ("base", "one merge", "adapters, rank 1", "all adapters"):
+        kept.add(way=name, **memory.measure(ways[name], comparison))
+    base, *_, everything = report_memory.table(kept).splitlines()[2:]
+    assert base.startswith("| base | 0.00 | nothing | 0.0 |")
+    assert everything.startswith("| all adapters | 2.00 | the domain | 100.0 |")

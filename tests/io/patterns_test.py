@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import in_turn
 
 from jaxmerge import io
 from jaxmerge.io.pattern_table import PatternTable
@@ -120,7 +121,7 @@ WASTEFUL = {  # keys, and names of modules
 }
 
 
-@pytest.mark.parametrize("name", WASTEFUL)
+@pytest.mark.parametrize("name", in_turn([*WASTEFUL], quick=2))
 def test_tables_that_take_too_long_are_refused_in_time(name):
     keys, modules = WASTEFUL[name]
     before = time.process_time()

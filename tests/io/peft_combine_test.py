@@ -17,6 +17,7 @@ from io_peft_net import (
     torch,
     train,
 )
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge import io
@@ -157,7 +158,7 @@ def pair(tmp_path_factory):
     return plain, [place / "0", place / "1"]
 
 
-@pytest.mark.parametrize("method", COMBINED)
+@pytest.mark.parametrize("method", in_turn([*COMBINED], quick=3))
 def test_a_recipe_with_a_combination_type_is_the_merge_of_peft(pair, tmp_path, method):
     """Random dropping is the same at density 1, where nothing is drawn."""
     plain, folders = pair

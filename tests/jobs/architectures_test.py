@@ -5,6 +5,7 @@ import model_samples as models
 import numpy as np
 import pytest
 import safetensors.torch
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.models import with_updates
@@ -33,7 +34,7 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turn([*FAMILIES], quick=2))
 def test_a_merge_computes_here_what_it_computes_in_peft(family, tmp_path):
     sizes, modules = FAMILIES[family]
     models.classifier(family, **sizes).save_pretrained(tmp_path / "base")

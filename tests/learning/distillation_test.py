@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from fit_problem import PARAMS, TASKS, Model, adamw, assert_trees, draw, make_stacks
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.learning.distillation import (
@@ -156,7 +157,7 @@ def test_what_is_masked_does_not_count():
     assert float(loss(tokens["text"], answers)) == pytest.approx(float(chosen), 1e-5)
 
 
-@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("features", in_turn([False, True], quick=1))
 def test_answers_that_are_asked_anew_are_those_that_were_kept(features):
     stacks = make_stacks()
     make = partial(distillation, APPLY, logits, HEADS)

@@ -67,6 +67,7 @@ KILLED = """
 """
 
 
+@pytest.mark.thorough
 def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path):
     """Killed twice without warning, at a random moment, then finished."""
     here = str(ROOT / "tests" / "support")

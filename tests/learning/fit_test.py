@@ -23,6 +23,7 @@ from fit_problem import (
     make_stacks,
     run,
 )
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.learning.apply import merge
@@ -80,9 +81,8 @@ def test_gradient_in_phi_is_b_g_a():
         np.testing.assert_allclose(found[module], by_hand, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "merged", [False, pytest.param(True, marks=pytest.mark.thorough)]
+    ("method", "merged"), in_turn([*METHODS], [False, True], quick=2)
 )
 def test_task_by_task_gives_the_same_gradient(method, merged):
     learned = METHODS[method]

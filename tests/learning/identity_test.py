@@ -20,6 +20,7 @@ from fit_problem import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 from methods import statistics
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.learning import checkpoint
@@ -49,7 +50,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("part", OTHERS)
+@pytest.mark.parametrize("part", in_turn([*OTHERS], quick=5))
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path, part):
     run(steps=4, checkpoint=tmp_path)
     message = f"another fit, which differs in its {part}; choose another folder"

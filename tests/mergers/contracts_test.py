@@ -1,18 +1,19 @@
 """What every merger does under jit, vmap and grad, and with inputs of a call."""
 
-from functools import cache, partial
-from typing import NamedTuple
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import METHODS, check_jit, distance, random_stack, tolerance
+from methods import METHODS, check_jit, distance, random_stack, run, tolerance
+from tiers import in_turn
 
 import jaxmerge as jm
 
 NAMES = sorted(METHODS)
+SOME = in_turn(NAMES, quick=12)  # laws_test asks all of them, many modules at a time
 
 
 @pytest.mark.thorough
@@ -22,38 +23,12 @@ def test_jit_equals_eager_and_traces_once(name):
     check_jit(METHODS[name], (3, 3, 3), 14, 11, dtype=np.float32)
 
 
-class Run(NamedTuple):
-    update: jax.Array
-    loss: jax.Array  # sum(update * target)
-    gradient: jm.AdapterStack
-
-
-@cache
-def differentiated(name):
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
-    def loss(stack, inputs, target):
-        update = METHODS[name](stack, **inputs)
-        return jnp.sum(update * target), update
-
-    return loss
-
-
-def run(name, stack, inputs=None) -> Run:
-    """A merge and its gradient, as one program for all laws of a merger."""
-    inputs = METHODS[name].inputs(stack) if inputs is None else inputs
-    m, n = stack.b.shape[1], stack.a.shape[2]
-    target = np.random.default_rng(1).normal(size=(m, n))
-    (loss, update), gradient = differentiated(name)(stack, inputs, target)
-    return Run(update, loss, gradient)
-
-
 def stack_for(name, seed=0):
     ranks = (3, 3, 3) if METHODS[name].equal_ranks else (3, 2, 3)
     return random_stack(ranks, 9, 10, seed=seed)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_vmap_over_modules_equals_a_loop(name):
     stacks = [stack_for(name, seed) for seed in range(3)]
     together = jax.jit(jax.vmap(METHODS[name].__call__))(
@@ -63,7 +38,7 @@ def test_vmap_over_modules_equals_a_loop(name):
         assert distance(merged, run(name, stack).update) < tolerance(np.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_gradients_are_finite(name):
     stack = stack_for(name)
     kinds = {
@@ -82,8 +57,10 @@ def test_gradients_are_finite(name):
 
 @pytest.mark.parametrize(
     ("name", "crowded"),
-    [(name, False) for name in NAMES]
-    + [(name, True) for name in ("tsv_m", "core/tsv", "full/tsv")],
+    [
+        *in_turn(NAMES, [False], quick=12),
+        *((name, True) for name in ("tsv_m", "core/tsv", "full/tsv")),
+    ],
 )
 def test_gradient_equals_finite_differences(name, crowded):
     """With the inputs of a call held fast, statistics among them."""
@@ -102,7 +79,7 @@ def test_gradient_equals_finite_differences(name, crowded):
     assert slope == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_unknown_inputs_are_ignored_and_inputs_not_changed(name):
     stack = stack_for(name)
     before = jax.tree.map(np.array, stack)
@@ -125,17 +102,6 @@ def test_an_input_of_a_call_reaches_whoever_declares_it():
     shared = jm.then(jm.full_space(partial(cart, by=0.1)), jm.scale)
     expected = 0.5 * jm.full_space(partial(cart, by=0.5))(stack)
     assert np.array_equal(shared(stack, by=0.5), expected)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].random])
-def test_random_mergers_need_a_key_and_depend_on_it_alone(name):
-    stack = random_stack((4, 4, 4), 9, 8)
-    with pytest.raises(TypeError, match="key"):
-        METHODS[name].merger(stack)
-    same = [METHODS[name](stack, key=jax.random.key(3)) for _ in range(2)]
-    assert np.array_equal(*same)
-    other = [METHODS[name](stack, key=jax.random.key(k)) for k in range(4, 8)]
-    assert any(distance(x, same[0]) > 1e-3 for x in other)
 
 
 def test_a_sweep_is_one_compiled_call_that_decomposes_once():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import distance, random_stack, task_updates
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.mergers.ctm import project_compressed, tucker_bases
@@ -59,8 +60,9 @@ def test_one_adapter_is_truncated_as_well_as_can_be():
         assert merged.b.shape == (M, min(rank, 4))
 
 
-@pytest.mark.parametrize("rank", [1, 3, 9, 50])
-@pytest.mark.parametrize("rule", [jm.total, ties, jm.tsv])
+@pytest.mark.parametrize(
+    ("rank", "rule"), in_turn([1, 3, 9, 50], [jm.total, ties, jm.tsv])
+)
 def test_rank_of_the_result(rule, rank):
     stack = random_stack(RANKS, M, N)
     merged = jax.jit(jm.ctm(rule, rank=rank))(stack)

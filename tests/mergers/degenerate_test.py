@@ -6,19 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import METHODS, distance, random_stack, tolerance
+from methods import BROKEN, METHODS, broken, distance, random_stack, tolerance
+from tiers import in_turn
 
 import jaxmerge as jm
 
 NAMES = sorted(METHODS)
+SPECTRAL = ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"]
 EQUAL = (3, 3, 3)
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.thorough)]
+    ("name", "dtype", "kind"),
+    in_turn(
+        NAMES,
+        [np.float32, np.float64],
+        ["zero", "duplicate", "deficient", "all_zero", "K>m"],
+        quick=20,
+    ),
 )
-@pytest.mark.parametrize("kind", ["zero", "duplicate", "deficient", "all_zero", "K>m"])
 def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
     stack = random_stack(EQUAL, 14, 11, dtype=dtype)
     if kind == "zero":
@@ -38,29 +44,6 @@ def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
     assert np.all(np.isfinite(merged))
     if kind == "all_zero":
         assert np.all(np.asarray(merged) == 0)
-
-
-BROKEN = {
-    f"{value}_in_{factor}": (factor, value)
-    for factor in "ba"
-    for value in (np.nan, np.inf, -np.inf)
-}
-
-
-def broken(stack, kind):
-    """One entry of one task is not a number, or not finite."""
-    factor, value = BROKEN[kind]
-    changed = getattr(stack, factor).at[1, 2, 1].set(value)
-    return stack.replace(**{factor: changed})
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_finite_stays_visible(name):
-    """A fit that blew up never merges to an update that looks clean."""
-    stack = random_stack(EQUAL, 14, 11)
-    for kind in BROKEN:
-        merged = METHODS[name].compiled(broken(stack, kind))
-        assert not np.all(np.isfinite(merged)), kind
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -106,8 +89,7 @@ def test_rules_neither_outvote_nor_drop_what_is_not_finite(value, sign):
     assert not np.isfinite(rescalers[1])
 
 
-@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "dtype"), in_turn(SPECTRAL, [np.float32, np.float64]))
 def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
     zero = stack.replace(b=stack.b.at[2].set(0))
@@ -116,8 +98,7 @@ def test_zero_adapter_is_skipped_by_spectral_rules(name, dtype):
     assert distance(merged, alone) < tolerance(dtype)
 
 
-@pytest.mark.parametrize("name", ["full/tsv", "core/tsv", "tsv_m", "core/iso_c"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "dtype"), in_turn(SPECTRAL, [np.float32, np.float64]))
 def test_task_of_weight_zero_is_skipped_by_spectral_rules(name, dtype):
     stack = random_stack((3, 3, 3), 14, 11, dtype=dtype)
     weights = jnp.array([0.5, 0.0, 2.0], dtype)
@@ -133,8 +114,10 @@ def trimmed(space, stack, density):
     return jm.dense(jm.in_space(space, jm.trim(jm.elect, density=density))(stack))
 
 
-@pytest.mark.parametrize("space", ["full", "core", "knots", "knots_unscaled"])
-@pytest.mark.parametrize("density", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize(
+    ("space", "density"),
+    in_turn(["full", "core", "knots", "knots_unscaled"], [0.3, 0.5, 0.7]),
+)
 def test_zero_adapter_does_not_change_what_a_density_keeps(space, density):
     """Its null directions are no entries, module by module and over a whole model."""
     stack = random_stack((3, 3), 14, 11)

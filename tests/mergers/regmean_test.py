@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import distance, random_stack, task_updates
+from tiers import in_turn
 
 import jaxmerge as jm
 
@@ -44,8 +45,9 @@ def solved(inputs, targets, ridge_rows=None):
     return np.linalg.lstsq(x, y, rcond=None)[0].T
 
 
-@pytest.mark.parametrize("sketch", [None, N])
-@pytest.mark.parametrize("ranks", [RANKS, (3, 0, 3), (5, 5, 5)])
+@pytest.mark.parametrize(
+    ("ranks", "sketch"), in_turn([RANKS, (3, 0, 3), (5, 5, 5)], [None, N])
+)
 def test_regmean_is_least_squares(ranks, sketch):
     stack = random_stack(ranks, M, N)
     inputs = inputs_of(3)
@@ -200,8 +202,9 @@ def test_units_of_features(ridge):
     assert distance(merged[:, 4], jm.dense(jm.average(stack))[:, 4]) < 1e-12
 
 
-@pytest.mark.parametrize("sketch", [None, 96])
-@pytest.mark.parametrize("outlier", [1.0, 100.0, 3000.0])
+@pytest.mark.parametrize(
+    ("outlier", "sketch"), in_turn([3000.0, 100.0, 1.0], [None, 96], quick=2)
+)
 def test_a_large_feature_does_not_drown_the_others(outlier, sketch):
     """In float32, with one feature as language models have them."""
     n, rng = 96, np.random.default_rng(3)

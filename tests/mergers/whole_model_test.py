@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import METHODS, distance, random_stack, statistics
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.mergers.balance import BALANCED
@@ -74,8 +75,7 @@ def test_each_module_is_merged_by_itself(more_stacks, name):
         assert_same({module: merged[module]}, {module: alone})
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", CALIBRATIONS)
+@pytest.mark.parametrize(("name", "kind"), in_turn(NAMES, [*CALIBRATIONS]))
 def test_a_calibrated_model_is_one_of_calibrated_mergers(stacks, name, kind):
     merger, inputs = METHODS[name].merger, inputs_of(name, stacks)
     calibrations, of_merger = CALIBRATIONS[kind]
@@ -84,8 +84,9 @@ def test_a_calibrated_model_is_one_of_calibrated_mergers(stacks, name, kind):
     assert_same(model(stacks, **inputs), one_by_one(stacks, **inputs), 1e-9)
 
 
-@pytest.mark.parametrize("name", ["concat", "full/ties", "knots/dare"])
-@pytest.mark.parametrize("kind", POSTS)
+@pytest.mark.parametrize(
+    ("kind", "name"), in_turn([*POSTS], ["concat", "full/ties", "knots/dare"], quick=4)
+)
 def test_posts_lift_to_whole_models(stacks, name, kind):
     merger, post, inputs = METHODS[name].merger, POSTS[kind], inputs_of(name, stacks)
     model = jm.calibrated_model(jm.each_module(merger), jm.Calibration(after=post))
@@ -124,8 +125,10 @@ def test_options_of_mapping_and_inputs_of_a_call_reach_everyone(stacks):
     assert_same(twice, {name: jm.scale(x, by=2.0) for name, x in plain.items()})
 
 
-@pytest.mark.parametrize("space", ["full", "core", "knots", "knots_unscaled"])
-@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("space", "density"),
+    in_turn(["full", "core", "knots", "knots_unscaled"], [0.2, 0.5, 1.0]),
+)
 def test_trimming_a_model_of_one_module_is_trimming_it(space, density):
     space, stack = getattr(jm, space), random_stack((3, 3), 9, 8)
     whole = jm.trim_whole_model(jm.elect, space, density=density)

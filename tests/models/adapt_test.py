@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapt_samples import F32, LAYERS, Wrapped, random_update, setup
+from tiers import in_turn
 
 from jaxmerge.models import (
     add_to_params,
@@ -35,8 +36,7 @@ def kernel_by_hand(case, update):
     return matrix.T.reshape(shape)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize(("case", "rank"), in_turn([*LAYERS], [None, 2]))
 def test_interception_equals_adding_to_the_kernel(case, rank):
     apply, variables, inputs, m, n = setup(case)
     updates = {"layer": random_update(2, m, n, rank)}
@@ -171,8 +171,7 @@ def test_kernels_with_batch_axes_are_refused():
             with_updates(model.apply, {"layer": jnp.zeros((3, 5), F32)})(variables, x)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("name", "rank"), in_turn([*LAYERS], [None, 2]))
 def test_merged_weights_give_the_same_values_and_gradients(name, rank):
     layer, shape, m, n = LAYERS[name]
     model, update = Wrapped(layer), random_update(1, m, n, rank)

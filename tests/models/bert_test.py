@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -75,9 +76,8 @@ def test_every_stage_equals_transformers(seed, tmp_path, capfd):
     with torch.no_grad():
         expected = reference(**as_torch(inputs), output_hidden_states=True)
         pooled = reference.bert(**as_torch(inputs)).pooler_output
-    output, state = Bert(config).apply(
-        {"params": params}, inputs, capture_intermediates=True
-    )
+    run = partial(Bert(config).apply, capture_intermediates=True)
+    output, state = jax.jit(run)({"params": params}, inputs)
     inner = state["intermediates"]["bert"]
     blocks = inner["encoder"]["layer"]
     mask = inputs["attention_mask"]
@@ -95,7 +95,7 @@ def test_every_stage_equals_transformers(seed, tmp_path, capfd):
 def test_token_types_default_to_zeros_and_padding_changes_nothing(tmp_path, capfd):
     save_torch(random_reference(0), tmp_path, capfd)
     config, params = load_bert(tmp_path)
-    apply = bert_apply(config)
+    apply = jax.jit(bert_apply(config))
     zeros = texts_for(config) | {"token_type_ids": np.zeros((4, 9), np.int32)}
     inputs = {name: zeros[name] for name in ("input_ids", "attention_mask")}
     np.testing.assert_array_equal(apply(params, inputs), apply(params, zeros))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 from jaxmerge.models import (
     BertConfig,
@@ -77,7 +78,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", in_turn([*CASES], quick=2))
 def test_block_by_block_is_the_model(case):
     """In its outputs, and in the names and the order of its linear layers."""
     config, init, apply, blocks, end, inputs = CASES[case]()

@@ -1,6 +1,7 @@
 """The vision tower against transformers, stage by stage, and its files."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,8 @@ def test_every_stage_equals_transformers(seed, tmp_path, capfd):
         expected = reference(pixels, output_hidden_states=True)
         embedded = reference.vision_model.embeddings(pixels)
         pooled = reference.vision_model(pixels).pooler_output
-    output, state = VisionTower(config).apply(
-        {"params": params}, images, capture_intermediates=True
-    )
+    run = partial(VisionTower(config).apply, capture_intermediates=True)
+    output, state = jax.jit(run)({"params": params}, images)
     inner = state["intermediates"]["vision_model"]
     blocks = inner["encoder"]["layers"]
     stages = [

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from golden import distance, least
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.linalg import decompositions
@@ -166,7 +167,7 @@ def as_on_other_devices(*arrays, cpu, default):
     return default(*arrays)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", in_turn([*EXAMPLES], quick=3))
 def test_rounding_stays_within_and_comes_near(name, monkeypatch):
     """Other orders of rows and columns round differently, as other processors do.
 

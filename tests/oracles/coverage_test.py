@@ -53,6 +53,25 @@ def test_the_table_of_what_is_outside_is_exact(entries):
     assert {entry.family for entry in entries} - tested == set(OUTSIDE)
 
 
+def test_the_quick_entries_cover_codes_cases_and_precisions(entries):
+    """What `make test` leaves out asks no code, hyper-parameter or case of its own."""
+    tested = [e for e in entries if e.id in golden.TESTED and e.case.name != "h_real"]
+    quick = [entry for entry in tested if entry.id in golden.QUICK]
+
+    def asked(some):
+        return {
+            (entry.family, name, str(value))
+            for entry in some
+            for name, value in entry.facts["hparams"].items()
+        } | {(entry.family, entry.status) for entry in some}
+
+    assert asked(quick) == asked(tested)
+    cases = Counter(entry.case.name for entry in quick)
+    assert set(cases) == {entry.case.name for entry in tested}
+    assert min(cases.values()) >= 10
+    assert any(len(entry.dtypes) > 1 for entry in quick)
+
+
 def test_counts_of_the_manifest(entries):
     """The reader loses nothing: as many entries of each status as the set says."""
     names = {"raises": "error"}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import statistics
+from tiers import THOROUGH, in_turn
 
 import jaxmerge as jm
 from jaxmerge import mapping
@@ -118,7 +119,7 @@ def test_whole_model_trimming_is_the_function_of_that_name(model):
 
 
 @pytest.mark.parametrize(
-    "rest", ["full", "core|pico|balanced", "compressed(rank=4)|pico"]
+    "rest", in_turn(["core|pico|balanced", "compressed(rank=4)|pico", "full"], quick=1)
 )
 def test_one_module_is_a_whole_model(rest, pair):
     """Around whole-model trimming the merger transforms are taken apart."""
@@ -214,8 +215,12 @@ def test_statistics_are_needed_or_refused(pair):
     [
         ("elect|trim(density=0.5)|core|scale(0.3)", {"mesh": jm.module_mesh()}),
         ("elect|trim_whole_model(density=0.4)|full", {"chunk": 1}),
-        ("total|trim_whole_model(density=0.4)|compressed(rank=3)", {"chunk": 2}),
-        ("regmean|pico", {"mesh": jm.module_mesh()}),
+        pytest.param(
+            "total|trim_whole_model(density=0.4)|compressed(rank=3)",
+            {"chunk": 2},
+            marks=THOROUGH,
+        ),
+        pytest.param("regmean|pico", {"mesh": jm.module_mesh()}, marks=THOROUGH),
     ],
 )
 def test_chunks_and_devices_change_nothing(text, devices, pair):

@@ -1,7 +1,7 @@
 """One table of all mergers, with the laws that each of them obeys."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import chex
@@ -170,6 +170,35 @@ METHODS: dict[str, Method] = {
 }
 
 
+class Run(NamedTuple):
+    update: jax.Array
+    loss: jax.Array  # sum(update * target)
+    gradient: jm.AdapterStack
+
+
+def run(name: str, stack: jm.AdapterStack, inputs=None, *, batched=False) -> Run:
+    """A merge and its gradient, as one program for all laws of a merger.
+
+    ``batched`` for the adapters of many modules of one shape, and their inputs.
+    """
+    inputs = METHODS[name].inputs(stack) if inputs is None else inputs
+    m, n = stack.b.shape[-2], stack.a.shape[-1]
+    target = np.random.default_rng(1).normal(size=(m, n))
+    (loss, update), gradient = _differentiated(name, batched)(stack, inputs, target)
+    return Run(update, loss, gradient)
+
+
+@cache
+def _differentiated(name, batched):
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(stack, inputs, target):
+        update = METHODS[name](stack, **inputs)
+        return jnp.sum(update * target), update
+
+    one_key = None if METHODS[name].random else 0
+    return jax.jit(jax.vmap(loss, (0, one_key, None)) if batched else loss)
+
+
 def statistics(stack: jm.AdapterStack) -> jm.Moments:
     """Moments of inputs near what each adapter sees, [T, ..].
 
@@ -186,6 +215,15 @@ def statistics(stack: jm.AdapterStack) -> jm.Moments:
     return jax.vmap(jm.moments_of)(inputs)
 
 
+# ranks, m, n
+INPUTS = {  # nine directions in all where they fit, so that tests share programs
+    "equal": ((3, 3, 3), 14, 11),
+    "mixed": ((2, 4, 3), 14, 11),
+    "absent": ((3, 0, 3, 3), 14, 11),
+    "overfull": ((4, 4, 4), 10, 7),
+}
+
+
 def random_stack(
     ranks, m, n, *, seed=0, dtype=np.float64, scale=1.0
 ) -> jm.AdapterStack:
@@ -198,6 +236,20 @@ def random_stack(
         ],
         dtype=dtype,
     )
+
+
+BROKEN = {
+    f"{value}_in_{factor}": (factor, value)
+    for factor in "ba"
+    for value in (np.nan, np.inf, -np.inf)
+}
+
+
+def broken(stack, kind):
+    """One entry of one task is not a number, or not finite."""
+    factor, value = BROKEN[kind]
+    changed = getattr(stack, factor).at[1, 2, 1].set(value)
+    return stack.replace(**{factor: changed})
 
 
 def task_updates(stack: jm.AdapterStack) -> jax.Array:

@@ -5,7 +5,8 @@ import tempfile
 
 import jax
 
-MOST = 1500  # at a time, each of more than a megabyte; some files compile thousands
+MOST = 2000  # at a time, most of about a megabyte; some files compile thousands
+FEW = 700  # that the next file may have use for
 
 
 def keep_on_disk() -> tempfile.TemporaryDirectory:

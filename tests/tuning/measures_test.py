@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import in_turn
 
 import jaxmerge as jm
 from jaxmerge.tuning.measures import loss_of_answers
@@ -18,9 +19,12 @@ def logits(head, features):
     return features
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "score", ["distillation", "features", "entropy", "information"]
+    ("score", "dtype"),
+    in_turn(
+        ["distillation", "features", "entropy", "information"],
+        [np.float32, np.float64],
+    ),
 )
 def test_a_loss_of_answers_is_that_of_learn(score, dtype):
     rng = np.random.default_rng(0)

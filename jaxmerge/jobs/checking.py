@@ -7,9 +7,9 @@ from typing import Any, Unpack
 from jaxmerge.diagnostics.alone import Standing, alone
 from jaxmerge.diagnostics.likelihood import (
     TextStanding,
+    hardly_known,
     likelihoods,
     texts_alone,
-    worse_than_guessing,
 )
 from jaxmerge.io.options import TaskType
 from jaxmerge.jobs.progress import Progress, silent
@@ -172,7 +172,7 @@ def _refuse_unlabeled(labels: Mapping[str, Any]) -> None:
 
 def _notes(model: Base, found: Mapping[str, Standing | TextStanding]) -> Iterator[str]:
     texts = {t: x.base_nats for t, x in found.items() if isinstance(x, TextStanding)}
-    yield from worse_than_guessing(model, texts)
+    yield from hardly_known(model, texts)
     for task, standing in found.items():
         if isinstance(standing, TextStanding):
             continue

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from jaxmerge import io
 from jaxmerge.diagnostics.evaluation import Evaluation, evaluate_merge
-from jaxmerge.diagnostics.likelihood import likelihoods, worse_than_guessing
+from jaxmerge.diagnostics.likelihood import hardly_known, likelihoods
 from jaxmerge.diagnostics.text_evaluation import TextEvaluation, evaluate_texts
 from jaxmerge.io.options import TaskType
 from jaxmerge.io.stored import recorded_inputs
@@ -142,7 +142,7 @@ def evaluate(
         if model.causal:
             found = evaluate_texts(likelihoods(model, unlabeled, **how), own, updates)
             nats = {task: x.nats.base for task, x in found.tasks.items()}
-            strange = tuple(worse_than_guessing(model, nats))
+            strange = tuple(hardly_known(model, nats))
         else:
             labels = labels_of_all(data, unlabeled, heads)
             predict = predictor(model, heads, unlabeled, **how)

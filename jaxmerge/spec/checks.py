@@ -292,7 +292,9 @@ def _has_finite_product(b: "jax.Array", a: "jax.Array") -> bool:
     from jaxmerge.magnitudes import peak
 
     largest = float(jnp.finfo(b.dtype).max)
-    columns, rows = (np.float64(peak(x, axis=axis)) for x, axis in ((b, 0), (a, 1)))
+    columns, rows = (
+        peak(x, axis=axis).astype(np.float64) for x, axis in ((b, 0), (a, 1))
+    )
     with np.errstate(over="ignore", invalid="ignore"):
         if columns @ rows <= largest:
             return True

@@ -116,6 +116,7 @@ def test_derivatives_of_svd(shape):
         np.testing.assert_allclose(got, (high - low) / (2 * step), atol=1e-7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(9, 4), (4, 9), (5, 5)])
 def test_batches_equal_single_matrices(shape):
     """With leading axes, under vmap, under both, and in derivatives."""
@@ -192,6 +193,7 @@ def test_threshold_is_the_exact_order_statistic(values, count, dtype):
     assert threshold == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     in_turn([(2, 3, 70001), (3, 300, 1025)], [np.float32, np.float64]),
@@ -216,6 +218,7 @@ def test_threshold_of_a_row_too_long_for_single_precision():
     assert jm.magnitude_threshold([row], row.size) == 1.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axis", [1, 2])
 def test_threshold_of_spread_blocks_moves_only_counts(axis):
     """Neither rows nor columns that are spread over devices are gathered."""

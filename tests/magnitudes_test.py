@@ -42,6 +42,7 @@ def close(found, expected, power):
         np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "text",
     [
@@ -61,6 +62,7 @@ def test_a_pipeline_multiplies_with_its_adapters(text):
         close(pipeline.run(stacks(b, a)), ordinary, b + a)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("post", "b"),
     in_turn([jm.svc, jm.isotropize, partial(jm.truncate, rank=2)], [-66, 60]),

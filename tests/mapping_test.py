@@ -110,6 +110,7 @@ def test_results_stay_where_they_are_unless_gathered(model):
     assert same(gathered, merged, 1e-300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chunk", [None, 1])
 def test_a_mesh_may_be_used_inside_of_a_program(model, chunk):
     mesh = jm.module_mesh(jax.devices()[:2])
@@ -129,6 +130,7 @@ def test_extra_inputs_trace_and_missing_values_are_named(model):
         jm.map_modules(jnp.add, model, {"q": 1.0})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("space", "density"), in_turn(["full", "knots", "core"], [0.1, 0.3, 1.0])
 )
@@ -158,6 +160,7 @@ def test_whole_model_trimming_has_one_threshold_for_each_task(model, space, dens
         assert distance(jm.dense(merged[name]), jm.dense(update)) < 1e-12
 
 
+@pytest.mark.thorough
 def test_whole_model_trimming_on_devices_and_under_jit(model):
     merge = jm.trim_whole_model(jm.elect, jm.knots, density=0.3)
     plain = merge(model)
@@ -193,6 +196,7 @@ def test_rules_of_whole_models_are_not_kept_forever():
     assert found() is None
 
 
+@pytest.mark.thorough
 def test_decompositions_at_once_do_not_wait_forever():
     """Batched LAPACK calls side by side have stalled XLA's pool of two threads."""
     code = (

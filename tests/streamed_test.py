@@ -107,6 +107,7 @@ def test_streamed_adapters_merge_to_the_same_bits(pipeline, folders):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_thresholds_in_passes_are_exact(dtype):
     rng = np.random.default_rng(0)

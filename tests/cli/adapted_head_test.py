@@ -50,6 +50,7 @@ def test_nats_are_those_of_transformers_with_peft(place, folders):
     assert found["own"] != pytest.approx(found["base"], rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_its_likeliest_tokens_teach_the_merge(where, folders, tmp_path):
     """One adapter alone ends without a loss, from all words or from ten of fifty."""
     fit = {"loss": "distillation", "steps": 60, "rate": 0.05, "pipeline": "tara_a"}

@@ -107,6 +107,7 @@ def test_each_adapter_teaches_the_merge(where, folders, tmp_path):
     assert found["objective"]["last"] < found["objective"]["first"]
 
 
+@pytest.mark.thorough
 def test_a_fit_that_was_stopped_ends_with_the_same_bytes(
     where, folders, tmp_path, monkeypatch
 ):
@@ -127,6 +128,7 @@ def test_a_fit_that_was_stopped_ends_with_the_same_bytes(
     assert "bit by bit" in succeed("verify", tmp_path / "out")
 
 
+@pytest.mark.thorough
 def test_the_start_is_searched_for_once_from_a_few_inputs(
     where, folders, tmp_path, monkeypatch
 ):
@@ -141,6 +143,7 @@ def test_the_start_is_searched_for_once_from_a_few_inputs(
     assert "checkpoints of a fit with other limit (3, now 4)" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "loss",
     ["entropy", *(pytest.param(x, marks=THOROUGH) for x in ("features", "null-space"))],

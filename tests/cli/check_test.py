@@ -153,6 +153,7 @@ def test_numbers_are_those_of_weights_with_the_update_added(place):
     assert found["max_length"] == 32
 
 
+@pytest.mark.thorough
 def test_the_terminal_shows_a_row_for_each_and_strict_fails(place):
     said = succeed(*ask(place))
     lines = [line.rstrip() for line in said.splitlines() if line.strip()]

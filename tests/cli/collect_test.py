@@ -80,6 +80,7 @@ def test_regmean_of_the_files_is_least_squares_on_the_inputs_in_torch(place):
     close(updates_of(place / "out"), expected, 1e-4)
 
 
+@pytest.mark.thorough
 def test_batches_lengths_and_limits(place):
     """One batch is many, and a limit takes rows at even distances."""
     succeed(*collect(place, "one", *folders(place), batch=24))
@@ -100,6 +101,7 @@ def test_batches_lengths_and_limits(place):
         assert distance(ours, theirs) < 1e-6
 
 
+@pytest.mark.thorough
 def test_the_base_alone_with_named_layers_is_pretrained(place):
     """Before training: OSRM. Layer 0 reads the same with and without adapters."""
     named = {"modules": "self.query,attention.output.dense,pooler.dense"}

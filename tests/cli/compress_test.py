@@ -59,6 +59,7 @@ def test_with_a_component_for_each_adapter_all_come_back(compressed, folders, tm
     assert "restored from compressed ones; restore it again" in said
 
 
+@pytest.mark.thorough
 def test_other_jobs_read_them_too(compressed, folders, tmp_path):
     _, out = compressed
     succeed("convert", out, "--task", "svhn", "-o", tmp_path / "svhn")

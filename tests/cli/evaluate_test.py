@@ -75,6 +75,7 @@ def test_accuracies_are_those_of_models_with_added_weights(place):
     assert found["mean_normalised"]["value"] == pytest.approx(np.mean(values))
 
 
+@pytest.mark.thorough
 def test_it_is_shown_as_a_table_and_a_plot(place):
     said = succeed(*ask(place, "--plot", place / "plot.png"))
     for word in (*TASKS, "merge / own", "95 % interval", "mean"):

@@ -117,6 +117,7 @@ def test_a_checkpoint_of_several_adapters_is_compared(folders, tmp_path):
     assert "look at one at a time" in said
 
 
+@pytest.mark.thorough
 def test_a_zero_adapter_and_adapters_that_never_meet(folders, tmp_path):
     tensors = {
         key: 0 * value if "lora_B" in key else value
@@ -366,6 +367,7 @@ def test_the_page_is_complete_and_needs_no_network(report):
         assert f'<p class="harm-{said["harm"]}">{said["text"]}</p>' in text
 
 
+@pytest.mark.thorough
 def test_names_cannot_inject_markup(folders, tmp_path):
     bad = tmp_path / '<b onload="x">&'
     shutil.copytree(folders[0], bad)

@@ -22,6 +22,7 @@ def arguments(inputs, out, unit, pipeline="tara_b", **options):
     return ask(inputs, out, pipeline, **asked)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", ["block", pytest.param("layer", marks=THOROUGH)])
 def test_a_merge_is_learned_recorded_and_goes_on_after_a_kill(
     unit, bert, tmp_path, monkeypatch

@@ -95,6 +95,7 @@ def test_ranks(folders, tmp_path):
     assert "--rank" in refuse(*ask, "-o", tmp_path / "x", "--rank", "most")
 
 
+@pytest.mark.thorough
 def test_dense_results_need_a_decision_before_any_work(folders, tmp_path, monkeypatch):
     ask = ("merge", *folders, "-p", "elect|trim(density=0.5)|full")
     with monkeypatch.context() as patched:
@@ -152,6 +153,7 @@ def test_biases_are_merged_with_the_updates(tmp_path):
         np.testing.assert_allclose(merged.biases["h.0.q"][0], factor * bias, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_chunks_change_nothing(folders, tmp_path):
     twins = [
         samples.write(

@@ -103,6 +103,7 @@ def test_inspect_measures_the_true_updates(tmp_path):
     assert "h.0.q 6x5" in succeed("inspect", folder, "--modules")
 
 
+@pytest.mark.thorough
 def test_inspect_reads_every_kind_of_checkpoint(tmp_path):
     folders = three(tmp_path / "in")
     adapters = io.load_peft(folders)

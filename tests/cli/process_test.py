@@ -75,6 +75,7 @@ def test_exit_codes_and_streams_of_the_real_command(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.thorough
 def test_a_second_run_compiles_nothing(tmp_path):
     folders = three(tmp_path / "in")
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAXMERGE_CACHE": None}

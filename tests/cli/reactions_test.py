@@ -151,6 +151,7 @@ def test_numbers_are_those_of_finite_differences(place, report):
     assert found["initial"] == 0.4
 
 
+@pytest.mark.thorough
 def test_the_rest_of_the_report_is_as_without_a_model(place, report):
     folders = [place / "in" / task for task in TASKS]
     alone = document("inspect", *folders)
@@ -158,6 +159,7 @@ def test_the_rest_of_the_report_is_as_without_a_model(place, report):
     assert {name: report[name] for name in alone} == alone
 
 
+@pytest.mark.thorough
 def test_the_terminal_shows_preferences_and_a_second_verdict(place):
     options = {"names": "a,b,c", "data": renamed(place)}
     report = document(*ask(place, **options))

@@ -213,6 +213,7 @@ def test_a_command_that_fails_ends_the_search(place, tmp_path, command, said):
     assert said in refuse(*asked, "--command", command, "--maximise")
 
 
+@pytest.mark.thorough
 def test_masks_leave_tasks_out_of_blocks(place, tmp_path):
     """A left out adapter is absent; what is found is what merge repeats."""
     pytest.importorskip("cmaes")

@@ -185,6 +185,7 @@ def test_cosines_norm_ratio_and_energy_are_those_of_dense_updates():
 # --- laws --------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "dtype"), in_turn([*degenerate()], [jnp.float32, jnp.float64])
 )
@@ -248,6 +249,7 @@ def test_the_gauge_changes_only_what_says_so():
     jax.tree.map(CLOSE, ranks[1], ranks[0])
 
 
+@pytest.mark.thorough
 def test_order_and_padding_of_tasks_change_nothing():
     pairs = random_pairs([3, 1, 2])
     found = DIAGNOSE(stacked(pairs))
@@ -275,6 +277,7 @@ def test_the_condition_of_crowded_outputs_leaves_out_what_is_noise():
     assert crowding([0.0, 0, 0], [0, 0, 0]) == 0
 
 
+@pytest.mark.thorough
 def test_a_model_is_diagnosed_by_programs_of_one_shape():
     """What tall and wide modules share is compiled once, and for any number of them."""
     shapes = {"q": (40, 30), "v": (50, 60)}

@@ -88,6 +88,7 @@ HASHING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("hashing", "nested"), [*((name, "shared") for name in HASHING), ("entry", "deep")]
 )

@@ -158,6 +158,7 @@ def pair(tmp_path_factory):
     return plain, [place / "0", place / "1"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", in_turn([*COMBINED], quick=3))
 def test_a_recipe_with_a_combination_type_is_the_merge_of_peft(pair, tmp_path, method):
     """Random dropping is the same at density 1, where nothing is drawn."""

@@ -80,6 +80,7 @@ def test_the_best_approximation_and_its_share(place):
         assert min(found.saved.energy.values()) >= energy - 1e-6
 
 
+@pytest.mark.thorough
 def test_random_products_find_the_leading_directions():
     """Where the spectrum falls; and all of a matrix of low rank, to rounding."""
     rng = np.random.default_rng(0)

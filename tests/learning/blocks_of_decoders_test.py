@@ -95,6 +95,7 @@ def test_one_adapter_is_its_own_merge(way):
         np.testing.assert_allclose(phi, 1, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", [pytest.param("fit", marks=THOROUGH), "solve"])
 def test_what_was_stopped_goes_on_with_the_same_bits(way, tmp_path):
     """After the first of two blocks, which is not learned again."""

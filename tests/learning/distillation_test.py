@@ -157,6 +157,7 @@ def test_what_is_masked_does_not_count():
     assert float(loss(tokens["text"], answers)) == pytest.approx(float(chosen), 1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("features", in_turn([False, True], quick=1))
 def test_answers_that_are_asked_anew_are_those_that_were_kept(features):
     stacks = make_stacks()
@@ -210,6 +211,7 @@ def test_a_fit_that_was_stopped_ends_with_the_same_bits(tmp_path):
         fit(12, other, checkpoint=folder)
 
 
+@pytest.mark.thorough
 def test_information_maximisation_is_not_lowered_by_one_class_for_all():
     heads = {"one": 99 * jnp.array([[1.0, 0.0], [1.0, 0.0]], jnp.float32)}
     x = {"one": jnp.eye(2, dtype=jnp.float32)}

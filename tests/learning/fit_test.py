@@ -50,6 +50,7 @@ def test_the_objective_falls(method):
     assert all(np.all(np.isfinite(phi)) for phi in fitted.phis.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", LEARNED)
 def test_step_0_is_task_arithmetic(method):
     fitted = run(method, steps=1)
@@ -81,6 +82,7 @@ def test_gradient_in_phi_is_b_g_a():
         np.testing.assert_allclose(found[module], by_hand, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "merged"), in_turn([*METHODS], [False, True], quick=2)
 )
@@ -203,6 +205,7 @@ def test_anchors_are_the_losses_of_single_adapters():
         jm.single_adapter_losses(["first"], stacks, losses, batches, params=PARAMS)
 
 
+@pytest.mark.thorough
 def test_bfloat16_compute_with_float32_phi():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     batches = (

@@ -67,6 +67,7 @@ def test_so_is_one_of_other_statistics(tmp_path):
         run(learned=learned, stats=others, checkpoint=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "other",
     [
@@ -99,6 +100,7 @@ def test_what_another_version_traced_is_refused_with_the_version(tmp_path, monke
     run(checkpoint=tmp_path)  # a version alone is no other fit
 
 
+@pytest.mark.thorough
 def test_placement_and_the_steps_of_a_call_are_no_other_fit(tmp_path):
     whole = run()
     run(steps=4, checkpoint=tmp_path)

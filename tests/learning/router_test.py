@@ -59,6 +59,7 @@ def fitted(rank=None, frozen=True, steps=120):
     )
 
 
+@pytest.mark.thorough
 def test_every_token_finds_the_adapter_of_its_task():
     stacks, params, inputs, taught = problem()
     learned, found = fitted()

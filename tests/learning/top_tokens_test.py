@@ -68,6 +68,7 @@ def test_all_tokens_tell_everything(dtype):
             np.testing.assert_allclose(x, y, **near)
 
 
+@pytest.mark.thorough
 def test_more_tokens_come_nearer_to_all():
     """Joining words never adds to a divergence, so it rises with k to that of all."""
     given = problem()

@@ -28,6 +28,7 @@ def stack_for(name, seed=0):
     return random_stack(ranks, 9, 10, seed=seed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SOME)
 def test_vmap_over_modules_equals_a_loop(name):
     stacks = [stack_for(name, seed) for seed in range(3)]

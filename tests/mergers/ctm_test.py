@@ -36,6 +36,7 @@ def alternating(matrices, u, rounds):
     return u, v
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_bases_hold_what_another_solver_holds(rank):
     matrices = np.random.default_rng(3).normal(size=(4, 8, 7))

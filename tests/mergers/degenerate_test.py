@@ -46,6 +46,7 @@ def test_degenerate_adapters_give_finite_updates(name, dtype, kind):
         assert np.all(np.asarray(merged) == 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_not_finite_stays_visible_in_updates_and_whole_models(kind):
     stack = random_stack(EQUAL, 14, 11)
@@ -69,6 +70,7 @@ def test_what_is_not_finite_stays_visible_in_updates_and_whole_models(kind):
         assert not np.all(np.isfinite(jm.dense(merged["k"]))), space
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sign", [jm.sign_of_sum, jm.sign_of_count])
 def test_rules_neither_outvote_nor_drop_what_is_not_finite(value, sign):
@@ -114,6 +116,7 @@ def trimmed(space, stack, density):
     return jm.dense(jm.in_space(space, jm.trim(jm.elect, density=density))(stack))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("space", "density"),
     in_turn(["full", "core", "knots", "knots_unscaled"], [0.3, 0.5, 0.7]),

@@ -87,6 +87,7 @@ def test_off_diagonal_entries_shrink():
         jm.regmean(stack, stats=statistics(inputs, sketch=4), off_diagonal=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sketch", [None, 4])
 @pytest.mark.parametrize("merger", [jm.regmean, jm.ssr])
 def test_few_inputs(merger, sketch):
@@ -202,6 +203,7 @@ def test_units_of_features(ridge):
     assert distance(merged[:, 4], jm.dense(jm.average(stack))[:, 4]) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("outlier", "sketch"), in_turn([3000.0, 100.0, 1.0], [None, 96], quick=2)
 )
@@ -311,6 +313,7 @@ def test_posts_follow_iteris_as_any_merger_of_whole_models(model):
         assert distance(jm.dense(merged[name]), 0.5 * jm.dense(update)) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_base", [False, True])
 def test_second_round_of_iteris_is_least_squares(model, with_base):
     """On inputs of the merged model, towards outputs on inputs of each adapter."""

@@ -84,6 +84,7 @@ def test_a_calibrated_model_is_one_of_calibrated_mergers(stacks, name, kind):
     assert_same(model(stacks, **inputs), one_by_one(stacks, **inputs), 1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "name"), in_turn([*POSTS], ["concat", "full/ties", "knots/dare"], quick=4)
 )
@@ -99,6 +100,7 @@ def test_without_calibrations_nothing_changes(stacks):
     assert_same(jm.calibrated_model(merge)(stacks), merge(stacks), 1e-15)
 
 
+@pytest.mark.thorough
 def test_calibrations_surround_any_merger_of_whole_models(more_stacks):
     """Here one whose modules share a threshold: they meet calibrated."""
     trim = jm.trim_whole_model(jm.elect, jm.core, density=0.3)
@@ -110,6 +112,7 @@ def test_calibrations_surround_any_merger_of_whole_models(more_stacks):
     assert_same(jm.calibrated_model(trim, PICO)(more_stacks), restored, 1e-9)
 
 
+@pytest.mark.thorough
 def test_options_of_mapping_and_inputs_of_a_call_reach_everyone(stacks):
     merge = jm.calibrated_model(
         jm.each_module(METHODS["knots/dare"].merger),
@@ -137,6 +140,7 @@ def test_trimming_a_model_of_one_module_is_trimming_it(space, density):
     assert distance(jm.dense(merged), jm.dense(alone(stack, weights=WEIGHTS))) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", fit_problem.METHODS)
 def test_applied_coefficients_give_the_updates_of_their_fit(method):
     fitted = fit_problem.run(method, steps=2, steps_per_call=2)

@@ -25,6 +25,7 @@ def test_vision_tower_with_updates_equals_folded_weights():
     )
 
 
+@pytest.mark.thorough
 def test_updates_jit_differentiate_and_vmap():
     apply, params, images = tower()
 

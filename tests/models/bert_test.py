@@ -245,6 +245,7 @@ def test_unknown_outputs_and_heads_are_refused():
         head_from_hub({"score.weight": np.ones(3)}, "score")
 
 
+@pytest.mark.thorough
 def test_bf16_parameters_compute_in_bf16(tmp_path, capfd):
     save_torch(random_reference(0), tmp_path, capfd)
     config, params = load_bert(tmp_path)

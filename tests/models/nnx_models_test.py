@@ -126,6 +126,7 @@ class Net(nnx.Module):
         return x
 
 
+@pytest.mark.thorough
 def test_a_model_of_nnx_is_learned_and_is_not_changed():
     model = Net()
     model.eval()

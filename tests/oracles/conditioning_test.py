@@ -167,6 +167,7 @@ def as_on_other_devices(*arrays, cpu, default):
     return default(*arrays)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", in_turn([*EXAMPLES], quick=3))
 def test_rounding_stays_within_and_comes_near(name, monkeypatch):
     """Other orders of rows and columns round differently, as other processors do.
@@ -190,6 +191,7 @@ def test_rounding_stays_within_and_comes_near(name, monkeypatch):
     assert tolerance / 100 < max(found) < tolerance < conditioning.WIDEST
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("more", [-1, 1])
 def test_one_direction_more_or_fewer_is_an_error(name, more):

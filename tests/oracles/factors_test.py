@@ -84,6 +84,7 @@ def test_peft(entry):
                 assert_close(ours, official, entry.tolerance(dtype), entry.id)
 
 
+@pytest.mark.thorough
 @oracle(*PEFT, where=lambda entry: entry.status == "not-unique")
 def test_equal_magnitudes_at_the_threshold(entry):
     """Twice the same column: PEFT keeps one of two equal entries, ours keeps both."""

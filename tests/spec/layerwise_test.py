@@ -92,6 +92,7 @@ def test_very_large_weights_of_modules(stacks):
 STEPS = ["ties", "elect|trim", "elect|trim_whole_model", "total|dare", "total|della"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", STEPS)
 def test_one_density_of_each_is_the_density_of_all(stacks, step):
     key = jax.random.key(0)

@@ -138,6 +138,7 @@ def test_whole_model_trimming_passes_the_key_on(pair):
     assert any(not np.allclose(first[name], other[name]) for name in pair)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*PRESETS, "lora_lego", "regmean", "ssr"])
 def test_every_method_runs_on_mixed_ranks(name, model):
     merged = run(name, model, weights=[1.0, 0.5, 2.0])

@@ -164,7 +164,7 @@ METHODS: dict[str, Method] = {
     "regmean": Method(jm.regmean, data=True),
     "ssr": Method(jm.ssr, data=True),
     "tsv_m of regmean_adapters": Method(
-        jm.calibrated(jm.tsv_m, of_regmean()), gauge=False, data=True
+        jm.calibrated(jm.tsv_m, of_regmean()), data=True
     ),
     "pico(regmean)": Method(jm.pico(jm.regmean), gauge=False, data=True),
 }

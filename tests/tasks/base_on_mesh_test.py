@@ -76,6 +76,7 @@ def test_encoders_too(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, spread, load_base(tmp_path).params)
 
 
+@pytest.mark.thorough
 def test_a_fit_with_spread_parameters_is_that_with_whole_ones(tmp_path):
     base_folder = causal_samples.base(tmp_path, tied=False)
     mesh = jm.data_mesh()

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import jaxmerge as jm
+from experiments.records import Records
 from jaxmerge.tasks import Base
 from jaxmerge.types import RoutedCores
 
@@ -28,6 +30,31 @@ class Kept(NamedTuple):
 
     of_task: Mapping[str, Updates]
     numbers: int
+
+
+class Way(NamedTuple):
+    """A way of keeping T adapters.
+
+    Attributes:
+      name: in the table.
+      told: what it must be told of an input, such as "the task", otherwise "".
+      keep: from a comparison to what is kept.
+      known: the row of the comparison that measured it already, if any did.
+    """
+
+    name: str
+    told: str
+    keep: Callable[[Any], Kept]
+    known: Mapping[str, str] = {}
+
+
+def of_adapters(keep: Callable[..., Kept], **options: Any) -> Callable[[Any], Kept]:
+    """A way that needs nothing but the adapters of a comparison."""
+
+    def kept(comparison: Any) -> Kept:
+        return keep(comparison.tasks, comparison.stacks, **options)
+
+    return kept
 
 
 def numbers_of(updates: object) -> int:
@@ -61,6 +88,28 @@ def truncated(tasks: Sequence[str], stacks: Stacks, *, rank: int) -> Kept:
     return Kept(found, numbers_of(found))
 
 
+def routed_cores(
+    tasks: Sequence[str],
+    stacks: Stacks,
+    *problem: Any,
+    params: Any,
+    rank: int | None,
+    frozen: bool,
+    rate: float,
+    steps: int,
+    report: Callable[[jm.Progress], None] | None = None,
+) -> Kept:
+    """Routed cores whose gates, or cores too, losses on batches teach, the problem."""
+    fitted = jm.fit(
+        *(jm.core_router(rank=rank, frozen=frozen), tasks, stacks, *problem),
+        optax.adam(optax.cosine_decay_schedule(rate, steps)),
+        steps=steps,
+        params=params,
+        report=report,
+    )
+    return Kept(dict.fromkeys(tasks, fitted.updates), numbers_of(fitted.updates))
+
+
 def half(tasks: int) -> int:
     return tasks // 2
 
@@ -88,6 +137,14 @@ def compressed(
     }
     numbers = sum(int(curve.numbers[components - 1]) for curve in curves.values())
     return Kept(found, numbers)
+
+
+def add_times(records: Records, base: Base, inputs: Any, stacks: Stacks) -> None:
+    """A row for each thing that runs in the model, if there is none yet."""
+    count = len(jax.tree.leaves(inputs)[0])
+    if not records.all(kind="time"):
+        for name, seconds in forward_times(base, inputs, stacks).items():
+            records.add(kind="time", runs=name, seconds=seconds, inputs=count)
 
 
 def forward_times(base: Base, inputs: Any, stacks: Stacks) -> dict[str, float]:

@@ -10,13 +10,11 @@ labels: `STEPS` steps of `BATCH` inputs of each task at one rate, nothing is cho
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-import optax
 import typer
 
 import jaxmerge as jm
@@ -24,13 +22,16 @@ from experiments.evaluation import hits, make_exam, own_hits, shares
 from experiments.intervals import Right
 from experiments.keeping import (
     Kept,
+    Way,
+    add_times,
     all_adapters,
     all_but_one,
     compressed,
-    forward_times,
     half,
     numbers_of,
+    of_adapters,
     one_for_all,
+    routed_cores,
     truncated,
 )
 from experiments.methods import BY_NAME, Fitted
@@ -44,14 +45,6 @@ TEST, TRIED = 1000, 200  # inputs of each task: of the test, and to choose scale
 STEPS, BATCH, RATE, SEED = 200, 8, 0.03, 0
 GROUP_SCALES = (0.25, 0.5)
 TIMED_BATCH = 64
-
-
-class Way(NamedTuple):
-    """A way of keeping T adapters; whether it must be told the task of an input."""
-
-    name: str
-    told: str  # "the task", "the group" or ""
-    keep: Callable[[Experiment], Kept]
 
 
 def one_merge(method: str, experiment: Experiment, *, rank: int | None = None) -> Kept:
@@ -96,25 +89,14 @@ def routed(
     """Routed cores whose gates, or cores too, the adapters teach."""
     learning, tasks = experiment.learning, experiment.tasks
     batches = shuffled_batches(learning.taught, size=BATCH, seed=SEED)
-    fitted = jm.fit(
-        *(jm.core_router(rank=rank, frozen=frozen), tasks, experiment.stacks),
-        *(learning.losses["distillation"], batches),
-        optax.adam(optax.cosine_decay_schedule(RATE, STEPS)),
-        steps=STEPS,
+    return routed_cores(
+        *(tasks, experiment.stacks, learning.losses["distillation"], batches),
         params=learning.suite.base.params,
+        rank=rank,
+        frozen=frozen,
+        rate=RATE,
+        steps=STEPS,
     )
-    return Kept(dict.fromkeys(tasks, fitted.updates), numbers_of(fitted.updates))
-
-
-def of_adapters(
-    keep: Callable[..., Kept], **options: Any
-) -> Callable[[Experiment], Kept]:
-    """A way that needs nothing but the adapters."""
-
-    def kept(experiment: Experiment) -> Kept:
-        return keep(experiment.tasks, experiment.stacks, **options)
-
-    return kept
 
 
 WAYS = (
@@ -188,11 +170,9 @@ def main(
         if records.find(way=way.name) is None and (not only or way.name in only):
             row = records.add(way=way.name, **measure(way, experiment, exam))
             print(way.name, row["numbers"], np.mean(list(row["accuracy"].values())))
-    if not records.all(kind="time") and not only:
-        base, task = experiment.suite.base, experiment.suite.tasks[0]
-        inputs = task.load("validation").first(TIMED_BATCH).inputs
-        for name_of, seconds in forward_times(base, inputs, experiment.stacks).items():
-            records.add(kind="time", runs=name_of, seconds=seconds, inputs=TIMED_BATCH)
+    if not only:
+        inputs = experiment.suite.tasks[0].load("validation").first(TIMED_BATCH).inputs
+        add_times(records, experiment.suite.base, inputs, experiment.stacks)
     (folder / "memory.md").write_text(tables(records), encoding="utf-8")
     draw(records, folder / "memory.png")
 

@@ -9,16 +9,15 @@ of the fourth, which nobody taught them. Each result is a line of
 minutes on one CPU core.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import typer
 
 import jaxmerge as jm
 from experiments.domains4.data import QUERY_VALUE
-from experiments.domains4.run import Comparison, Gains
+from experiments.domains4.run import Comparison, shares
 from experiments.domains4.train import BATCH, report
-from experiments.intervals import difference
 from experiments.records import Records
 from experiments.tables import markdown_table
 from jaxmerge.io import load_peft, open_statistics
@@ -44,9 +43,9 @@ class Inputs:
         self, updates: Mapping[str, jm.Update], domains: tuple[str, ...]
     ) -> dict[str, list[float]]:
         """Nats that each text of test gains over the base."""
-        base = self.comparison.reference("base", "test")["nats"]
         assess = self.comparison.assess["test"]
-        found = {d: base[d] - assess(d, updates).nats for d in domains}
+        nats = {domain: assess(domain, updates).nats for domain in domains}
+        found = self.comparison.gains({"part": "test", "nats": nats})
         return {domain: x.round(4).tolist() for domain, x in found.items()}
 
     def measure_counts(self) -> None:
@@ -98,7 +97,7 @@ class Inputs:
         for row in self.records.all(kind="count"):
             gains = {d: np.asarray(x) for d, x in row["gains"].items()}
             name = f"{row['texts']} of {row['part']}"
-            rows.append([name, *_shares(gains, own)])
+            rows.append([name, *shares(gains, own)])
         head = [f"texts of each domain for {CURVE}", *(f"{d}>" for d in own)]
         return markdown_table([*head, "mean [95 %]"], rows)
 
@@ -109,18 +108,9 @@ class Inputs:
             gains = {}
             for row in self.records.all(kind="unseen", method=method):
                 gains |= {d: np.asarray(x) for d, x in row["gains"].items()}
-            rows.append([f"{method} of the other three", *_shares(gains, own)])
+            rows.append([f"{method} of the other three", *shares(gains, own)])
         head = ["merge", *(f"{d}>" for d in own), "mean [95 %]"]
         return markdown_table(head, rows)
-
-
-def _shares(gains: Gains, own: Gains) -> Iterator[str]:
-    """Shares of what the own adapter gains, and their mean with its interval."""
-    for domain, alone in own.items():
-        yield f"{100 * gains[domain].sum() / alone.sum():.1f}"
-    nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
-    mean = difference([gains], [nothing], own)
-    yield f"**{mean.value:.1f}** [{mean.low:.1f}, {mean.high:.1f}]"
 
 
 def main() -> None:

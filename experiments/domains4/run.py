@@ -11,7 +11,7 @@ a fit in the middle of its steps; ``merging.md`` is the table.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +44,7 @@ class Comparison:
         self.place = place
         self.records = Records(place.results / "merging.jsonl")
         self.adapters = load_peft(place.adapters)
+        self.tasks, self.stacks = place.domains, self.adapters.stacks
         self.base = load_base(place.base, "causal")
         self.assess = {
             part: likelihoods(
@@ -106,9 +107,9 @@ class Comparison:
 
     def compare(self, method: Method) -> None:
         """All candidates on validation, then the best one on test."""
-        rows = [self.measured(method, c, "validation") for c in method.candidates]
-        best = int(np.argmax([self.kept(row) for row in rows]))
-        self.measured(method, method.candidates[best], "test")
+        for candidate in method.candidates:
+            self.measured(method, candidate, "validation")
+        self.measured(method, self.chosen(method.name), "test")
 
     def chosen(self, method: str) -> Candidate:
         """The best candidate of those that were measured on validation so far."""
@@ -177,17 +178,13 @@ class Comparison:
         ]
         rows.sort(key=self.kept, reverse=True)
         own, lines = self.own_gains("test"), []
-        nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
         for row in rows:
             found = self.gains(row)
-            share = difference([found], [nothing], own)
             behind = difference([found], [self.gains(rows[0])], own)
-            each = (100 * found[d].sum() / own[d].sum() for d in own)
             lines.append(
                 [
                     row["method"],
-                    *(f"{value:.1f}" for value in each),
-                    f"**{share.value:.1f}** [{share.low:.1f}, {share.high:.1f}]",
+                    *shares(found, own),
                     _interval(behind) if row is not rows[0] else "",
                     f"`{_chosen(row['candidate'])}`",
                     f"{self.seconds(row['method']):.0f}",
@@ -208,6 +205,15 @@ class Comparison:
             rows.append([title, *(f"{value:.3f}" for value in each)])
         head = ["nats per token", *(f"{d}>" for d in self.place.domains)]
         return markdown_table(head, rows)
+
+
+def shares(gains: Gains, own: Gains) -> Iterator[str]:
+    """Of what the own adapters gain, in %, and their mean with its interval."""
+    for domain, alone in own.items():
+        yield f"{100 * gains[domain].sum() / alone.sum():.1f}"
+    nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
+    mean = difference([gains], [nothing], own)
+    yield f"**{mean.value:.1f}** [{mean.low:.1f}, {mean.high:.1f}]"
 
 
 def _nats(found: Mapping[str, Likelihoods]) -> dict[str, list[float]]:

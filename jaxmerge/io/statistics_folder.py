@@ -163,6 +163,12 @@ class StatisticsFolder:
                     " of the collection, or collect again",
                 )
 
+    def of_adapters(self, adapters: "Adapters") -> "StatisticsFolder":
+        """Those of the tasks of some adapters, `check_all` included."""
+        found = self.of(adapters.names)
+        found.check_all(adapters)
+        return found
+
     def check_all(self, adapters: "Adapters") -> None:
         """`check`, `check_adapters` and `check_files` for these adapters."""
         stacks = described(adapters.stacks)

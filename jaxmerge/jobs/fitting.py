@@ -198,8 +198,7 @@ def learn(
         asked |= {} if limit is None else {"limit": limit}
         told = None
         if stats is not None:
-            of_tasks = io.open_statistics(stats).of(adapters.names)
-            of_tasks.check_all(adapters)
+            of_tasks = io.open_statistics(stats).of_adapters(adapters)
             told = of_tasks.load(adapters.stacks)
             files |= {STATISTICS: {"path": str(stats), "sha256": of_tasks.sha256}}
         identity = work_identity(asked, adapters, unlabeled, files)

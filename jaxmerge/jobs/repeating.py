@@ -107,7 +107,6 @@ def _apply_phi(
     phis = {name: read_finite(file, name) for name in file.infos}
     stats = None
     if STATISTICS in read:
-        folder = open_statistics(read[STATISTICS]).of(adapters.names)
-        folder.check_all(adapters)
+        folder = open_statistics(read[STATISTICS]).of_adapters(adapters)
         stats = folder.load(adapters.stacks)
     return LearnRecipe.from_record(record["recipe"]).apply(adapters, phis, stats)

@@ -95,18 +95,16 @@ def calibrated_model(merger: ModelMerger, *calibrations: Calibration) -> ModelMe
         devices = {"chunk": chunk, "mesh": mesh}
         between = {**devices, "gather": True}
         check_model(merger, stacks)
-        told = {name: extra[name] for name in extra if name in _OF_CALIBRATIONS}
-        seen = map_modules(prepare, stacks, **told, **between) if prepare else stacks
+        around = {name: extra[name] for name in extra if name not in _OF_MERGERS}
+        seen = map_modules(prepare, stacks, **around, **between) if prepare else stacks
         updates = merger(seen, **extra, **between)
-        of_posts = {name: extra[name] for name in extra if name not in _OF_MERGERS}
         devices["gather"] = gather
-        return map_modules(finish, stacks, updates, **of_posts, **devices)
+        return map_modules(finish, stacks, updates, **around, **devices)
 
     return merge
 
 
 _OF_MERGERS = ("key", "sample")  # inputs of a call that nothing around them declares
-_OF_CALIBRATIONS = ("stats",)
 
 
 def _prepare(

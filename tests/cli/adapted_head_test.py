@@ -10,6 +10,7 @@ from learn_samples import TASKS, WIDTH, ask
 import jaxmerge as jm
 from jaxmerge.models.decoder import LM_HEAD
 
+pytest_plugins = ["causal_fixtures"]
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
@@ -26,16 +27,6 @@ def place(tmp_path_factory):
         config["target_modules"] = ["q_proj", LM_HEAD]
         samples.write(folder / "in" / task, tensors, **config)
     return folder
-
-
-@pytest.fixture(scope="module")
-def where(place):
-    return ["--base", place / "base", "--data", place / "data"]
-
-
-@pytest.fixture(scope="module")
-def folders(place):
-    return [place / "in" / task for task in TASKS]
 
 
 def test_nats_are_those_of_transformers_with_peft(place, folders):

@@ -23,6 +23,7 @@ from jaxmerge.reports.scores import evaluation
 from jaxmerge.reports.standings import standings
 from jaxmerge.tasks.next_tokens import counted_tokens
 
+pytest_plugins = ["causal_fixtures"]
 pytestmark = pytest.mark.usefixtures("as_a_user")
 THOROUGH = pytest.mark.thorough
 
@@ -35,16 +36,6 @@ def place(tmp_path_factory):
     causal_samples.adapters(folder / "in")
     causal_samples.texts(folder / "data")
     return folder
-
-
-@pytest.fixture(scope="module")
-def where(place):
-    return ["--base", place / "base", "--data", place / "data"]
-
-
-@pytest.fixture(scope="module")
-def folders(place):
-    return [place / "in" / task for task in TASKS]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from jaxmerge.folders import Folder
 from jaxmerge.jobs.merge_recipe import MergeRecipe
@@ -11,6 +11,8 @@ from jaxmerge.refusals import Message, Option
 
 if TYPE_CHECKING:
     from jaxmerge.io import Plan
+    from jaxmerge.spec import Pipeline
+    from jaxmerge.spec.layerwise import PerModule
 
 _HEADS = Message(
     [
@@ -91,3 +93,53 @@ def plan(
             allow_different_bases=read.get("allow_different_bases", False),
         )
     return Planned(found, recipe, None if out is None else str(out))
+
+
+def plan_merge(
+    folders: Sequence[Folder],
+    pipeline: "str | Pipeline",
+    *,
+    out: Folder,
+    weights: "PerModule | None" = None,
+    densities: "PerModule | None" = None,
+    leave_out: Sequence[str] = (),
+    seed: int | None = None,
+    stats: Folder | None = None,
+    names: Sequence[str] | None = None,
+    base: Folder | None = None,
+    data: Folder | None = None,
+    rank: int | Literal["auto"] | None = None,
+    energy: float | None = None,
+    dense: Literal["error", "truncate", "full"] = "error",
+    force: bool = False,
+    **read: Unpack[ReadOptions],
+) -> Planned:
+    """Shows what `jaxmerge.merge` would do, without JAX; the arguments are its own.
+
+    Returns:
+      `Planned`, with the recipe of the merge.
+
+    Raises:
+      Refusal: what the merge would refuse before it reads any tensor.
+    """
+    from jaxmerge.jobs.merging import check_before, merge_recipe
+
+    recipe = merge_recipe(
+        *(folders, pipeline),
+        weights=weights,
+        densities=densities,
+        leave_out=leave_out,
+        seed=seed,
+        stats=stats,
+    )
+    check_before(
+        *(recipe, out),
+        force=force,
+        inputs=folders,
+        base=base,
+        data=data,
+        rank=rank,
+        energy=energy,
+        dense=dense,
+    )
+    return plan(folders, recipe=recipe, out=out, names=names, **read)

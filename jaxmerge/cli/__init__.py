@@ -24,7 +24,7 @@ from jaxmerge.cli import (
     tune,
     verify,
 )
-from jaxmerge.cli.examples import examples, paragraphs
+from jaxmerge.cli.examples import examples
 from jaxmerge.cli.exits import Commands, stop_as_by_ctrl_c
 from jaxmerge.runtime import limit_threads, return_freed_memory
 
@@ -65,9 +65,7 @@ for _panel, _commands in {
 }.items():
     for _command in _commands:
         _name = _command.__name__
-        app.command(
-            help=paragraphs(_command), rich_help_panel=_panel, epilog=examples(_name)
-        )(_command)
+        app.command(rich_help_panel=_panel, epilog=examples(_name))(_command)
 
 
 def main() -> None:

@@ -1,110 +1,61 @@
 """``jaxmerge bake``: a base model and one adapter in, one full model out."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxmerge.cli import flags
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import (
-    BaseFolder,
-    Dtype,
-    Json,
-    Out,
-    Quiet,
-)
-from jaxmerge.cli.read_flags import with_read_options
+from jaxmerge.cli.read_flags import Reading
 from jaxmerge.jobs.baking import Tied
 from jaxmerge.reports.tables import size
-from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.jobs.baking import Baked
 
 
-@partial(with_read_options, fixed={"heads": "first"})
+@command(reads=Reading(without=("heads",)))
 def bake(
+    console: Console,
+    options: Options,
     *,
-    adapter: Annotated[
-        Path,
-        typer.Argument(help="PEFT folder, weight deltas of a merge, or checkpoint."),
-    ],
-    base: BaseFolder,
-    out: Out,
-    head: Annotated[
-        Path | None,
-        typer.Option(
-            help="Safetensors file with further saved modules, such as one of the "
-            "folder heads of a merge."
-        ),
-    ] = None,
-    new_heads: Annotated[
-        bool,
-        typer.Option(
-            "--new-heads", help="Add saved modules that the base has not, as a head."
-        ),
-    ] = False,
-    tied: Annotated[
-        Tied,
-        typer.Option(
-            help="What becomes of an output layer that shares the embedding's weight, "
-            "where the adapter changes one of them: refuse, give each its own (which "
-            "the adapter computes), or change both (as PEFT's merge does)."
-        ),
-    ] = "error",
-    dequantise: Annotated[
-        bool,
-        typer.Option(
-            "--dequantise",
-            help="Take weights of bitsandbytes (4-bit and 8-bit), GPTQ or AWQ for the "
-            "values that they stand for. The result is not quantised.",
-        ),
-    ] = False,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Dtype of all weights; that of the base unless given."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Name of the adapter to take from a checkpoint of several."),
-    ] = None,
-    read: dict[str, Any],
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replace the folder if bake wrote it, and nothing else."
-        ),
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    adapter: Annotated[Path, typer.Argument()],
+    base: flags.BaseFolder,
+    out: flags.Out,
+    head: Path | None = None,
+    new_heads: bool = False,
+    tied: Tied = "error",
+    dequantise: bool = False,
+    dtype: flags.Dtype = None,
+    task: flags.TaskOfCheckpoint = None,
+    force: flags.Force = False,
 ) -> None:
     """Add an adapter to the weights of its base.
 
     The result is a full model that loads without PEFT. Sums are formed in float32 and
     rounded once; the base is read and written a few rows at a time, so that no model is
     too large. Config, tokenizer and the like come along.
+
+    Args:
+      adapter: PEFT folder, weight deltas of a merge, or checkpoint.
+      head: Safetensors file with further saved modules, such as one of the folder
+        heads of a merge.
+      new_heads: Add saved modules that the base has not, as a head.
+      tied: What becomes of an output layer that shares the embedding's weight, where
+        the adapter changes one of them: refuse, give each its own (which the adapter
+        computes), or change both (as PEFT's merge does).
+      dequantise: Take weights of bitsandbytes (4-bit and 8-bit), GPTQ or AWQ for the
+        values that they stand for. The result is not quantised.
+      dtype: Dtype of all weights; that of the base unless given.
+      force: Replace the folder if bake wrote it, and nothing else.
     """
-    start_jax()
     from jaxmerge.jobs import baking
 
-    console = Console(as_json=as_json, quiet=quiet)
-    found = baking.bake(
-        adapter,
-        base=base,
-        out=out,
-        head=head,
-        new_heads=new_heads,
-        tied=tied,
-        dequantise=dequantise,
-        dtype=dtype,
-        task=task,
-        force=force,
-        progress=console.progress,
-        **read,
-    )
-    console.result(found.to_json(), lambda: _lines(found))
+    found = baking.bake(**options, progress=console.progress)
+    console.show(found, _lines)
 
 
 def _lines(found: "Baked") -> Iterator[str]:

@@ -1,69 +1,53 @@
 """``jaxmerge cluster``: which of many adapters belong together."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxmerge.cli import flags
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import Folders, Json, Names, Quiet, split
-from jaxmerge.cli.read_flags import with_read_options
+from jaxmerge.cli.read_flags import Reading
 from jaxmerge.jobs.clustering import Likeness
-from jaxmerge.runtime import start_jax
+from jaxmerge.reports.tables import table
+
+if TYPE_CHECKING:
+    from jaxmerge.jobs.clustering import Clustered
 
 
-@with_read_options
+@command(reads=Reading())
 def cluster(
+    console: Console,
+    options: Options,
     *,
-    folders: Folders,
-    groups: Annotated[
-        int, typer.Option("--groups", "-g", min=1, help="Number of groups.")
-    ],
-    read: dict[str, Any],
-    by: Annotated[
-        Likeness,
-        typer.Option(
-            help="What is compared: overlaps of directions, or cosines of updates."
-        ),
-    ] = "overlap",
-    names: Names = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    folders: flags.Folders,
+    groups: Annotated[int, typer.Option("--groups", "-g", min=1)],
+    by: Likeness = "overlap",
+    names: flags.Names = None,
 ) -> None:
     """Sort adapters into groups of those that are alike, to be merged one by one.
 
     0 is the likeness of random directions, 1 that of the same ones.
+
+    Args:
+      groups: Number of groups.
+      by: What is compared: overlaps of directions, or cosines of updates.
     """
-    start_jax()
-    from jaxmerge import reports
     from jaxmerge.jobs import clustering
 
-    console = Console(as_json=as_json, quiet=quiet)
-    found = clustering.cluster(
-        folders,
-        groups=groups,
-        by=by,
-        names=split(names),
-        progress=console.progress,
-        **read,
-    )
+    found = clustering.cluster(**options, progress=console.progress)
+    console.show(found, _lines)
 
-    def lines() -> Iterator[Any]:
-        yield reports.table(
-            ("adapters", "alike>", "nearest group", "alike>"),
-            [
-                (
-                    " ".join(group.names),
-                    _shown(group.within),
-                    " ".join(group.nearest),
-                    _shown(group.between),
-                )
-                for group in found.groups
-            ],
-        )
-        yield from (f"note: {note}" for note in found.notes)
 
-    console.result(found.to_json(), lines)
+def _lines(found: "Clustered") -> Iterator[Any]:
+    columns = ("adapters", "alike>", "nearest group", "alike>")
+    rows = [
+        (" ".join(g.names), _shown(g.within), " ".join(g.nearest), _shown(g.between))
+        for g in found.groups
+    ]
+    yield table(columns, rows)
+    yield from (f"note: {note}" for note in found.notes)
 
 
 def _shown(value: float | None) -> str:

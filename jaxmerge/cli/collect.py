@@ -1,115 +1,62 @@
 """``jaxmerge collect``: statistics of the inputs of layers, for merges with them."""
 
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxmerge.cli import flags
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import (
-    BaseFolder,
-    BatchSize,
-    DataFolder,
-    Distributed,
-    Json,
-    Limit,
-    MaxLength,
-    ModelType,
-    Names,
-    Quiet,
-    split,
-)
-from jaxmerge.cli.read_flags import with_read_options
+from jaxmerge.cli.read_flags import Reading
 from jaxmerge.reports.tables import size, span
-from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.jobs.collecting import Collected
 
 
-@partial(with_read_options, fixed={"heads": "keep"})
+@command(reads=Reading(without=("heads",)))
 def collect(
+    console: Console,
+    options: Options,
     *,
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="ADAPTER...", help="PEFT adapter folders."),
-    ] = None,
-    base: BaseFolder,
-    data: DataFolder,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of statistics to create.")
-    ],
-    names: Names = None,
-    modules: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Without adapters: layers by the ends of their names, as PEFT's "
-            "target_modules; --names gives the tasks.",
-        ),
-    ] = None,
+    folders: flags.FoldersOrNone = None,
+    base: flags.BaseFolder,
+    data: flags.DataFolder,
+    out: flags.Out,
+    names: flags.Names = None,
+    modules: flags.NamesOf = None,
     adapted: Annotated[
-        bool | None,
-        typer.Option(
-            "--adapted/--pretrained",
-            help="Inputs in the model with the task's own adapter, as RegMean and SSR "
-            "take them, or in the base as it is, as OSRM does; adapted unless there "
-            "are no adapters.",
-            show_default=False,
-        ),
+        bool | None, typer.Option("--adapted/--pretrained", show_default=False)
     ] = None,
-    limit: Limit = None,
-    batch: BatchSize = 16,
-    max_length: MaxLength = None,
-    task_type: ModelType = None,
-    sketch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="ROWS",
-            help="Keep so many rows of each layer and task instead of n x n.",
-        ),
-    ] = None,
-    read: dict[str, Any],
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replace the folder if it holds statistics alone."
-        ),
-    ] = False,
-    distributed: Distributed = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    limit: flags.Limit = None,
+    batch: flags.BatchSize = 16,
+    max_length: flags.MaxLength = None,
+    task_type: flags.ModelType = None,
+    sketch: Annotated[int | None, typer.Option(min=1, metavar="ROWS")] = None,
+    force: flags.Force = False,
+    distributed: flags.Distributed = False,
 ) -> None:
     """Measure the inputs of the layers that adapters change, on unlabeled data.
 
     Writes one file for each task into a folder for `jaxmerge merge --stats`. The folder
     appears complete or not at all.
+
+    Args:
+      folders: PEFT adapter folders.
+      out: Folder of statistics to create.
+      modules: Without adapters: layers by the ends of their names, as PEFT's
+        target_modules; --names gives the tasks.
+      adapted: Inputs in the model with the task's own adapter, as RegMean and SSR take
+        them, or in the base as it is, as OSRM does; adapted unless there are no
+        adapters.
+      sketch: Keep so many rows of each layer and task instead of n x n.
+      force: Replace the folder if it holds statistics alone.
     """
-    start_jax(distributed=distributed)
     from jaxmerge.jobs import collecting
 
-    console = Console(as_json=as_json, quiet=quiet)
-    found = collecting.collect(
-        folders or (),
-        base=base,
-        data=data,
-        out=out,
-        names=split(names),
-        modules=split(modules),
-        adapted=adapted,
-        limit=limit,
-        batch=batch,
-        max_length=max_length,
-        task_type=task_type,
-        sketch=sketch,
-        force=force,
-        progress=console.progress,
-        **read,
-    )
-    console.result(found.to_json(), lambda: _lines(found))
+    found = collecting.collect(**options, progress=console.progress)
+    console.show(found, _lines)
 
 
 def _lines(found: "Collected") -> Iterator[str]:

@@ -2,145 +2,104 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxmerge.cli import flags
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import (
-    Folders,
-    Force,
-    Json,
-    Names,
-    Out,
-    Quiet,
-    split,
-)
-from jaxmerge.cli.read_flags import with_read_options
-from jaxmerge.runtime import start_jax
+from jaxmerge.cli.read_flags import Reading
+from jaxmerge.reports.tables import table
+
+if TYPE_CHECKING:
+    from jaxmerge.jobs.compressing import Compressed, Restored
 
 
-@with_read_options
+@command(reads=Reading())
 def compress(
+    console: Console,
+    options: Options,
     *,
-    folders: Folders,
-    out: Out,
-    read: dict[str, Any],
-    components: Annotated[
-        int | None,
-        typer.Option(
-            "--components",
-            "-p",
-            min=1,
-            help="Number of components that are kept; one for each adapter, which "
-            "loses nothing, unless given.",
-        ),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Width of the bases that the adapters share; all directions, which "
-            "loses nothing, unless given.",
-        ),
-    ] = None,
-    names: Names = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="PNG file for the errors against what is stored."),
-    ] = None,
-    force: Force = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    folders: flags.Folders,
+    out: flags.Out,
+    components: Annotated[int | None, typer.Option("--components", "-p", min=1)] = None,
+    rank: flags.CountOrNone = None,
+    names: flags.Names = None,
+    plot: Path | None = None,
+    force: flags.Force = False,
 ) -> None:
     """Compress adapters into one folder, from which each can be restored.
 
     Prints what every number of components stores and loses. To save much, lower --rank
     before --components: what `jaxmerge restore` gives is then nearly the same.
+
+    Args:
+      components: Number of components that are kept; one for each adapter, which loses
+        nothing, unless given.
+      rank: Width of the bases that the adapters share; all directions, which loses
+        nothing, unless given.
+      plot: PNG file for the errors against what is stored.
     """
-    start_jax()
-    from jaxmerge import reports
     from jaxmerge.jobs import compressing
 
-    console = Console(as_json=as_json, quiet=quiet)
-    found = compressing.compress(
-        folders,
-        out=out,
-        components=components,
-        rank=rank,
-        names=split(names),
-        plot=plot,
-        force=force,
-        progress=console.progress,
-        **read,
+    found = compressing.compress(**options, progress=console.progress)
+    console.show(found, _compressed_lines)
+
+
+def _compressed_lines(found: "Compressed") -> Iterator[Any]:
+    lost = "nothing is lost" if found.exact else f"error {found.chosen.error:.3f}"
+    yield (
+        f"{found.path}: {len(found.adapters)} adapters, {found.modules} modules, "
+        f"{found.chosen.components} components; {lost}"
     )
-
-    def lines() -> Iterator[Any]:
-        chosen = found.chosen
-        lost = "nothing is lost" if found.exact else f"error {chosen.error:.3f}"
-        yield (
-            f"{found.path}: {len(found.adapters)} adapters, {found.modules} modules, "
-            f"{chosen.components} components; {lost}"
-        )
-        yield ""
-        yield reports.table(
-            ("components>", "numbers>", "of adapters>", "error>", "worst>"),
-            [
-                (
-                    row.components,
-                    f"{row.numbers:,}",
-                    f"{row.share:.2f}",
-                    f"{row.error:.3f}",
-                    f"{row.worst:.3f}",
-                )
-                for row in found.curve
-            ],
-        )
-        yield (
-            f"a core for each adapter in the same bases: {found.core_numbers:,}; the "
-            f"adapters as they are: {found.adapter_numbers:,}"
-        )
-        yield from (f"note: {note}" for note in found.notes)
-        yield from (f"wrote {path}" for path in [found.plot] if path)
-
-    console.result(found.to_json(), lines)
+    yield ""
+    yield table(
+        ("components>", "numbers>", "of adapters>", "error>", "worst>"),
+        [
+            (
+                *(row.components, f"{row.numbers:,}", f"{row.share:.2f}"),
+                *(f"{row.error:.3f}", f"{row.worst:.3f}"),
+            )
+            for row in found.curve
+        ],
+    )
+    yield (
+        f"a core for each adapter in the same bases: {found.core_numbers:,}; the "
+        f"adapters as they are: {found.adapter_numbers:,}"
+    )
+    yield from (f"note: {note}" for note in found.notes)
+    yield from (f"wrote {path}" for path in [found.plot] if path)
 
 
+@command()
 def restore(
+    console: Console,
+    options: Options,
     *,
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder of `jaxmerge compress`.")
-    ],
-    adapter: Annotated[str, typer.Option("--adapter", help="Name of the adapter.")],
-    out: Out,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Rank to truncate to; unless given that which the adapter had, or all "
-            "directions where something was lost.",
-        ),
-    ] = None,
-    ragged: Annotated[
-        bool, typer.Option("--ragged", help="Give each module its own rank.")
-    ] = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER")],
+    adapter: str,
+    out: flags.Out,
+    rank: flags.CountOrNone = None,
+    ragged: flags.Ragged = False,
+    force: flags.Force = False,
 ) -> None:
-    """Restore one of the adapters that were compressed, as a PEFT folder."""
-    start_jax()
+    """Restore one of the adapters that were compressed, as a PEFT folder.
+
+    Args:
+      folder: Folder of `jaxmerge compress`.
+      adapter: Name of the adapter.
+      rank: Rank to truncate to; unless given that which the adapter had, or all
+        directions where something was lost.
+      ragged: Give each module its own rank.
+    """
     from jaxmerge.jobs import compressing
 
-    found = compressing.restore(
-        folder, adapter=adapter, out=out, rank=rank, ragged=ragged, force=force
-    )
+    console.show(compressing.restore(**options), _restored_lines)
 
-    def lines() -> Iterator[str]:
-        kept = "as it was" if found.exact else "nearly as it was"
-        adapter = f"{found.adapter}, {kept}, rank {found.rank}"
-        yield f"{found.path}: {adapter} ({found.dtype})"
-        if found.energy < 1:
-            yield f"  the rank leaves {found.energy:.4f} of a squared norm or more"
 
-    Console(as_json=as_json, quiet=quiet).result(found.to_json(), lines)
+def _restored_lines(found: "Restored") -> Iterator[str]:
+    kept = "as it was" if found.exact else "nearly as it was"
+    yield f"{found.path}: {found.adapter}, {kept}, rank {found.rank} ({found.dtype})"
+    if found.energy < 1:
+        yield f"  the rank leaves {found.energy:.4f} of a squared norm or more"

@@ -6,11 +6,20 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from jaxmerge.processes import writes
 
 _WIDTH_OF_FILES = 200  # columns, where stdout is not a terminal
+
+
+class Result(Protocol):
+    """What the functions of the library give."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+Found = TypeVar("Found", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,10 @@ class Console:
 
     as_json: bool = False
     quiet: bool = False
+
+    def show(self, found: Found, lines: Callable[[Found], Iterable[Any]]) -> None:
+        """Prints a result of the library: as JSON, or as lines for people."""
+        self.result(found.to_json(), lambda: lines(found))
 
     def result(self, document: Any, text: Callable[[], Iterable[Any]]) -> None:
         """Prints what the command found, once.

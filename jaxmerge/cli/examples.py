@@ -1,8 +1,5 @@
 """What stands in the help of every command; the test suite runs the examples."""
 
-import inspect
-from collections.abc import Callable
-
 _RUNS = "runs/cars runs/dtd runs/svhn"
 _WITH_MODEL = f"{_RUNS} --base base --data data"
 
@@ -59,9 +56,3 @@ EXAMPLES = {
 def examples(command: str) -> str:
     """The examples of a command as the end of its help."""
     return "\n\n".join(["Examples:", *EXAMPLES[command]])
-
-
-def paragraphs(command: Callable[..., None]) -> str:
-    """What a command says of itself, a line for each paragraph."""
-    parts = (inspect.getdoc(command) or "").split("\n\n")
-    return "\n\n".join(" ".join(part.split()) for part in parts)

@@ -1,17 +1,26 @@
-"""Options that several commands share."""
+"""Options that several commands share.
 
-import re
+Where the docstring of a command speaks of one, it says the help instead.
+"""
+
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jaxmerge.cli import values
 from jaxmerge.io.options import TaskType
 
-_SHOWING = "What is printed"
-
-Dtype = Literal["float32", "bfloat16", "float16"]
+# without a help of their own: every command says it
+Count = Annotated[int, typer.Option(min=1)]
+CountOrNone = Annotated[int | None, typer.Option(min=1)]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1)]
+SeedOrNone = Annotated[int | None, typer.Option(min=0, max=2**32 - 1)]
+FoldersOrNone = Annotated[list[Path] | None, typer.Argument(metavar="ADAPTER...")]
+OutOrNone = Annotated[Path | None, typer.Option("--out", "-o")]
+Pipeline = Annotated[str, typer.Option("--pipeline", "-p")]
+Preference = Annotated[Any, typer.Option(metavar="P,P,...", parser=values.numbers)]
+NamesOf = Annotated[Any, typer.Option(metavar="NAME,...", parser=values.names)]
 
 Folders = Annotated[
     list[Path],
@@ -19,18 +28,26 @@ Folders = Annotated[
         metavar="ADAPTER...", help="PEFT adapter folders, or files of image models."
     ),
 ]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder written by jaxmerge merge or learn.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to create.")]
-Json = Annotated[
+Force = Annotated[
     bool,
     typer.Option(
-        "--json",
-        rich_help_panel=_SHOWING,
-        help="Print one JSON document, also for an error.",
+        "--force", help="Replace the folder if it holds an adapter and nothing else."
     ),
 ]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", rich_help_panel=_SHOWING, help="Print errors only."),
+Ragged = Annotated[
+    bool, typer.Option("--ragged", help="Give each module its own rank (PEFT only).")
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Dtype of the output; that of the inputs unless given."),
+]
+TaskOfCheckpoint = Annotated[
+    str | None,
+    typer.Option(help="Name of the adapter to take from a checkpoint of several."),
 ]
 Distributed = Annotated[
     bool,
@@ -39,12 +56,8 @@ Distributed = Annotated[
         help="Work with the same command in other processes, as srun starts them.",
     ),
 ]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Replace the folder if it holds an adapter and nothing else."
-    ),
-]
+
+# the base model and what goes through it
 BaseFolder = Annotated[
     Path,
     typer.Option(
@@ -64,14 +77,22 @@ DataFolder = Annotated[
         help=f"Folder with the inputs of each adapter, labels ignored: {DATA_FILES}"
     ),
 ]
+LabeledFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder with the inputs of each task and their classes, numbers from 0 "
+        f"(field label, for CLIP array labels): {DATA_FILES}"
+    ),
+]
 Stats = Annotated[
     Path | None,
     typer.Option(help="Folder of `jaxmerge collect`, for steps that need it."),
 ]
 Names = Annotated[
-    str | None,
+    Any,
     typer.Option(
         metavar="NAME,...",
+        parser=values.names,
         help="Names of the tasks; those of the adapters' folders unless given.",
     ),
 ]
@@ -85,7 +106,6 @@ TextHeads = Annotated[
 ModelType = Annotated[
     TaskType | None,
     typer.Option(
-        "--task-type",
         help="What the adapters are of, classifiers or causal language models; what "
         "their configs say unless given.",
     ),
@@ -104,13 +124,12 @@ Limit = Annotated[
         help="Number of inputs of each task, at even distances; all unless given.",
     ),
 ]
-Memory = Annotated[
+RowLimit = Annotated[
     int | None,
     typer.Option(
-        parser=values.byte_count,
-        metavar="BYTES",
-        help="Bound of the memory for the adapters that are worked on at a time, such "
-        "as 2GB; as little as possible unless given.",
+        min=1,
+        help="Number of rows of each file that are read, at even distances; all "
+        "unless given.",
     ),
 ]
 BatchSize = Annotated[
@@ -124,40 +143,21 @@ MaxLength = Annotated[
         "512, unless given.",
     ),
 ]
+Temperature = Annotated[
+    float, typer.Option(help="Temperature of the predictions that are compared.")
+]
 
-
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """Numbers separated by commas."""
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        pieces = [piece for piece in re.split(r"[^\w.+-]+", text) if piece]
-        plain = len(pieces) > 1 and all(map(_is_number, pieces))
-        hint = f"; write {','.join(pieces)}" if plain else ""
-        raise typer.BadParameter(
-            f"expected numbers separated by commas, got {text!r}{hint}",
-            param_hint=option,
-        ) from None
-
-
-def refuse_loose_numbers(folders: list[Path], weights: str | None) -> None:
-    """Refuses weights that stand apart, where the shell makes folders of them."""
-    loose = [str(f) for f in folders if _is_number(str(f)) and not f.exists()]
-    if loose:
-        together = ",".join([*filter(None, [weights]), *loose])
-        raise typer.BadParameter(
-            f"{', '.join(loose)}: no such folder; if these are weights, write all of "
-            f"them as one, --weights {together}",
-            param_hint="--weights",
-        )
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text) is not None
-
-
-def split(text: str | None) -> list[str] | None:
-    """Names separated by commas."""
-    return None if text is None else text.split(",")
+# of all commands
+_SHOWING = "What is printed"
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        rich_help_panel=_SHOWING,
+        help="Print one JSON document, also for an error.",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", rich_help_panel=_SHOWING, help="Print errors only."),
+]

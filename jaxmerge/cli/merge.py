@@ -1,191 +1,101 @@
 """``jaxmerge merge``: adapter folders in, one adapter folder out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from jaxmerge.cli import flags, values
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.flags import (
-    Distributed,
-    Dtype,
-    Folders,
-    Force,
-    Json,
-    Limit,
-    MaxLength,
-    Memory,
-    ModelType,
-    Names,
-    Out,
-    Quiet,
-    Stats,
-    numbers,
-    refuse_loose_numbers,
-    split,
-)
-from jaxmerge.cli.read_flags import with_read_options
-from jaxmerge.io.files import CONFIG_FILE
-from jaxmerge.reports.tables import size
+from jaxmerge.cli.plan import show
+from jaxmerge.cli.read_flags import Reading
+from jaxmerge.reports.saved import saved_lines
 from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
-    from jaxmerge.io import SaveReport
     from jaxmerge.jobs.merging import Merged
 
+# options of the work, about which nothing is planned
+_WORK = {
+    *("limit", "batch", "max_length", "task_type", "ragged", "dtype", "chunk"),
+    "memory",
+}
 
-Dense = Literal["error", "truncate", "full"]
 
-
-@with_read_options
+@command(reads=Reading(), alone=("dry_run",), starts_jax=False)
 def merge(
+    console: Console,
+    options: Options,
     *,
-    folders: Folders,
-    pipeline: Annotated[
-        str,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            help="Steps such as 'tsv|core|scale(0.2)', or a name "
-            "that `jaxmerge methods` lists.",
-        ),
-    ],
-    out: Out,
+    folders: flags.Folders,
+    pipeline: flags.Pipeline,
+    out: flags.Out,
     weights: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="A weight for each adapter.")
+        Any, typer.Option(metavar="W,W,...", parser=values.numbers)
     ] = None,
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK@BLOCK",
-            help="Leave the adapter of a task out of a block of the model, such as "
-            "cars@encoder.layer.0. Repeatable.",
-        ),
-    ] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(metavar="TASK@BLOCK")] = None,
     densities: Annotated[
-        str | None,
-        typer.Option(
-            metavar="D,D,...", help="A density for each adapter, for density=each."
-        ),
+        Any, typer.Option(metavar="D,D,...", parser=values.numbers)
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=2**32 - 1, help="Seed of the steps that draw at random."
-        ),
+    seed: flags.SeedOrNone = None,
+    stats: flags.Stats = None,
+    names: flags.Names = None,
+    base: Path | None = None,
+    data: Path | None = None,
+    limit: flags.Limit = None,
+    batch: flags.CountOrNone = None,
+    max_length: flags.MaxLength = None,
+    task_type: flags.ModelType = None,
+    rank: Annotated[Any, typer.Option(metavar="N|auto", parser=values.rank)] = None,
+    energy: float | None = None,
+    ragged: flags.Ragged = False,
+    dense: Literal["error", "truncate", "full"] = "error",
+    dtype: flags.Dtype = None,
+    chunk: flags.CountOrNone = None,
+    memory: Annotated[
+        Any, typer.Option(metavar="BYTES", parser=values.byte_count)
     ] = None,
-    stats: Stats = None,
-    names: Names = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="For iteris: Hugging Face folder of the base model."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="For iteris: folder with inputs, as for `jaxmerge learn`."),
-    ] = None,
-    limit: Limit = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="For iteris: inputs in the model at a time; 16 unless given."
-        ),
-    ] = None,
-    max_length: MaxLength = None,
-    task_type: ModelType = None,
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|auto", help="Truncate to a rank; auto is that of the inputs."
-        ),
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Truncate, but keep this share of every squared norm."),
-    ] = None,
-    ragged: Annotated[
-        bool,
-        typer.Option("--ragged", help="Give each module its own rank (PEFT only)."),
-    ] = False,
-    dense: Annotated[
-        Dense,
-        typer.Option(
-            help="Refuse dense results, truncate them, or write weight deltas."
-        ),
-    ] = "error",
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(help="Dtype of the output; that of the inputs unless given."),
-    ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option(min=1, help="Work on this many modules of one shape at a time."),
-    ] = None,
-    memory: Memory = None,
-    read: dict[str, Any],
-    force: Force = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Read headers alone and say what would be done."
-        ),
-    ] = False,
-    distributed: Distributed = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    force: flags.Force = False,
+    dry_run: bool = False,
+    distributed: flags.Distributed = False,
 ) -> None:
     """Merge adapters into one PEFT adapter.
 
     Neither torch nor the base model is needed; methods that use inputs take them from
     statistics, only iteris runs the base. The folder appears complete or not at
     all; an existing one is replaced with --force only.
+
+    Args:
+      pipeline: Steps such as 'tsv|core|scale(0.2)', or a name that `jaxmerge methods`
+        lists.
+      weights: A weight for each adapter.
+      leave_out: Leave the adapter of a task out of a block of the model, such as
+        cars@encoder.layer.0. Repeatable.
+      densities: A density for each adapter, for density=each.
+      seed: Seed of the steps that draw at random.
+      base: For iteris: Hugging Face folder of the base model.
+      data: For iteris: folder with inputs, as for `jaxmerge learn`.
+      batch: For iteris: inputs in the model at a time; 16 unless given.
+      rank: Truncate to a rank; auto is that of the inputs.
+      energy: Truncate, but keep this share of every squared norm.
+      dense: Refuse dense results, truncate them, or write weight deltas.
+      chunk: Work on this many modules of one shape at a time.
+      memory: Bound of the memory for the adapters that are worked on at a time, such
+        as 2GB; as little as possible unless given.
+      dry_run: Read headers alone and say what would be done.
     """
-    from jaxmerge.jobs import merging
+    from jaxmerge.jobs import merging, planning
 
-    refuse_loose_numbers(folders, weights)
-    console = Console(as_json=as_json, quiet=quiet)
-    asked = {
-        "weights": numbers(weights, "--weights"),
-        "leave_out": leave_out or (),
-        "densities": numbers(densities, "--densities"),
-        "seed": seed,
-        "stats": stats,
-    }
-    output = {"rank": _rank(rank), "energy": energy, "dense": dense}
+    _refuse_loose_numbers(folders, weights)
     if dry_run:
-        from jaxmerge.cli.plan import show
-        from jaxmerge.jobs.planning import plan
-
-        recipe = merging.merge_recipe(folders, pipeline, **asked)
-        merging.check_before(
-            recipe, out, force=force, inputs=folders, base=base, data=data, **output
-        )
-        show(console, plan(folders, recipe=recipe, out=out, names=split(names), **read))
+        planned = {k: v for k, v in options.items() if k not in _WORK}
+        show(console, planning.plan_merge(**planned))
         return
     start_jax(distributed=distributed)
-    found = merging.merge(
-        folders,
-        pipeline,
-        out=out,
-        names=split(names),
-        base=base,
-        data=data,
-        limit=limit,
-        batch=batch,
-        max_length=max_length,
-        task_type=task_type,
-        ragged=ragged,
-        dtype=dtype,
-        chunk=chunk,
-        memory=memory,
-        force=force,
-        progress=console.progress,
-        **asked,
-        **output,
-        **read,
-    )
-    console.result(found.to_json(), lambda: merged_lines(found))
+    found = merging.merge(**options, progress=console.progress)
+    console.show(found, merged_lines)
 
 
 def merged_lines(found: "Merged") -> Iterator[str]:
@@ -200,46 +110,18 @@ def merged_lines(found: "Merged") -> Iterator[str]:
         yield f"  without   {', '.join(found.recipe.left_out)}"
     if statistics is not None:
         yield f"  inputs    statistics in {statistics.path}"
-    yield from written_lines(found.saved, found.size, found.seconds, found.notes)
+    yield from saved_lines(found)
 
 
-def written_lines(
-    saved: "SaveReport", count: int, seconds: float, notes: tuple[str, ...]
-) -> Iterator[str]:
-    """What was written, for people."""
-    if saved.rank:
-        needed = saved.max_lora_rank
-        serving = f"--max-lora-rank {needed}" if needed else "takes no such rank"
-        of_peft = CONFIG_FILE in saved.files
-        yield f"  rank      {saved.rank}" + (f" (vLLM: {serving})" if of_peft else "")
-    else:
-        yield "  rank      none: weight deltas, to be added to the base weights"
-    if any(saved.cast_error.values()):
-        yield f"  dtype     {saved.dtype}, cast error {_worst(saved.cast_error, max)}"
-    else:
-        yield f"  dtype     {saved.dtype}, saved without a loss"
-    if any(share < 1 for share in saved.energy.values()):
-        mean = sum(saved.energy.values()) / len(saved.energy)
-        yield f"  energy    {mean:.4f} kept on average, {_worst(saved.energy, min)}"
-    else:
-        yield "  energy    all of it, saving truncated nothing"
-    if saved.omitted:
-        yield f"  omitted   {len(saved.omitted)} modules"
-    yield f"  size      {size(count)}, done in {seconds:.1f} s"
-    yield from (f"  note: {note}" for note in notes)
-
-
-def _worst(values: dict[str, float], pick: Any) -> str:
-    module = pick(values, key=values.__getitem__)
-    word = "at most" if pick is max else "at least"
-    return f"{word} {values[module]:.3g} ({module})"
-
-
-def _rank(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
+def _refuse_loose_numbers(
+    folders: Sequence[Path], weights: Sequence[float] | None
+) -> None:
+    """Refuses weights that stand apart, where the shell makes folders of them."""
+    loose = [str(f) for f in folders if values.is_number(str(f)) and not f.exists()]
+    if loose:
+        together = ",".join([*(f"{weight:.15g}" for weight in weights or ()), *loose])
         raise typer.BadParameter(
-            f"expected a positive number or 'auto', got {text!r}", param_hint="--rank"
+            f"{', '.join(loose)}: no such folder; if these are weights, write all of "
+            f"them as one, --weights {together}",
+            param_hint="--weights",
         )
-    return int(text)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from jaxmerge.cli import flags
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.exits import as_flag
-from jaxmerge.cli.flags import Json
 
 if TYPE_CHECKING:
     from jaxmerge.spec.presets import MethodRow
@@ -23,64 +23,37 @@ def methods(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The named methods as a Markdown table.")
     ] = False,
-    as_json: Json = False,
+    as_json: flags.Json = False,
 ) -> None:
     """List named methods and all pipeline steps."""
-    from jaxmerge.spec import STEPS, method_markdown, method_table
+    from jaxmerge.spec import method_markdown, method_table
+    from jaxmerge.spec.step_table import step_table
 
     if markdown:
         typer.echo(method_markdown(), nl=False)
         return
-    document = {
-        "methods": [_as_json(row) for row in method_table()],
-        "steps": {
-            name: {
-                "kind": step.kind,
-                "usage": usage(name),
-                "says": step.says,
-                "arxiv": step.arxiv,
-                "random": step.random,
-                "statistics": step.statistics,
-                "model": step.kind == "model merger",
-                "learned": step.kind == "learned merger",
-            }
-            for name, step in STEPS.items()
-        },
-    }
-    Console(as_json=as_json).result(document, _lines)
+    rows = [_as_json(row) for row in method_table()]
+    Console(as_json=as_json).result({"methods": rows, "steps": step_table()}, _lines)
 
 
 def _as_json(row: "MethodRow") -> dict[str, Any]:
     needs = {option.name: option.value for option in row.needs}
-    return {**row._asdict(), "needs": needs, "command": command(row)}
+    return {**row._asdict(), "needs": needs, "command": _command(row)}
 
 
-def command(row: "MethodRow") -> str:
+def _command(row: "MethodRow") -> str:
     """The command that merges by a method, with all that it needs."""
     from jaxmerge.spec import parse
 
-    flags = "".join(f" {as_flag(option)}" for option in row.needs)
+    needs = "".join(f" {as_flag(option)}" for option in row.needs)
     verb = "learn" if parse(row.name).learned else "merge"
-    return f"jaxmerge {verb} ADAPTER... --pipeline {row.name}{flags} --out OUT"
-
-
-def usage(name: str) -> str:
-    """A step with its arguments, those that must be given as ``..``."""
-    from jaxmerge.spec.kinds import REQUIRED
-    from jaxmerge.spec.steps import STEPS
-
-    arguments = STEPS[name].arguments
-    given = [
-        f"{keyword}={'..' if argument.default is REQUIRED else argument.default}"
-        for keyword, argument in arguments.items()
-        if argument.default is not None
-    ]
-    return f"{name}({', '.join(given)})" if given else name
+    return f"jaxmerge {verb} ADAPTER... --pipeline {row.name}{needs} --out OUT"
 
 
 def _lines() -> Iterator[str]:
     from jaxmerge.spec import method_table
     from jaxmerge.spec.kinds import Kind
+    from jaxmerge.spec.step_table import usage
     from jaxmerge.spec.steps import STEPS, names_of
 
     yield "Methods: give a name as --pipeline, or write its steps and change them."
@@ -92,7 +65,7 @@ def _lines() -> Iterator[str]:
         if row.pipeline != row.name:
             yield f"      {row.pipeline}"
         yield f"      numbers: {row.source}"
-        yield f"      {command(row)}"
+        yield f"      {_command(row)}"
     yield "\nSteps: rule | rule transforms | space | calibrations | posts"
     yield "       merger or learned merger       | calibrations | posts"
     yield "       model merger                                  | posts"

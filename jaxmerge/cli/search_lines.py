@@ -1,14 +1,15 @@
 """What ``jaxmerge tune`` prints of a search."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from jaxmerge.cli.exits import as_flag
-from jaxmerge.cli.merge import written_lines
-from jaxmerge.cli.values import unlike_default
+from jaxmerge.io.options import ReadOptions
+from jaxmerge.refusals import Option
+from jaxmerge.reports.saved import saved_lines
+from jaxmerge.reports.tables import table
 
 if TYPE_CHECKING:
     from jaxmerge.jobs.tuned import Tuned
@@ -24,8 +25,6 @@ def search_lines(found: "Tuned", again: str) -> Iterator[Any]:
       found: the search.
       again: the command that makes the best merge again.
     """
-    from jaxmerge.reports.tables import table
-
     for text in found.searched:
         yield f"searched  {text}"
     ended = "" if found.finished else ", as many as the budget allows"
@@ -38,9 +37,9 @@ def search_lines(found: "Tuned", again: str) -> Iterator[Any]:
         yield f"and {len(found.rows) - len(best)} more"
     yield f"repeat    {again}"
     if found.merged is not None:
-        saved = found.merged
-        yield f"{saved.saved.path}: the best merge, {len(saved.saved.energy)} modules"
-        yield from written_lines(saved.saved, saved.size, saved.seconds, saved.notes)
+        saved = found.merged.saved
+        yield f"{saved.path}: the best merge, {len(saved.energy)} modules"
+        yield from saved_lines(found.merged)
     yield from (f"note: {note}" for note in found.notes)
     yield from (f"wrote {path}" for path in (found.trace, found.plot) if path)
 
@@ -63,20 +62,40 @@ def _weights(weights: tuple[float, ...]) -> str:
     return f"--weights {','.join(map(str, weights))}"
 
 
-def repetition(
-    found: "Tuned", folders: Sequence[Path], options: Mapping[str, Any]
-) -> str:
+def repetition(found: "Tuned", options: Mapping[str, Any]) -> str:
     """The command that makes the best merge again.
 
     Args:
       found: the best merge.
-      folders: the adapters.
-      options: others of merge, as they were given here.
+      options: of the search.
     """
-    parts = ["jaxmerge merge", *(quote(str(folder)) for folder in folders)]
+    parts = ["jaxmerge merge", *(quote(str(folder)) for folder in options["folders"])]
     parts += [f"--pipeline {quote(found.pipeline)}"]
     parts += [_weights(found.weights)] if found.weights else []
     parts += [f"--leave-out {quote(entry)}" for entry in found.leave_out]
     parts += [] if found.seed is None else [f"--seed {found.seed}"]
-    parts += [as_flag(option) for option in unlike_default(options)]
+    parts += [as_flag(option) for option in _unlike_default(options)]
     return " ".join([*parts, "--out OUT"])
+
+
+def _unlike_default(options: Mapping[str, Any]) -> list[Option]:
+    """Options of a search that its merge needs too, as they would be given.
+
+    >>> options = {"heads": "error", "lora_alpha": {"q": 8.0}, "points": 5}
+    >>> [(option.name, option.value) for option in _unlike_default(options)]
+    [('lora_alpha', ('q=8.0',))]
+    """
+    defaults = {**vars(ReadOptions()), "hub": False, "dense": "error"}
+    defaults |= dict.fromkeys(("stats", "names", "dtype"))
+    changed = {k: options[k] for k in defaults if k in options}
+    return [
+        Option(name, ",".join(value) if name == "names" else _as_text(value))
+        for name, value in changed.items()
+        if value != defaults[name]
+    ]
+
+
+def _as_text(value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={each}" for name, each in value.items())
+    return tuple(value) if isinstance(value, tuple | list) else str(value)

@@ -1,87 +1,84 @@
-"""What flags of reading say, as the values of the options."""
+"""What flags say, as the values of the options."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from jaxmerge.io.options import ReadOptions
-from jaxmerge.refusals import Option
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return text.split(",")
 
 
-def axis(text: str) -> int:
-    """The axis of stacked layers."""
-    if text not in ("0", "1"):
-        raise typer.BadParameter(
-            f"expected 0, 1 or none, got {text!r}", param_hint="--scan-axis"
-        )
-    return int(text)
-
-
-def alphas(entries: list[str]) -> Any:
-    """One alpha for all modules, or a table by names."""
-    found = {}
-    for entry in entries:
-        name, _, value = entry.rpartition("=")
-        found[name] = alpha(value, "--lora-alpha")
-    if "" not in found:
-        return found or None
-    if len(found) > 1 or len(entries) > 1:
-        raise typer.BadParameter(
-            "give one alpha for all modules, or alphas by name",
-            param_hint="--lora-alpha",
-        )
-    return found[""]
-
-
-def alpha(text: str | None, option: str) -> float | str | None:
-    """A number, or the word "rank"."""
-    if text in (None, "rank"):
-        return text
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas."""
     try:
-        return float(text)
+        return [float(part) for part in text.split(",")]
     except ValueError:
+        pieces = [piece for piece in re.split(r"[^\w.+-]+", text) if piece]
+        plain = len(pieces) > 1 and all(map(is_number, pieces))
+        hint = f"; write {','.join(pieces)}" if plain else ""
         raise typer.BadParameter(
-            f"expected a number or 'rank', got {text!r}", param_hint=option
+            f"expected numbers separated by commas, got {text!r}{hint}"
         ) from None
 
 
-def vera_inputs(entries: list[str]) -> int | dict[str, int] | None:
-    """One size for all modules, or a table by names."""
-    sizes = {}
-    for entry in entries:
-        name, _, count = entry.rpartition("=")
-        if not count.isdecimal():
-            raise typer.BadParameter(
-                f"expected a size or name=size, got {entry!r}",
-                param_hint="--vera-input",
-            )
-        sizes[name] = int(count)
-    if "" not in sizes:
-        return sizes or None
-    if len(sizes) > 1:
-        raise typer.BadParameter(
-            "give one size for all modules, or sizes by name", param_hint="--vera-input"
-        )
-    return sizes[""]
+def is_number(text: str) -> bool:
+    """Whether a text is a number as people write it.
 
-
-def unlike_default(options: Mapping[str, Any]) -> list[Option]:
-    """Options of `jaxmerge.merge` that are not its defaults, as they would be given.
-
-    >>> unlike_default({"heads": "error", "lora_alpha": {"q": 8.0}})[0].value
-    ('q=8.0',)
+    >>> is_number("-.5"), is_number("2e-1"), is_number("nan")
+    (True, True, False)
     """
-    defaults = {**vars(ReadOptions()), "hub": False, "dense": "error"}
-    changed = {k: v for k, v in options.items() if v != defaults.get(k)}
-    return [Option(name, _as_text(value)) for name, value in changed.items()]
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text) is not None
 
 
-def _as_text(value: Any) -> str | tuple[str, ...]:
-    if isinstance(value, Mapping):
-        return tuple(f"{name}={each}" for name, each in value.items())
-    return tuple(value) if isinstance(value, tuple | list) else str(value)
+def rank(text: str) -> int | str:
+    """A rank, or the word "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"expected a positive number or 'auto', got {text!r}")
+    return int(text)
+
+
+def axis(text: str) -> int | str:
+    """The axis of stacked layers, or the word "none"."""
+    if text not in ("0", "1", "none"):
+        raise typer.BadParameter(f"expected 0, 1 or none, got {text!r}")
+    return text if text == "none" else int(text)
+
+
+def alpha(text: str) -> float | str:
+    """A number, or the word "rank"."""
+    try:
+        return text if text == "rank" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number or 'rank', got {text!r}") from None
+
+
+def alphas(entries: list[str] | None) -> Any:
+    """One alpha for all modules, or a table by names; None where none is given."""
+    return _one_or_table(entries or [], alpha, "alpha")
+
+
+def vera_inputs(entries: list[str] | None) -> Any:
+    """One size for all modules, or a table by names; None where none is given."""
+    for entry in entries or []:
+        if not entry.rpartition("=")[2].isdecimal():
+            raise typer.BadParameter(f"expected a size or name=size, got {entry!r}")
+    return _one_or_table(entries or [], int, "size")
+
+
+def _one_or_table(entries: list[str], value_of: Callable[[str], Any], what: str) -> Any:
+    pairs = [entry.rpartition("=")[::2] for entry in entries]
+    found = {name: value_of(value) for name, value in pairs}
+    if "" not in found:
+        return found or None
+    if len(entries) > 1:
+        raise typer.BadParameter(f"give one {what} for all modules, or {what}s by name")
+    return found[""]
 
 
 _UNITS = {

@@ -1,15 +1,15 @@
 """``jaxmerge verify``: computes a merged folder again from its own record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jaxmerge.cli import flags
+from jaxmerge.cli.command import Options, command
 from jaxmerge.cli.console import Console
 from jaxmerge.cli.exits import CannotBeRepeated, VerificationFailed
-from jaxmerge.cli.flags import Json, Quiet
-from jaxmerge.runtime import start_jax
 
 if TYPE_CHECKING:
     from jaxmerge.jobs.verifying import Verified
@@ -17,36 +17,17 @@ if TYPE_CHECKING:
 _SHOWN = 20  # differences
 
 
+@command()
 def verify(
+    console: Console,
+    options: Options,
     *,
-    folder: Annotated[
-        Path, typer.Argument(help="Folder written by jaxmerge merge or learn.")
-    ],
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Where the inputs are now, in their order, if they moved."),
-    ] = None,
-    stats: Annotated[
-        Path | None, typer.Option(help="Where the statistics are now, if they moved.")
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Where the base model is now, if the merge ran it."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Where the inputs of the base model are now, if they moved."),
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Relative difference of a module that counts as rounding; by default "
-            "1e-4, and more for half precision.",
-        ),
-    ] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    folder: flags.Folder,
+    inputs: Annotated[list[Path] | None, typer.Argument()] = None,
+    stats: Path | None = None,
+    base: Path | None = None,
+    data: Path | None = None,
+    tolerance: Annotated[float | None, typer.Option(min=0)] = None,
 ) -> None:
     """Compute a merged folder again and compare.
 
@@ -55,21 +36,19 @@ def verify(
     repeated. Exit code 1 if anything differs by more than rounding, and 2 if nothing
     does but a step of the merge is not jaxmerge's own, so that it cannot be repeated
     here.
+
+    Args:
+      inputs: Where the inputs are now, in their order, if they moved.
+      stats: Where the statistics are now, if they moved.
+      base: Where the base model is now, if the merge ran it.
+      data: Where the inputs of the base model are now, if they moved.
+      tolerance: Relative difference of a module that counts as rounding; by default
+        1e-4, and more for half precision.
     """
-    start_jax()
     from jaxmerge.jobs import verifying
 
-    console = Console(as_json=as_json, quiet=quiet)
-    found = verifying.verify(
-        folder,
-        inputs,
-        stats=stats,
-        base=base,
-        data=data,
-        tolerance=tolerance,
-        progress=console.progress,
-    )
-    console.result(found.to_json(), lambda: _lines(found))
+    found = verifying.verify(**options, progress=console.progress)
+    console.show(found, _lines)
     if found.serious:
         raise VerificationFailed(
             f"{folder}: not verified, {len(found.serious)} differences from its record"
@@ -82,7 +61,7 @@ def verify(
         )
 
 
-def _lines(found: "Verified"):
+def _lines(found: "Verified") -> Iterator[str]:
     serious, path = found.serious, found.path
     if found.missing_steps and not serious:
         inputs = len(found.record["inputs"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmerge.cli import flags
 from jaxmerge.cli.console import Console
-from jaxmerge.cli.read_flags import Reading
+from jaxmerge.cli.read_flags import Reading, as_tables
 from jaxmerge.cli.signature import flags_of, said_by
 from jaxmerge.runtime import start_jax
 
@@ -53,7 +53,8 @@ def command(
                 for name, value in given.items()
                 if name not in ours and value is not None and value != []
             }
-            function(console, options, **{flag.name: given[flag.name] for flag in own})
+            own_values = {flag.name: given[flag.name] for flag in own}
+            function(console, as_tables(options), **own_values)
 
         signed: Any = run  # typer reads these three
         parameters = [*own, *printing, *reading]

@@ -33,6 +33,25 @@ class Reading:
         return [flag for name, flag in known.items() if name not in self.without]
 
 
+def as_tables(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with one value or table where a flag may be repeated.
+
+    typer would make a list of it again.
+    """
+    found = dict(options)
+    for name, flag, of in (
+        ("lora_alpha", "--lora-alpha", values.alphas),
+        ("vera_inputs", "--vera-input", values.input_sizes),
+    ):
+        if name in found:
+            try:
+                found[name] = of(found[name])
+            except typer.BadParameter as error:
+                error.param_hint = repr(flag)
+                raise
+    return found
+
+
 def _read_options(
     *,
     heads: Annotated[HeadPolicy, typer.Option(metavar="POLICY")] = "error",
@@ -49,17 +68,11 @@ def _read_options(
         list[str] | None, typer.Option("--ignore-config-key")
     ] = None,
     vera_inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--vera-input", metavar="SIZE|NAME=SIZE", callback=values.vera_inputs
-        ),
+        list[str] | None, typer.Option("--vera-input", metavar="SIZE|NAME=SIZE")
     ] = None,
     layout: Annotated[Layout | None, typer.Option(metavar="NAME")] = None,
     lora_alpha: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--lora-alpha", "--alpha", metavar="ALPHA", callback=values.alphas
-        ),
+        list[str] | None, typer.Option("--lora-alpha", "--alpha", metavar="ALPHA")
     ] = None,
     scan_axis: Annotated[
         Any, typer.Option(metavar="0|1|none", parser=values.axis)

@@ -58,24 +58,30 @@ def alpha(text: str) -> float | str:
         raise typer.BadParameter(f"expected a number or 'rank', got {text!r}") from None
 
 
-def alphas(entries: list[str] | None) -> Any:
-    """One alpha for all modules, or a table by names; None where none is given."""
-    return _one_or_table(entries or [], alpha, "alpha")
+def alphas(entries: list[str]) -> Any:
+    """One alpha for all modules, or a table by names."""
+    return _one_or_table(entries, lambda entry: alpha(_value(entry)), "alpha")
 
 
-def vera_inputs(entries: list[str] | None) -> Any:
-    """One size for all modules, or a table by names; None where none is given."""
-    for entry in entries or []:
-        if not entry.rpartition("=")[2].isdecimal():
-            raise typer.BadParameter(f"expected a size or name=size, got {entry!r}")
-    return _one_or_table(entries or [], int, "size")
+def input_sizes(entries: list[str]) -> Any:
+    """One size for all modules, or a table by names."""
+    return _one_or_table(entries, _size, "size")
+
+
+def _size(entry: str) -> int:
+    if not _value(entry).isdecimal():
+        raise typer.BadParameter(f"expected a size or name=size, got {entry!r}")
+    return int(_value(entry))
+
+
+def _value(entry: str) -> str:
+    return entry.rpartition("=")[2]
 
 
 def _one_or_table(entries: list[str], value_of: Callable[[str], Any], what: str) -> Any:
-    pairs = [entry.rpartition("=")[::2] for entry in entries]
-    found = {name: value_of(value) for name, value in pairs}
+    found = {entry.rpartition("=")[0]: value_of(entry) for entry in entries}
     if "" not in found:
-        return found or None
+        return found
     if len(entries) > 1:
         raise typer.BadParameter(f"give one {what} for all modules, or {what}s by name")
     return found[""]

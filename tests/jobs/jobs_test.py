@@ -10,6 +10,7 @@ from learn_samples import TASKS
 
 import jaxmerge as jm
 from jaxmerge import cli
+from jaxmerge.jobs.planning import plan_merge
 
 JOBS = (
     *("merge", "learn", "tune", "evaluate", "check", "collect", "inspect", "plan"),
@@ -76,6 +77,13 @@ def test_jobs_give_the_reports_of_their_commands(place):
     assert merged.saved.files == {**said["files"], **_records(merged.saved.files)}
     check_reports(
         (jm.plan(folders, heads="keep"), ["plan", *folders, "--heads", "keep"]),
+        (
+            plan_merge(folders, "concat", out=place / "p", heads="keep"),
+            [
+                *("merge", *folders, "-p", "concat", "--heads", "keep"),
+                *("-o", place / "p", "--chunk", 2, "--dry-run"),
+            ],
+        ),
         (jm.inspect(folders), ["inspect", *folders]),
         (jm.verify(place / "a"), ["verify", place / "a"]),
         (

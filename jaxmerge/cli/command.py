@@ -46,15 +46,15 @@ def command(
         @functools.wraps(function)
         def run(**given: Any) -> None:
             console = _console(**{flag.name: given.pop(flag.name) for flag in printing})
-            if starts_jax:
-                start_jax(distributed=given.get("distributed", False))
             options = {
                 name: value
                 for name, value in given.items()
                 if name not in ours and value is not None and value != []
             }
-            own_values = {flag.name: given[flag.name] for flag in own}
-            function(console, as_tables(options), **own_values)
+            options = as_tables(options)
+            if starts_jax:
+                start_jax(distributed=given.get("distributed", False))
+            function(console, options, **{flag.name: given[flag.name] for flag in own})
 
         signed: Any = run  # typer reads these three
         parameters = [*own, *printing, *reading]

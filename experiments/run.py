@@ -35,6 +35,7 @@ from experiments.methods import (
     Fitted,
     Trained,
 )
+from experiments.one_lora import load_factors, save_factors
 from experiments.records import Records, packed
 from experiments.settings import Settings
 from experiments.suite import batches
@@ -204,15 +205,9 @@ class Experiment:
         folder = self._folder(method, candidate, seed)
         path = folder / f"{candidate['steps']}.npz"
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
 
             def keep(step: int, factors: Factors) -> None:
-                flat = {
-                    f"{name}.{part}": value
-                    for name, update in factors.items()
-                    for part, value in update._asdict().items()
-                }
-                np.savez(folder / f"{step}.npz", **flat)
+                save_factors(folder / f"{step}.npz", factors)
 
             self.learning.train(
                 method.loss,
@@ -222,10 +217,7 @@ class Experiment:
                 report=keep,
                 report_every=self.settings.longest_fit // LOOKS // 2,
             )
-        found = dict(np.load(path))
-        names = {key.rpartition(".")[0] for key in found}
-        factors = {n: jm.LowRank(b=found[f"{n}.b"], a=found[f"{n}.a"]) for n in names}
-        return scaled(factors, self.settings.reference)
+        return scaled(load_factors(path), self.settings.reference)
 
     def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

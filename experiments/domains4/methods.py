@@ -3,8 +3,8 @@
 from itertools import product
 from typing import Any, NamedTuple
 
-# "pipeline" or "lora", the loss of one LoRA adapter; and of a fit "rate", "steps" and
-# "texts", and its "unit" where that is not the model
+# "pipeline" or "lora", the loss of one LoRA adapter; of what learns "texts", "rate" and
+# "steps", and its "unit" where that is not the model
 Candidate = dict[str, Any]
 
 STEPS = 30
@@ -54,6 +54,11 @@ def taught(
     fit |= {} if unit == "model" else {"unit": unit}
     candidates = tuple(fit | {"rate": rate} for rate in rates or RATES)
     return Method(name, candidates, seeds=seeds)
+
+
+def by_layers(name: str, pipeline: str, *, texts: str = "validation") -> Method:
+    """A merge that learns the outputs of each layer in closed form."""
+    return Method(name, ({"pipeline": pipeline, "texts": texts, "unit": "layer"},))
 
 
 def one_lora(
@@ -119,6 +124,7 @@ METHODS = (
         unit="block",
         seeds=1,
     ),
+    by_layers("TARA-B by layers", "tara_b"),
     one_lora("One LoRA, taught", "distillation"),
     one_lora("One LoRA, completions", "labels"),
     one_lora("One LoRA, joint training", "labels", steps=LONGER, texts="train"),

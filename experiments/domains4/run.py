@@ -39,6 +39,7 @@ from jaxmerge.tasks.sample import read_sample
 PARTS = ("validation", "test")
 LIMIT = 200  # texts of a domain that a merge learns from
 FIRST_SEED = 0
+FIT = ("unit", "rate", "steps")  # of a candidate, where they are not as usual
 REPORT = 10  # steps of One LoRA between two lines of progress
 
 
@@ -165,12 +166,10 @@ class Comparison(Results):
                 data=self.place.texts(candidate["texts"]),
                 stats=self.stats_folder if pipeline.statistics else None,
                 out=out,
-                unit=candidate.get("unit", "model"),
                 limit=LIMIT,
                 batch=method.batch,
-                rate=candidate["rate"],
-                steps=candidate["steps"],
                 seed=seed,
+                **{name: candidate[name] for name in FIT if name in candidate},
             )
         return jm.task_updates(load_peft([out]).stacks, 0)
 

@@ -124,6 +124,7 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
             seeds=2,
         ),
         methods.taught("By blocks", "tara_b", 2e-2, steps=2, unit="block", seeds=1),
+        methods.by_layers("By layers", "tara_b"),
         methods.one_lora("One LoRA, taught", "distillation", 3e-2, steps=40),
         methods.one_lora(
             "One LoRA, joint training", "labels", 3e-2, steps=40, texts="train"

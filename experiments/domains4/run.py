@@ -23,7 +23,7 @@ import typer
 
 import jaxmerge as jm
 from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
-from experiments.domains4.methods import BY_NAME, METHODS, Candidate, Method
+from experiments.domains4.methods import BY_NAME, METHODS, SEEDS, Candidate, Method
 from experiments.domains4.problem import Problem, learning_problem
 from experiments.domains4.report import write_report
 from experiments.domains4.results import Results
@@ -94,11 +94,11 @@ class Comparison(Results):
             self.records.add(kind=kind, part=part, nats=_nats(found), tokens=tokens)
             report(f"{part:10} {kind}")
 
-    def compare(self, method: Method) -> None:
-        """All candidates on validation, then the best one on test."""
+    def compare(self, method: Method, seeds: int) -> None:
+        """All candidates on validation, then the best one on test, with some seeds."""
         for candidate in method.candidates:
             self.measured(method, candidate, "validation")
-        for seed in range(method.seeds):
+        for seed in range(min(method.seeds, seeds)):
             self.measured(method, self.chosen(method.name), "test", seed)
 
     def measured(
@@ -204,14 +204,14 @@ class Comparison(Results):
         return learning_problem(loss, self.base, self.adapters, texts, **how)
 
 
-def run(place: Place, methods: Sequence[Method]) -> str:
+def run(place: Place, methods: Sequence[Method], *, seeds: int = SEEDS) -> str:
     """What is left of the comparison, and its table."""
     comparison = Comparison(place)
     for part in PARTS:
         for kind in ("base", "own"):
             comparison.measure_reference(kind, part)
     for method in methods:
-        comparison.compare(method)
+        comparison.compare(method, seeds)
     return write_report(comparison, place)
 
 
@@ -225,6 +225,7 @@ def main(
     linear: Annotated[
         bool, typer.Option("--linear", help="adapters of all linear layers")
     ] = False,
+    seeds: Annotated[int, typer.Option(help="of a fit at most")] = SEEDS,
 ) -> None:
     """Runs the comparison, or what is left of it."""
     start_jax()
@@ -232,7 +233,7 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(BY_NAME)}")
     methods = [BY_NAME[name] for name in only] if only else METHODS
-    report(run(LINEAR if linear else QUERY_VALUE, methods))
+    report(run(LINEAR if linear else QUERY_VALUE, methods, seeds=seeds))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,11 @@ METHODS = (
     by_layers("TARA-B by layers", "tara_b"),
     one_lora("One LoRA, taught", "distillation"),
     one_lora("One LoRA, completions", "labels"),
-    one_lora("One LoRA, joint training", "labels", steps=LONGER, texts="train"),
+    one_lora(
+        *("One LoRA, joint training", "labels", ALL_FACTORS_RATES[0]),
+        steps=LONGER,
+        texts="train",
+    ),
     taught("TARA-B, longer", "tara_b", RATES[-1], steps=LONGER, texts="train", seeds=1),
 )
 BY_NAME = {method.name: method for method in METHODS}

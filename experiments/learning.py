@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 import jaxmerge as jm
-from experiments.lora import Factors, initial_factors, lora_shapes, scaled
+from experiments.lora import Factors
+from experiments.one_lora import train_one_lora
 from experiments.settings import Settings
 from experiments.suite import Split, Suite
 from experiments.unlabeled import learning_examples, shuffled_batches
@@ -194,7 +195,7 @@ class Learning:
         report: Callable[[int, Factors], None] | None = None,
         report_every: int = 25,
     ) -> Factors:
-        """Trains one adapter for all tasks, from PEFT's start, by Adam.
+        """Trains one adapter for all tasks on the batches that a fit sees.
 
         Args:
           loss: "distillation" or "labels".
@@ -204,35 +205,17 @@ class Learning:
           report: called with the finished steps and the factors.
           report_every: steps in one compiled call.
         """
-        base, lora = self.suite.base, self.settings.reference
-        key = jax.random.key(seed)
-        shapes = lora_shapes(base.params, lora.targets)
-        factors = initial_factors(shapes, lora.rank, key)
-        optimizer, losses = optax.adam(rate), self.losses[loss]
-
-        def objective(factors: Factors, params: Any, batch: Any) -> jax.Array:
-            found = losses(params, scaled(factors, lora), batch)
-            return jnp.mean(jnp.stack(list(found.values())))
-
-        @jax.jit
-        def run(state: Any, params: Any, several: Any) -> Any:
-            def step(state: Any, batch: Any) -> tuple[Any, None]:
-                factors, moments = state
-                change = jax.grad(objective)(factors, params, batch)
-                change, moments = optimizer.update(change, moments, factors)
-                return (optax.apply_updates(factors, change), moments), None
-
-            return jax.lax.scan(step, state, several)[0]
-
-        source = self._batches(loss, seed, self.settings.learning_batch)
-        state = (factors, optimizer.init(factors))
-        for done in range(0, steps, report_every):
-            some = list(itertools.islice(source, min(report_every, steps - done)))
-            several = jax.tree.map(lambda *x: jnp.stack(x), *some)
-            state = run(state, base.params, several)
-            if report is not None:
-                report(done + len(some), state[0])
-        return state[0]
+        return train_one_lora(
+            self.losses[loss],
+            self._batches(loss, seed, self.settings.learning_batch),
+            self.settings.reference,
+            params=self.suite.base.params,
+            rate=rate,
+            steps=steps,
+            seed=seed,
+            report=report,
+            report_every=report_every,
+        )
 
     def _scalarise(self, recipe: LearnRecipe, tasks: Sequence[str]) -> Any:
         if recipe.loss == "distillation":

@@ -2,14 +2,16 @@
 
 A closed-form method is some pipelines, each with some scales, and may take statistics
 of unlabeled inputs; a learned one is a fit with some learning rates, looked at after
-some numbers of steps. `BUDGET` candidates of every method are measured on validation,
-and the best one goes to test.
+some numbers of steps. `BUDGET` candidates of every method, or fewer, are measured on
+validation, and the best one goes to test.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+from experiments.settings import Settings
 from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.spec import parse
 
@@ -49,12 +51,14 @@ class Fitted:
         serves best, or "entropy" as the papers have it, from the scale of the best task
         arithmetic on validation.
       rates: of the optimiser.
+      steps: of a candidate each; by default those of the settings, in `LOOKS` parts.
     """
 
     name: str
     pipeline: str
     loss: str = "distillation"
     rates: tuple[float, ...] = RATES
+    steps: tuple[int, ...] = ()
 
     def recipe(self, candidate: Mapping[str, Any], **options: Any) -> LearnRecipe:
         """The fit of a candidate: a rate, and a number of steps."""
@@ -86,6 +90,25 @@ class Trained:
     rates: tuple[float, ...] = ALL_FACTORS_RATES
 
 
+Method = ClosedForm | Fitted | Trained
+
+
+def candidates(method: Method, settings: Settings) -> list[dict[str, Any]]:
+    """What is tried on validation; longer fits first, for they leave shorter ones."""
+    if isinstance(method, ClosedForm):
+        scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
+        pairs = product(method.pipelines, scales)
+        return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
+    longest, given = settings.longest_fit, getattr(method, "steps", ())
+    steps = given or [longest * look // LOOKS for look in range(LOOKS, 0, -1)]
+    return [{"rate": rate, "steps": n} for rate, n in product(method.rates, steps)]
+
+
+def is_random(method: Method, candidate: Mapping[str, Any]) -> bool:
+    """Whether another seed gives another merge."""
+    return not isinstance(method, ClosedForm) or parse(candidate["pipeline"]).random
+
+
 def _with_density(pipeline: str, *densities: float) -> tuple[str, ...]:
     return tuple(pipeline.format(density) for density in densities)
 
@@ -94,7 +117,7 @@ def _with_ridge(pipeline: str, *ridges: float) -> tuple[str, ...]:
     return tuple(pipeline.format(ridge) for ridge in ridges)
 
 
-METHODS = (
+METHODS: tuple[Method, ...] = (
     ClosedForm("Task arithmetic", ("concat",)),
     ClosedForm(
         "TIES",
@@ -145,5 +168,6 @@ METHODS = (
     Fitted("TARA-B, entropy", "tara_b", "entropy", ENTROPY_RATES),
     Fitted("TARA-A, entropy", "tara_a", "entropy", ENTROPY_RATES),
     Fitted("AdaMerging, entropy", "adamerging", "entropy", ENTROPY_RATES),
+    Fitted("TARA-B, as published", "tara_b", "entropy", ENTROPY_RATES[:1], (500,)),
 )
 BY_NAME = {method.name: method for method in METHODS}

@@ -130,8 +130,15 @@ def _behind(line: Line) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) -> None:
-    """Bars of the means, with a dot for every task."""
+def draw(
+    path: Path,
+    tasks: Sequence[str],
+    base: Line,
+    lines: Sequence[Line],
+    *,
+    axis: str = "accuracy on test, in % of the task's own adapter",
+) -> None:
+    """Bars of the means, with a dot for every task; ``axis`` says what they are."""
     shown = [*reversed(lines), base]
     figure = Figure(figsize=(8, 0.34 * len(shown) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +150,7 @@ def draw(path: Path, tasks: Sequence[str], base: Line, lines: Sequence[Line]) ->
         dots = [line.normalised[index] for line in shown]
         axes.plot(dots, places, "o", markersize=4, label=task)
     axes.set_yticks(places, [line.method for line in shown])
-    axes.set_xlabel("accuracy on test, in % of the task's own adapter")
+    axes.set_xlabel(axis)
     axes.legend(fontsize=7, loc="lower left", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

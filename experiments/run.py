@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +32,12 @@ from experiments.methods import (
     LOOKS,
     ClosedForm,
     Fitted,
+    Method,
     Trained,
+    candidates,
+    is_random,
 )
+from experiments.one_lora import load_factors, save_factors
 from experiments.records import Records, packed
 from experiments.settings import Settings
 from experiments.suite import batches
@@ -48,7 +51,6 @@ from jaxmerge.tasks import model_sample
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
 FIRST_SEED = 0
-Method = ClosedForm | Fitted | Trained
 GUIDE = "Task arithmetic"  # whose best scale begins the fits by entropy
 
 
@@ -132,7 +134,7 @@ class Experiment:
     def compare(self, method: Method, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
         best = self.best(method)
-        for seed in range(seeds if _random(method, best) else 1):
+        for seed in range(seeds if is_random(method, best) else 1):
             self._measured(method, best, seed, "test")
 
     def best(self, method: Method) -> dict[str, Any]:
@@ -175,8 +177,8 @@ class Experiment:
             right = hits(self.exams[part], updates)
             row = self._add(identity, right, seconds=seconds)
             score = self.normalised(row["accuracy"], part)
-            line = f"{part:10} {method.name:24} {candidate} seed {seed}: {score:.4f}"
-            print(line, flush=True)
+            told = f"{part:10} {method.name:24} {candidate} seed {seed}"
+            print(f"{told}: {score:.4f}", flush=True)
         return row
 
     def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
@@ -204,15 +206,9 @@ class Experiment:
         folder = self._folder(method, candidate, seed)
         path = folder / f"{candidate['steps']}.npz"
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
 
             def keep(step: int, factors: Factors) -> None:
-                flat = {
-                    f"{name}.{part}": value
-                    for name, update in factors.items()
-                    for part, value in update._asdict().items()
-                }
-                np.savez(folder / f"{step}.npz", **flat)
+                save_factors(folder / f"{step}.npz", factors)
 
             self.learning.train(
                 method.loss,
@@ -222,20 +218,15 @@ class Experiment:
                 report=keep,
                 report_every=self.settings.longest_fit // LOOKS // 2,
             )
-        found = dict(np.load(path))
-        names = {key.rpartition(".")[0] for key in found}
-        factors = {n: jm.LowRank(b=found[f"{n}.b"], a=found[f"{n}.a"]) for n in names}
-        return scaled(factors, self.settings.reference)
+        return scaled(load_factors(path), self.settings.reference)
 
     def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
         def keep(progress: jm.Progress) -> None:
             np.savez(folder / f"{progress.step}.npz", **progress.phis)
-            objective = progress.history.objective
-            print(
-                f"{folder.name}: step {progress.step}, {objective[-1]:.4f}", flush=True
-            )
+            value = progress.history.objective[-1]
+            print(f"{folder.name}: step {progress.step}, {value:.4f}", flush=True)
 
         started = time.perf_counter()
         fitted = self.learning.fit(
@@ -279,20 +270,6 @@ def merged(
     parsed = jm.parse(pipeline)
     key = jax.random.key(seed) if parsed.random else None
     return parsed.run(stacks, key=key, stats=stats)
-
-
-def candidates(method: Method, settings: Settings) -> list[dict[str, Any]]:
-    """What is tried on validation; longer fits first, for they leave shorter ones."""
-    if isinstance(method, ClosedForm):
-        scales = [round(scale * settings.scale_factor, 6) for scale in method.scales]
-        pairs = product(method.pipelines, scales)
-        return [{"pipeline": f"{text}|scale({scale})"} for text, scale in pairs]
-    steps = [settings.longest_fit * look // LOOKS for look in range(LOOKS, 0, -1)]
-    return [{"rate": rate, "steps": n} for rate, n in product(method.rates, steps)]
-
-
-def _random(method: Method, candidate: dict[str, Any]) -> bool:
-    return not isinstance(method, ClosedForm) or jm.parse(candidate["pipeline"]).random
 
 
 def open_experiment(

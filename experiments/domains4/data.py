@@ -1,9 +1,11 @@
 """The texts of the domains as the package's own jobs read them, and where all lies."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.lora import Lora
 from experiments.suite import shared_folder
 from jaxmerge.io.staging import staged_folder
 from jaxmerge.tasks.next_tokens import Example, read_examples
@@ -14,6 +16,9 @@ HERE = Path(__file__).parent
 DOMAINS = ("math", "code", "medicine", "finance")
 CUT = ("medicine",)  # the ends of abstracts: without their starts they serve as well
 LENGTH = 128  # tokens of prompt, completion and the end
+LORA = Lora(rank=16, alpha=32, targets=("q_proj", "v_proj"))
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR_LORA = replace(LORA, targets=(*ATTENTION, "gate_proj", "up_proj", "down_proj"))
 ROWS = {"train": None, "validation": 32, "test": 64}  # of each domain, None for all
 
 
@@ -27,6 +32,7 @@ class Place(NamedTuple):
       results: folder with what was measured of merges.
       metrics: file with what was measured of the adapters.
       domains: names of the adapters.
+      lora: their rank, scale and target layers.
     """
 
     model: Path = HERE / "trained" / "base"
@@ -35,6 +41,7 @@ class Place(NamedTuple):
     results: Path = HERE / "results"
     metrics: Path = HERE / "metrics.json"
     domains: tuple[str, ...] = DOMAINS
+    lora: Lora = LORA
 
     @property
     def base(self) -> Path:
@@ -92,7 +99,8 @@ class Place(NamedTuple):
 
 
 QUERY_VALUE = Place()
-LINEAR = Place(  # adapters of all linear layers
+LINEAR = Place(
+    lora=LINEAR_LORA,
     trained=HERE / "trained" / "linear",
     work=HERE / "work" / "linear",
     results=HERE / "results" / "linear",

@@ -16,7 +16,8 @@ import typer
 
 import jaxmerge as jm
 from experiments.domains4.data import QUERY_VALUE
-from experiments.domains4.run import Comparison, shares
+from experiments.domains4.report import shares
+from experiments.domains4.run import Comparison
 from experiments.domains4.train import BATCH, report
 from experiments.records import Records
 from experiments.tables import markdown_table
@@ -97,7 +98,7 @@ class Inputs:
         for row in self.records.all(kind="count"):
             gains = {d: np.asarray(x) for d, x in row["gains"].items()}
             name = f"{row['texts']} of {row['part']}"
-            rows.append([name, *shares(gains, own)])
+            rows.append([name, *shares([gains], own)])
         head = [f"texts of each domain for {CURVE}", *(f"{d}>" for d in own)]
         return markdown_table([*head, "mean [95 %]"], rows)
 
@@ -108,7 +109,7 @@ class Inputs:
             gains = {}
             for row in self.records.all(kind="unseen", method=method):
                 gains |= {d: np.asarray(x) for d, x in row["gains"].items()}
-            rows.append([f"{method} of the other three", *shares(gains, own)])
+            rows.append([f"{method} of the other three", *shares([gains], own)])
         head = ["merge", *(f"{d}>" for d in own), "mean [95 %]"]
         return markdown_table(head, rows)
 

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 import jax
 import typer
 
-import jaxmerge as jm
 from experiments.domains4.data import QUERY_VALUE
 from experiments.domains4.methods import BY_NAME
-from experiments.domains4.run import LIMIT, Comparison
+from experiments.domains4.run import Comparison
 from experiments.domains4.train import report
 from experiments.keeping import (
     Kept,
@@ -34,14 +33,11 @@ from experiments.keeping import (
 )
 from experiments.records import Records
 from experiments.report_memory import draw, tables
-from jaxmerge.jobs.fit_recipe import model_losses
-from jaxmerge.learning.teachers import ask_teachers
 from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import load_unlabeled
 
 STEPS, BATCH, RATE, SEED = 30, 2, 0.03, 0
 TIMED = 8  # texts
-READ = 8  # texts in one batch of an adapter that answers
 BEST = "TARA-B on RegMean, taught"
 
 
@@ -58,16 +54,12 @@ def nothing(comparison: Comparison) -> Kept:
 
 def routed(comparison: Comparison, *, rank: int, frozen: bool) -> Kept:
     """Routed cores whose gates, or cores too, the adapters teach."""
-    base, adapters = comparison.base, comparison.adapters
-    folder = comparison.place.texts("validation")
-    texts = load_unlabeled(folder, comparison.tasks, base, limit=LIMIT)
-    answers = ask_teachers(base, adapters, {}, texts, batch=READ)
-    known = {task: jm.Taught(x, answers[task]) for task, x in texts.inputs.items()}
-    losses = model_losses("distillation", base, adapters, {}, texts)
-    batches = texts._replace(inputs=known).batches(size=BATCH, seed=SEED)
+    losses, batches = comparison.problem(
+        "distillation", "validation", batch=BATCH, seed=SEED
+    )
     return routed_cores(
         *(comparison.tasks, comparison.stacks, losses, batches),
-        params=base.params,
+        params=comparison.base.params,
         rank=rank,
         frozen=frozen,
         rate=RATE,

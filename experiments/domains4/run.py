@@ -2,50 +2,57 @@
 
     python -m experiments.domains4.run
 
-Needs what `experiments.domains4.train` makes, and about 2 hours on one CPU core. Each
+Needs what `experiments.domains4.train` makes, and about 5 hours on one CPU core. Each
 candidate of a method is measured on validation texts and the best one on test texts.
-Learned merges and RegMean see the validation texts, the longer fit the training texts:
-completions are inputs of the model there, never targets. Each result is appended to
-``results/merging.jsonl`` as it comes, and a run that was stopped goes on where it was,
-a fit in the middle of its steps; ``merging.md`` is the table.
+Learned merges, RegMean, SSR-Merge and IterIS see the validation texts, the longer fit
+the training texts: completions are inputs of the model there, and targets of nothing
+but One LoRA with completions. Each result is appended to ``results/merging.jsonl`` as
+it comes, and a run that was stopped goes on where it was, a merge that learns in the
+middle of its steps; ``merging.md`` and ``merging.png`` show all of it.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import typer
 
 import jaxmerge as jm
 from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
-from experiments.domains4.methods import BY_NAME, METHODS, Candidate, Method
+from experiments.domains4.methods import BY_NAME, METHODS, SEEDS, Candidate, Method
+from experiments.domains4.problem import Problem, learning_problem
+from experiments.domains4.report import write_report
+from experiments.domains4.results import Results
 from experiments.domains4.train import BATCH, report
-from experiments.intervals import difference
-from experiments.records import Records
-from experiments.tables import markdown_table
+from experiments.lora import scaled
+from experiments.one_lora import load_factors, save_factors, train_one_lora
 from jaxmerge.diagnostics.likelihood import Likelihoods, likelihoods
 from jaxmerge.io import load_peft, open_statistics
 from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import load_base, load_unlabeled
+from jaxmerge.tasks.sample import read_sample
 
 PARTS = ("validation", "test")
 LIMIT = 200  # texts of a domain that a merge learns from
-Gains = dict[str, np.ndarray]  # domain -> nats that each text gains over the base, [N]
+FIRST_SEED = 0
+FIT = ("unit", "rate", "steps")  # of a candidate, where they are not as usual
+REPORT = 10  # steps of One LoRA between two lines of progress
 
 
-class Comparison:
+class Comparison(Results):
     """The adapters of one place, and the results so far."""
 
     def __init__(self, place: Place):
+        super().__init__(place.results / "merging.jsonl")
         self.place = place
-        self.records = Records(place.results / "merging.jsonl")
         self.adapters = load_peft(place.adapters)
         self.tasks, self.stacks = place.domains, self.adapters.stacks
         self.base = load_base(place.base, "causal")
+        self.rounds = cache(self._rounds)
         self.assess = {
             part: likelihoods(
                 self.base,
@@ -75,60 +82,39 @@ class Comparison:
             )
         return folder
 
-    def reference(self, kind: str, part: str) -> dict[str, Any]:
-        """A row with nats and tokens of the base, or of every adapter alone."""
-        row = self.records.find(kind=kind, part=part)
-        if row is None:
+    def measure_reference(self, kind: str, part: str) -> None:
+        """Adds the row of the base, or of every adapter alone, if it is not there."""
+        if self.records.find(kind=kind, part=part) is None:
             found = {}
             for index, domain in enumerate(self.place.domains):
                 own = jm.task_updates(self.adapters.stacks, index)
                 updates = own if kind == "own" else {}
                 found[domain] = self.assess[part](domain, updates)
             tokens = {domain: x.tokens.tolist() for domain, x in found.items()}
-            row = self.records.add(
-                kind=kind, part=part, nats=_nats(found), tokens=tokens
-            )
+            self.records.add(kind=kind, part=part, nats=_nats(found), tokens=tokens)
             report(f"{part:10} {kind}")
-        return row
 
-    def gains(self, row: Mapping[str, Any]) -> Gains:
-        """What a row gains over the base."""
-        base = self.reference("base", row["part"])["nats"]
-        return {d: np.subtract(base[d], nats) for d, nats in row["nats"].items()}
-
-    def own_gains(self, part: str) -> Gains:
-        """What every adapter alone gains over the base, on texts of its own."""
-        return self.gains(self.reference("own", part))
-
-    def kept(self, row: Mapping[str, Any]) -> float:
-        """Share of the adapters' gain that a merge keeps, mean over domains."""
-        own, found = self.own_gains(row["part"]), self.gains(row)
-        return float(np.mean([found[d].sum() / own[d].sum() for d in own]))
-
-    def compare(self, method: Method) -> None:
-        """All candidates on validation, then the best one on test."""
+    def compare(self, method: Method, seeds: int) -> None:
+        """All candidates on validation, then the best one on test, with some seeds."""
         for candidate in method.candidates:
             self.measured(method, candidate, "validation")
-        self.measured(method, self.chosen(method.name), "test")
-
-    def chosen(self, method: str) -> Candidate:
-        """The best candidate of those that were measured on validation so far."""
-        rows = self.records.all(kind="merge", method=method, part="validation")
-        return max(rows, key=self.kept)["candidate"]
+        for seed in range(min(method.seeds, seeds)):
+            self.measured(method, self.chosen(method.name), "test", seed)
 
     def measured(
-        self, method: Method, candidate: Candidate, part: str
+        self, method: Method, candidate: Candidate, part: str, seed: int = FIRST_SEED
     ) -> dict[str, Any]:
         """The row of a candidate, measured if it is not there yet."""
         identity = {
             "kind": "merge",
             "method": method.name,
             "candidate": candidate,
+            "seed": seed,
             "part": part,
         }
         row = self.records.find(**identity)
         if row is None:
-            updates, seconds = self.merged(method, candidate)
+            updates, seconds = self.merged(method, candidate, seed)
             found = {d: self.assess[part](d, updates) for d in self.place.domains}
             row = self.records.add(**identity, nats=_nats(found), seconds=seconds)
             kept = 100 * self.kept(row)
@@ -136,84 +122,97 @@ class Comparison:
         return row
 
     def merged(
-        self, method: Method, candidate: Candidate
+        self, method: Method, candidate: Candidate, seed: int = FIRST_SEED
     ) -> tuple[Mapping[str, jm.Update], float]:
         """The updates of a candidate, and the seconds that making them took."""
-        pipeline = jm.parse(candidate["pipeline"])
-        if not pipeline.learned:
-            began = time.perf_counter()
-            stats = self.stats if pipeline.statistics else None
-            updates = pipeline.run(self.adapters.stacks, stats=stats)
-            jax.block_until_ready(updates)
-            return updates, time.perf_counter() - began
-        name = "_".join(str(value).replace("|", "_") for value in candidate.values())
-        out, began = self.place.work / "merges" / name, time.perf_counter()
+        began = time.perf_counter()
+        if "lora" in candidate:
+            updates = self.one_lora(method, candidate, seed)
+        elif jm.parse(candidate["pipeline"]).learned:
+            updates = self.learned(method, candidate, seed)
+        else:
+            updates = self.closed_form(candidate["pipeline"])
+        jax.block_until_ready(updates)
+        return updates, time.perf_counter() - began
+
+    def closed_form(self, text: str) -> Mapping[str, jm.Update]:
+        """A merge of the adapters, with whatever else the pipeline needs."""
+        pipeline = jm.parse(text)
+        if pipeline.model:  # the rounds are the same for all scales
+            rounds = self.rounds(replace(pipeline, calls=pipeline.calls[:-1]))
+            return {m: jm.scale(x, by=pipeline.scale) for m, x in rounds.items()}
+        stats = self.stats if pipeline.statistics else None
+        return pipeline.run(self.stacks, stats=stats)
+
+    def _rounds(self, pipeline: jm.Pipeline) -> Mapping[str, jm.Update]:
+        """Of a merge that goes through the model with the validation texts."""
+        folder = self.place.texts("validation")
+        sample = read_sample(self.adapters, self.place.base, folder, batch=BATCH)
+        return pipeline.run(self.stacks, sample=sample.of(self.adapters))
+
+    def learned(
+        self, method: Method, candidate: Candidate, seed: int
+    ) -> Mapping[str, jm.Update]:
+        """A merge that is taught; it is kept as a folder."""
+        named = [*candidate.values(), *([seed] if seed else [])]
+        name = "_".join(str(value).replace("|", "_") for value in named)
+        out = self.place.work / "merges" / name
         if not out.is_dir():
+            pipeline = jm.parse(candidate["pipeline"])
             jm.learn(
                 self.place.adapters,
-                candidate["pipeline"],
+                pipeline,
                 base=self.place.base,
                 data=self.place.texts(candidate["texts"]),
                 stats=self.stats_folder if pipeline.statistics else None,
                 out=out,
                 limit=LIMIT,
                 batch=method.batch,
+                seed=seed,
+                **{name: candidate[name] for name in FIT if name in candidate},
+            )
+        return jm.task_updates(load_peft([out]).stacks, 0)
+
+    def one_lora(
+        self, method: Method, candidate: Candidate, seed: int
+    ) -> Mapping[str, jm.Update]:
+        """One adapter of the shape of the others, of all domains; it is kept."""
+        named = [*candidate.values(), seed]
+        path = self.place.work / "one_lora" / f"{'_'.join(map(str, named))}.npz"
+        if not path.is_file():
+            losses, batches = self.problem(
+                candidate["lora"], candidate["texts"], batch=method.batch, seed=seed
+            )
+            factors = train_one_lora(
+                *(losses, batches, self.place.lora),
+                params=self.base.params,
                 rate=candidate["rate"],
                 steps=candidate["steps"],
+                seed=seed,
+                report=lambda done, _: report(f"{path.stem}: step {done}"),
+                report_every=REPORT,
             )
-        updates = jm.task_updates(load_peft([out]).stacks, 0)
-        return updates, time.perf_counter() - began
+            save_factors(path, factors)
+        return scaled(load_factors(path), self.place.lora)
 
-    def seconds(self, method: str) -> float:
-        """Of the longest merge or fit, compilation included."""
-        rows = self.records.all(kind="merge", method=method)
-        return max(row["seconds"] for row in rows)
-
-    def table(self) -> str:
-        """Methods on test texts, from best to worst."""
-        rows = [
-            row
-            for row in self.records.all(kind="merge", part="test")
-            if row["candidate"] == self.chosen(row["method"])
-        ]
-        rows.sort(key=self.kept, reverse=True)
-        own, lines = self.own_gains("test"), []
-        for row in rows:
-            found = self.gains(row)
-            behind = difference([found], [self.gains(rows[0])], own)
-            lines.append(
-                [
-                    row["method"],
-                    *shares(found, own),
-                    _interval(behind) if row is not rows[0] else "",
-                    f"`{_chosen(row['candidate'])}`",
-                    f"{self.seconds(row['method']):.0f}",
-                ]
-            )
-        columns = [*self.place.domains, "mean [95 %]", "from the best [95 %]"]
-        head = ["method", *(f"{x}>" for x in columns), "chosen on validation", "s>"]
-        return f"{self.references()}\n{markdown_table(head, lines)}"
-
-    def references(self) -> str:
-        """Nats per token of base and adapters on test texts."""
-        rows = []
-        for kind, title in (("base", "base"), ("own", "its own adapter")):
-            row = self.reference(kind, "test")
-            each = (
-                sum(row["nats"][d]) / sum(row["tokens"][d]) for d in self.place.domains
-            )
-            rows.append([title, *(f"{value:.3f}" for value in each)])
-        head = ["nats per token", *(f"{d}>" for d in self.place.domains)]
-        return markdown_table(head, rows)
+    def problem(self, loss: str, part: str, *, batch: int, seed: int) -> Problem:
+        """Losses of all domains and batches of their texts, see `learning_problem`."""
+        texts = load_unlabeled(
+            self.place.texts(part), self.tasks, self.base, limit=LIMIT
+        )
+        how = {"batch": batch, "seed": seed}
+        return learning_problem(loss, self.base, self.adapters, texts, **how)
 
 
-def shares(gains: Gains, own: Gains) -> Iterator[str]:
-    """Of what the own adapters gain, in %, and their mean with its interval."""
-    for domain, alone in own.items():
-        yield f"{100 * gains[domain].sum() / alone.sum():.1f}"
-    nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
-    mean = difference([gains], [nothing], own)
-    yield f"**{mean.value:.1f}** [{mean.low:.1f}, {mean.high:.1f}]"
+def run(place: Place, methods: Sequence[Method], *, seeds: int = SEEDS) -> str:
+    """What is left of the comparison, and its table."""
+    comparison = Comparison(place)
+    for part in PARTS:
+        for kind in ("base", "own"):
+            comparison.measure_reference(kind, part)
+    for method in methods:
+        comparison.compare(method, seeds)
+    return write_report(comparison, place)
 
 
 def _nats(found: Mapping[str, Likelihoods]) -> dict[str, list[float]]:
@@ -221,35 +220,12 @@ def _nats(found: Mapping[str, Likelihoods]) -> dict[str, list[float]]:
     return {domain: x.nats.round(4).tolist() for domain, x in found.items()}
 
 
-def _interval(found: Any) -> str:
-    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
-
-
-def _chosen(candidate: Candidate) -> str:
-    fit = (
-        f"{name} {candidate[name]:g}" for name in ("rate", "steps") if name in candidate
-    )
-    return ", ".join([candidate["pipeline"], *fit])
-
-
-def run(place: Place, methods: Sequence[Method]) -> str:
-    """What is left of the comparison, and its table."""
-    comparison = Comparison(place)
-    for part in PARTS:
-        for kind in ("base", "own"):
-            comparison.reference(kind, part)
-    for method in methods:
-        comparison.compare(method)
-    text = comparison.table()
-    (place.results / "merging.md").write_text(text, encoding="utf-8")
-    return text
-
-
 def main(
     only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
     linear: Annotated[
         bool, typer.Option("--linear", help="adapters of all linear layers")
     ] = False,
+    seeds: Annotated[int, typer.Option(help="of a fit at most")] = SEEDS,
 ) -> None:
     """Runs the comparison, or what is left of it."""
     start_jax()
@@ -257,7 +233,7 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(BY_NAME)}")
     methods = [BY_NAME[name] for name in only] if only else METHODS
-    report(run(LINEAR if linear else QUERY_VALUE, methods))
+    report(run(LINEAR if linear else QUERY_VALUE, methods, seeds=seeds))
 
 
 if __name__ == "__main__":

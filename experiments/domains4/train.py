@@ -20,6 +20,7 @@ import jax
 import typer
 
 from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
+from experiments.domains4.problem import completion_losses
 from experiments.finetune import Recipe, fit
 from experiments.lora import (
     CONFIG,
@@ -32,16 +33,11 @@ from experiments.lora import (
 )
 from jaxmerge.diagnostics.likelihood import likelihoods, texts_alone
 from jaxmerge.io import load_peft
-from jaxmerge.learning.token_objectives import token_nats
-from jaxmerge.models import with_updates
 from jaxmerge.runtime import start_jax
 from jaxmerge.tasks import Base, load_base, load_unlabeled
-from jaxmerge.tasks.next_tokens import NEXT, NONE
+from jaxmerge.tasks.next_tokens import NEXT
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LORA = Lora(rank=16, alpha=32, targets=("q_proj", "v_proj"))
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-LINEAR_LORA = replace(LORA, targets=(*ATTENTION, "gate_proj", "up_proj", "down_proj"))
 RECIPE = Recipe(steps=60, rate=2e-3, batch=8)
 BATCH = 8  # texts in one batch of a measurement
 CHUNK = 5  # steps between two lines of progress
@@ -60,21 +56,16 @@ def completion_loss(base: Base, lora: Lora) -> Callable[..., jax.Array]:
       A loss as `experiments.finetune.fit` takes it, of factors, the parameters of the
       base, inputs [B, ...] and the numbers of the next tokens [B, C].
     """
-    vocabulary = base.vocabulary
-    if vocabulary is None:
-        raise ValueError(f"{base.folder}: was not read as a causal language model")
+    losses = completion_losses(base)
 
     def loss(factors: Factors, params: Any, inputs: Any, ids: jax.Array) -> jax.Array:
-        adapted = with_updates(base.apply, scaled(factors, lora), merged=None)
-        nats, _ = token_nats(adapted(params, inputs), ids, vocabulary(params))
-        return nats.sum() / (ids != NONE).sum()
+        return losses(params, scaled(factors, lora), {"": inputs | {NEXT: ids}})[""]
 
     return loss
 
 
 def train(
     place: Place,
-    lora: Lora,
     recipe: Recipe,
     *,
     only: Collection[str] = (),
@@ -83,14 +74,14 @@ def train(
     """Trains and saves the adapter of every domain that has none yet.
 
     Args:
-      place: where all lies.
-      lora: rank, scale and target layers.
+      place: where all lies, and the shape of the adapters.
       recipe: steps and rates.
       only: domains to train, all if empty.
       seed: of every random draw; each domain draws its own from it.
     """
     base = load_base(place.base, "causal")
     texts = load_unlabeled(place.texts("train"), place.domains, base)
+    lora = place.lora
     loss, shapes = completion_loss(base, lora), lora_shapes(base.params, lora.targets)
     for index, (domain, folder) in enumerate(
         zip(place.domains, place.adapters, strict=True)
@@ -158,16 +149,16 @@ def main(
 ) -> None:
     """Trains what has no adapter yet, and measures all once none is missing."""
     start_jax()
-    place, lora = (LINEAR, LINEAR_LORA) if linear else (QUERY_VALUE, LORA)
+    place = LINEAR if linear else QUERY_VALUE
     recipe = replace(RECIPE, steps=steps)
-    train(place, lora, recipe, only=only or (), seed=seed)
+    train(place, recipe, only=only or (), seed=seed)
     missing = [x for x in place.adapters if not (x / CONFIG).is_file()]
     if missing:
         report(f"not measured: there is no adapter yet at {missing[0]}")
         return
     content = {
         "seed": seed,
-        "lora": vars(lora) | {"scale": lora.scale},
+        "lora": vars(place.lora) | {"scale": place.lora.scale},
         "recipe": vars(recipe),
         "tasks": measure(place),
     }

@@ -10,7 +10,16 @@ import pytest
 
 import jaxmerge as jm
 from experiments import report_memory
-from experiments.domains4 import data, inputs, memory, methods, run, train
+from experiments.domains4 import (
+    data,
+    inputs,
+    memory,
+    methods,
+    report,
+    results,
+    run,
+    train,
+)
 from experiments.domains4.data import LENGTH, ROWS, Place
 from experiments.finetune import Recipe
 from experiments.lora import Lora
@@ -55,6 +64,7 @@ def place(tmp_path_factory):
         work=folder / "work",
         results=folder / "results",
         domains=DOMAINS,
+        lora=LORA,
     )
 
 
@@ -91,7 +101,7 @@ def test_texts_fit_and_lose_words_of_the_start_alone(place):
 
 @pytest.mark.thorough
 def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
-    train.train(place, LORA, RECIPE)
+    train.train(place, RECIPE)
     found = train.measure(place)
     for domain in DOMAINS:
         config = json.loads(
@@ -100,19 +110,29 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
         assert config["task_type"] == "CAUSAL_LM"
         assert found[domain]["test"]["verdict"] == "helps"
     before = [path.stat().st_mtime_ns for path in place.adapters]
-    train.train(place, LORA, RECIPE)  # keeps what is there
+    train.train(place, RECIPE)  # keeps what is there
     assert [path.stat().st_mtime_ns for path in place.adapters] == before
 
     chosen = (
         methods.closed_form("Task arithmetic", ("concat",), 0.4, 0.6),
         methods.closed_form("RegMean", ("regmean(ridge=0.01)",), 1.0),
-        methods.taught("TARA-B, taught", "tara_b", 2e-2, steps=10),
+        methods.closed_form("IterIS", ("iteris(iterations=2)",), 0.7, 1.0),
+        methods.taught("TARA-B, taught", "tara_b", 2e-2, steps=10, seeds=1),
         methods.taught(
-            "TARA-A on RegMean, taught", f"tara_a|{methods.ON_REGMEAN}", 2e-2, steps=4
+            *("TARA-A on RegMean, taught", f"tara_a|{methods.ON_REGMEAN}", 2e-2),
+            steps=4,
+            seeds=2,
+        ),
+        methods.taught("By blocks", "tara_b", 2e-2, steps=2, unit="block", seeds=1),
+        methods.by_layers("By layers", "tara_b"),
+        methods.one_lora("One LoRA, taught", "distillation", 3e-2, steps=40),
+        methods.one_lora(
+            "One LoRA, joint training", "labels", 3e-2, steps=40, texts="train"
         ),
     )
     table = run.run(place, chosen)
     records = (place.results / "merging.jsonl").read_text()
+    assert (place.results / "merging.png").stat().st_size > 1000
     assert all(f"| {method.name} |" in table for method in chosen)
 
     def measured(*_):
@@ -124,6 +144,12 @@ def test_adapters_help_and_merges_keep_a_share(place, monkeypatch):
     assert (place.results / "merging.jsonl").read_text() == records
 
     comparison = run.Comparison(place)
+    assert report.write_report(results.Results(comparison.records.path), place) == table
+    assert [row["seed"] for row in comparison.tested()[chosen[4].name]] == [0, 1]
+    assert comparison.shares(comparison.reference("own", "test")).tolist() == [1, 1]
+    for method in chosen[-2:]:
+        (one,) = comparison.tested()[method.name]
+        assert comparison.kept(one) > 0.3
     row = comparison.records.find(method="TARA-B, taught", part="test")
     out = place.work / "merges" / "tara_b_10_validation_0.02"
     evaluated = jm.evaluate(

@@ -1,0 +1,132 @@
+"""Table and plot of the comparison, from the rows that it wrote.
+
+    python -m experiments.domains4.report
+
+Reads ``results/merging.jsonl`` and writes ``merging.md`` and ``merging.png`` beside it;
+with ``--linear`` those of the adapters of all linear layers.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
+from experiments.domains4.methods import Candidate
+from experiments.domains4.results import Gains, Results
+from experiments.intervals import Difference, difference
+from experiments.report import Line, draw
+from experiments.tables import markdown_table
+
+PART = "test"
+
+
+def write_report(results: Results, place: Place) -> str:
+    """Writes both files, and returns the table."""
+    text = f"{references(results)}\n{table(results)}"
+    path = place.results / "merging.md"
+    path.write_text(text, encoding="utf-8")
+    base, *lines = plotted(results)
+    axis = "share of the own adapter's gain that is kept on test, in %"
+    domains = [*results.own_gains(PART)]
+    draw(path.with_suffix(".png"), domains, base, lines, axis=axis)
+    return text
+
+
+def references(results: Results) -> str:
+    """Nats per token of base and adapters on test texts."""
+    rows, domains = [], [*results.own_gains(PART)]
+    for kind, title in (("base", "base"), ("own", "its own adapter")):
+        row = results.reference(kind, PART)
+        each = (sum(row["nats"][d]) / sum(row["tokens"][d]) for d in domains)
+        rows.append([title, *(f"{value:.3f}" for value in each)])
+    return markdown_table(["nats per token", *(f"{d}>" for d in domains)], rows)
+
+
+def table(results: Results) -> str:
+    """Methods on test texts, from best to worst.
+
+    Where a merge was learned with several seeds, its gains are their mean, and the
+    standard deviation of the mean share stands beside it.
+    """
+    own, tested = results.own_gains(PART), results.tested()
+    lines, best = [], next(iter(tested.values()))
+    for method, rows in tested.items():
+        found = [results.gains(row) for row in rows]
+        behind = difference(found, [results.gains(row) for row in best], own)
+        lines.append(
+            [
+                method,
+                *shares(found, own),
+                spread(results, rows),
+                _interval(behind) if rows is not best else "",
+                f"`{_chosen(rows[0]['candidate'])}`",
+                f"{results.seconds(method):.0f}",
+            ]
+        )
+    columns = [*own, "mean [95 %]", "over seeds", "from the best [95 %]"]
+    head = ["method", *(f"{x}>" for x in columns), "chosen on validation", "s>"]
+    return markdown_table(head, lines)
+
+
+def shares(found: Sequence[Gains], own: Gains) -> Iterator[str]:
+    """Of what the own adapters gain, in %, and their mean with its interval.
+
+    Args:
+      found: what a merge gains, for each of its seeds.
+      own: what the own adapters gain.
+    """
+    for domain, alone in own.items():
+        kept = np.mean([gains[domain].sum() for gains in found])
+        yield f"{100 * kept / alone.sum():.1f}"
+    nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
+    mean = difference(found, [nothing], own)
+    yield f"**{mean.value:.1f}** [{mean.low:.1f}, {mean.high:.1f}]"
+
+
+def spread(results: Results, rows: Sequence[Any]) -> str:
+    """Standard deviation of the mean share over seeds; empty for one."""
+    means = [100 * results.kept(row) for row in rows]
+    return f"± {np.std(means, ddof=1):.1f} of {len(means)}" if len(means) > 1 else ""
+
+
+def plotted(results: Results) -> Iterator[Line]:
+    """The base, and the methods from best to worst."""
+    zeros = np.zeros(len(results.own_gains(PART)))
+    yield Line("Base, no adapter", zeros, 0.0, None, 0.0, 0.0, "")
+    for method, rows in results.tested().items():
+        each = 100 * np.array([results.shares(row) for row in rows])
+        means = each.mean(1)
+        deviation = float(means.std(ddof=1)) if len(rows) > 1 else None
+        yield Line(
+            *(method, each.mean(0), float(means.mean()), deviation, 0.0),
+            seconds=results.seconds(method),
+            chosen=_chosen(rows[0]["candidate"]),
+        )
+
+
+def _interval(found: Difference) -> str:
+    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def _chosen(candidate: Candidate) -> str:
+    fit = (
+        f"{name} {candidate[name]:g}" for name in ("rate", "steps") if name in candidate
+    )
+    unit = (f"by {candidate['unit']}s",) if "unit" in candidate else ()
+    return ", ".join([candidate.get("pipeline", "Adam"), *unit, *fit])
+
+
+def main(
+    linear: Annotated[
+        bool, typer.Option("--linear", help="adapters of all linear layers")
+    ] = False,
+) -> None:
+    """Writes table and plot, and prints the table."""
+    place = LINEAR if linear else QUERY_VALUE
+    print(write_report(Results(place.results / "merging.jsonl"), place))
+
+
+if __name__ == "__main__":
+    typer.run(main)

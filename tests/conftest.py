@@ -21,7 +21,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-programs_on_disk = programs.keep_on_disk()
+programs.compile_cheaply()
 
 
 # Files that take longest. Each runs in one process, so they come first: two processes
@@ -35,6 +35,10 @@ LONG = (
 def pytest_collection_modifyitems(items):
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish():
+    programs.look_away()
 
 
 @pytest.fixture(autouse=True, scope="module")

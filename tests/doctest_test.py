@@ -21,7 +21,9 @@ PAGES = sorted(
 # by their full names.
 RUN = """
 import doctest, importlib, json, os, pathlib, pkgutil, sys, tempfile, types
-import jaxmerge
+import jaxmerge, programs
+programs.compile_cheaply()
+programs.look_away()
 
 root = pathlib.Path(jaxmerge.__file__).parent
 files = {path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")}
@@ -53,7 +55,11 @@ def examples(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-c", RUN, cwd / "counts.json", *PAGES],
         cwd=cwd,
-        env={**os.environ, "XLA_FLAGS": " ".join(QUICK_XLA), "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "XLA_FLAGS": " ".join(QUICK_XLA),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
+        },
         capture_output=True,
         text=True,
     )

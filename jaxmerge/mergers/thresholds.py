@@ -94,7 +94,10 @@ def _found(counts: jax.Array, blocks: Blocks) -> jax.Array:
     def by_digits(counts: jax.Array, blocks: Blocks) -> jax.Array:
         # task by task, so that the entries of one stay in cache
         def of_task(task: tuple[jax.Array, Blocks]) -> jax.Array:
-            return _by_digits(task[0], [bits_of(block) for block in task[1]])
+            counts, bits = task[0], [bits_of(block) for block in task[1]]
+            if len(counts) == 1:
+                return _by_digits(counts[0], bits)[None]
+            return _by_digits_of_many(counts, bits)
 
         return lax.map(of_task, (counts.T, blocks)).T
 
@@ -108,15 +111,43 @@ def _found(counts: jax.Array, blocks: Blocks) -> jax.Array:
     return jnp.where(counts > 0, threshold, jnp.array(jnp.inf, dtype))
 
 
-def _by_digits(counts: jax.Array, blocks: Sequence[jax.Array]) -> jax.Array:
-    """The count-th largest of some non-negative integers, for D counts [D].
+def _by_digits(count: jax.Array, blocks: Sequence[jax.Array]) -> jax.Array:
+    """The count-th largest of some non-negative integers.
+
+    Each pass counts how often a digit has each of its values in the entries that begin
+    as the threshold does. All others are counted in cells of their own: adding to one
+    cell again and again would have to wait for it.
+    """
+    pattern, values = blocks[0].dtype, 2**_DIGIT
+    passes = len(_places(pattern))
+
+    def next_digit(
+        done: jax.Array, known: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        found, left = known
+        place = ((passes - 1 - done) * _DIGIT).astype(pattern)
+        occurring = jnp.zeros(2 * values, count.dtype)
+        for bits in blocks:
+            above = bits >> place
+            other = (above >> _DIGIT) != found
+            cell = (above & (values - 1)).astype(jnp.int32)
+            cell = jnp.where(other, cell + values, cell)
+            occurring = occurring.at[cell].add(1, mode="promise_in_bounds")
+        digit, beyond = _reached(occurring[None, :values], left[None])
+        return (found << _DIGIT) | digit[0].astype(pattern), left - beyond[0]
+
+    first = jnp.zeros((), pattern), count
+    return lax.fori_loop(0, passes, next_digit, first)[0]
+
+
+def _by_digits_of_many(counts: jax.Array, blocks: Sequence[jax.Array]) -> jax.Array:
+    """`_by_digits` for D counts [D].
 
     The first pass counts how often each leading digit occurs, which tells that of every
     threshold; the next ones do so for the entries that begin like one of them.
     """
     pattern, many, values = blocks[0].dtype, len(counts), 2**_DIGIT
-    width = 8 * pattern.itemsize - 1
-    places = [*reversed(range(0, width, _DIGIT))]  # bits that follow a digit
+    places = _places(pattern)
     tables: list[jax.Array] = []  # of each digit: the row of what begins like that
 
     def cells(bits: jax.Array) -> jax.Array:
@@ -128,23 +159,38 @@ def _by_digits(counts: jax.Array, blocks: Sequence[jax.Array]) -> jax.Array:
 
     rows, left = jnp.zeros(many, jnp.int32), counts
     found = jnp.zeros(many, pattern)
-    for place in places:
+    for _ in places:
         height = many + 1 if tables else 1
         occurring = jnp.zeros(height * values, counts.dtype)
         for bits in blocks:
             occurring = occurring.at[cells(bits)].add(1, mode="promise_in_bounds")
-        of_row = occurring.reshape(height, values)[rows]
-        reaching = jnp.cumsum(of_row[:, ::-1], axis=1)[:, ::-1]
-        digit = jnp.sum(reaching >= left[:, None], axis=1, dtype=jnp.int32) - 1
-        digit = jnp.maximum(digit, 0)
-        beyond = reaching - of_row  # entries above each digit
-        left = left - jnp.take_along_axis(beyond, digit[:, None], axis=1)[:, 0]
-        found = (found << min(_DIGIT, width - place)) | digit.astype(pattern)
+        digit, beyond = _reached(occurring.reshape(height, values)[rows], left)
+        left = left - beyond
+        found = (found << _DIGIT) | digit.astype(pattern)
         cell = rows * values + digit
         table = jnp.full(height * values, many, jnp.int32)
         tables.append(table.at[cell].set(jnp.arange(many, dtype=jnp.int32)))
         rows = _taken(tables[-1], cell)  # one for all that begin alike
     return found
+
+
+def _places(pattern: np.dtype) -> list[int]:
+    """How many bits follow each digit of a non-negative integer, from the first on."""
+    return [*reversed(range(0, 8 * pattern.itemsize - 1, _DIGIT))]
+
+
+def _reached(occurring: jax.Array, left: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The digits of thresholds [D], and how many entries have larger ones [D].
+
+    Args:
+      occurring: how often each value of the digit occurs [D, values].
+      left: how many entries reach each threshold [D].
+    """
+    reaching = jnp.cumsum(occurring[:, ::-1], axis=1)[:, ::-1]
+    digit = jnp.sum(reaching >= left[:, None], axis=1, dtype=jnp.int32) - 1
+    digit = jnp.maximum(digit, 0)
+    beyond = reaching - occurring
+    return digit, jnp.take_along_axis(beyond, digit[:, None], axis=1)[:, 0]
 
 
 def _digit(bits: jax.Array, place: int) -> jax.Array:

@@ -252,6 +252,10 @@ def broken(stack, kind):
     return stack.replace(**{factor: changed})
 
 
+def gaussian(*shape, seed=0, dtype=np.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
 def task_updates(stack: jm.AdapterStack) -> np.ndarray:
     """The T updates of a module, [T, m, n], zeros where a task lacks it."""
     return np.matmul(np.asarray(stack.b), np.asarray(stack.a))

@@ -10,7 +10,8 @@ import conditioning
 import jax
 import numpy as np
 from documented import code_of
-from golden import Entry, assert_close, distance, least, oracle
+from golden import Entry, assert_close, distance, least
+from oracle import oracle
 
 import jaxmerge as jm
 from jaxmerge.stacks import concatenate

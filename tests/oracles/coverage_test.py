@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import golden
+import oracle
 import pytest
 from documented import DOCS
 from reference import ROOT
@@ -40,23 +41,23 @@ def entries():
 
 
 def test_every_entry_is_tested_or_outside(entries):
-    tested = {entry.id for entry in entries if entry.id in golden.TESTED}
+    tested = {entry.id for entry in entries if entry.id in oracle.TESTED}
     outside = {entry.id for entry in entries if entry.family in OUTSIDE}
     assert len({entry.id for entry in entries}) == len(entries)
     assert tested | outside == {entry.id for entry in entries}
     assert not tested & outside
-    assert set(golden.TESTED) == tested
+    assert set(oracle.TESTED) == tested
 
 
 def test_the_table_of_what_is_outside_is_exact(entries):
-    tested = {entry.family for entry in entries if entry.id in golden.TESTED}
+    tested = {entry.family for entry in entries if entry.id in oracle.TESTED}
     assert {entry.family for entry in entries} - tested == set(OUTSIDE)
 
 
 def test_the_quick_entries_cover_codes_cases_and_precisions(entries):
     """What `make test` leaves out asks no code, hyper-parameter or case of its own."""
-    tested = [e for e in entries if e.id in golden.TESTED and e.case.name != "h_real"]
-    quick = [entry for entry in tested if entry.id in golden.QUICK]
+    tested = [e for e in entries if e.id in oracle.TESTED and e.case.name != "h_real"]
+    quick = [entry for entry in tested if entry.id in oracle.QUICK]
 
     def asked(some):
         return {

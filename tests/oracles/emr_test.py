@@ -2,7 +2,8 @@
 
 import jax
 import numpy as np
-from golden import assert_close, oracle
+from golden import assert_close
+from oracle import oracle
 
 import jaxmerge as jm
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from documented import code_of
-from golden import assert_close, oracle
+from golden import assert_close
+from oracle import oracle
 
 import jaxmerge as jm
 from jaxmerge.mergers.factored import (

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden import assert_close, oracle
+from golden import assert_close
+from oracle import oracle
 
 import jaxmerge as jm
 from jaxmerge.updates import singular_value_decomposition

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import assert_close, oracle
+from golden import assert_close
+from oracle import oracle
 
 import jaxmerge as jm
 

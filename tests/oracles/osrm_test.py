@@ -4,7 +4,8 @@ import conditioning
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden import assert_close, least, oracle
+from golden import assert_close, least
+from oracle import oracle
 
 import jaxmerge as jm
 

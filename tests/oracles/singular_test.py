@@ -12,7 +12,8 @@ import conditioning
 import jax
 import numpy as np
 import pytest
-from golden import assert_close, official_directions, official_shape, oracle
+from golden import assert_close, official_directions, official_shape
+from oracle import oracle
 
 import jaxmerge as jm
 from jaxmerge.linalg import polar

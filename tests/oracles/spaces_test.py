@@ -6,7 +6,8 @@ import conditioning
 import jax
 import numpy as np
 from documented import code_of
-from golden import assert_close, oracle, project
+from golden import assert_close, project
+from oracle import oracle
 
 import jaxmerge as jm
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from documented import code_of
-from golden import assert_close, oracle, truncated
+from golden import assert_close, truncated
+from oracle import oracle
 
 import jaxmerge as jm
 

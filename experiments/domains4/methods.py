@@ -125,6 +125,7 @@ METHODS = (
         seeds=1,
     ),
     by_layers("TARA-B by layers", "tara_b"),
+    by_layers("TARA-B on RegMean by layers", f"tara_b|{ON_REGMEAN}"),
     one_lora("One LoRA, taught", "distillation"),
     one_lora("One LoRA, completions", "labels"),
     one_lora(

@@ -17,6 +17,14 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    def shown(self) -> str:
+        """As a cell of a table.
+
+        >>> Difference(1.26, -0.5, 3.0).shown()
+        '+1.3 [-0.5, +3.0]'
+        """
+        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
 
 def difference(
     one: Sequence[Right], other: Sequence[Right], own: Right, *, seed: int = 0

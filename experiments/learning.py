@@ -1,7 +1,7 @@
 """Fits of learned merges on the inputs of a suite, without their labels."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -185,36 +185,21 @@ class Learning:
             **options,
         )
 
-    def train(
-        self,
-        loss: str,
-        *,
-        rate: float,
-        steps: int,
-        seed: int,
-        report: Callable[[int, Factors], None] | None = None,
-        report_every: int = 25,
-    ) -> Factors:
+    def train(self, loss: str, *, seed: int, **options: Any) -> Factors:
         """Trains one adapter for all tasks on the batches that a fit sees.
 
         Args:
           loss: "distillation" or "labels".
-          rate: of Adam.
-          steps: of as many batches as a fit of so many steps sees.
           seed: of the batches and of the first A.
-          report: called with the finished steps and the factors.
-          report_every: steps in one compiled call.
+          **options: of `train_one_lora`.
         """
         return train_one_lora(
             self.losses[loss],
             self._batches(loss, seed, self.settings.learning_batch),
             self.settings.reference,
             params=self.suite.base.params,
-            rate=rate,
-            steps=steps,
             seed=seed,
-            report=report,
-            report_every=report_every,
+            **options,
         )
 
     def _scalarise(self, recipe: LearnRecipe, tasks: Sequence[str]) -> Any:

@@ -6,14 +6,16 @@ some numbers of steps. `BUDGET` candidates of every method, or fewer, are measur
 validation, and the best one goes to test.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from experiments.settings import Settings
 from jaxmerge.jobs.learn_recipe import LearnRecipe
-from jaxmerge.spec import parse
+from jaxmerge.spec import Pipeline, parse
+from jaxmerge.types import Update
+from jaxmerge.updates import scale
 
 BUDGET = 8
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
@@ -102,6 +104,19 @@ def candidates(method: Method, settings: Settings) -> list[dict[str, Any]]:
     longest, given = settings.longest_fit, getattr(method, "steps", ())
     steps = given or [longest * look // LOOKS for look in range(LOOKS, 0, -1)]
     return [{"rate": rate, "steps": n} for rate, n in product(method.rates, steps)]
+
+
+def rescaled(
+    pipeline: Pipeline, rounds: Callable[[Pipeline], Mapping[str, Update]]
+) -> dict[str, Update]:
+    """A merge through the model, whose rounds are the same for all scales.
+
+    Args:
+      pipeline: ends with the scale.
+      rounds: gives the merge before that; it may keep it.
+    """
+    found = rounds(replace(pipeline, calls=pipeline.calls[:-1]))
+    return {name: scale(update, by=pipeline.scale) for name, update in found.items()}
 
 
 def is_random(method: Method, candidate: Mapping[str, Any]) -> bool:

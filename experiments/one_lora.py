@@ -12,8 +12,7 @@ import optax
 
 import jaxmerge as jm
 from experiments.lora import Factors, Lora, initial_factors, lora_shapes, scaled
-
-Losses = Callable[[Any, Any, Mapping[str, Any]], Mapping[str, jax.Array]]
+from jaxmerge.learning.step import Losses
 
 
 def train_one_lora(

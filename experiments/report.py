@@ -31,10 +31,10 @@ class Line(NamedTuple):
     method: str
     normalised: np.ndarray  # [tasks]
     mean: float
-    spread: float | None  # standard deviation of the mean over seeds
-    accuracy: float  # mean over tasks, in percent
-    seconds: float  # of the longest merge or fit, compilation included
-    chosen: str
+    spread: float | None = None  # standard deviation of the mean over seeds
+    accuracy: float = np.nan  # mean over tasks, in percent
+    seconds: float = 0.0  # of the longest merge or fit, compilation included
+    chosen: str = ""
     answers: tuple[Right, ...] = ()  # of each seed, which are right
     behind: Difference | None = None  # from the best method, in points
 
@@ -126,8 +126,7 @@ def markdown(
 def _behind(line: Line) -> str:
     if line.behind is None or line.behind == (0, 0, 0):
         return ""
-    value, low, high = line.behind
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return line.behind.shown()
 
 
 def draw(

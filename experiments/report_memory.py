@@ -29,11 +29,7 @@ def table(records: Records) -> str:
     ways = [row for row in records.rows if "way" in row]
     for row in sorted(ways, key=lambda row: row["numbers"]):
         behind = difference([measured(row)], [alone], alone)
-        shown = (
-            ""
-            if row["way"] == "all adapters"
-            else (f"{behind.value:+.1f} [{behind.low:+.1f}, {behind.high:+.1f}]")
-        )
+        shown = "" if row["way"] == "all adapters" else behind.shown()
         rows.append(
             [
                 row["way"],

@@ -36,6 +36,7 @@ from experiments.methods import (
     Trained,
     candidates,
     is_random,
+    rescaled,
 )
 from experiments.one_lora import load_factors, save_factors
 from experiments.records import Records, packed
@@ -101,11 +102,9 @@ class Experiment:
             are measured on for the others.
         """
         parsed = jm.parse(pipeline)
-        if parsed.model:  # the rounds are the same for all scales
-            once = replace(parsed, calls=parsed.calls[:-1])
-            rounds = self.rounds(once, part, rows or ITERIS_INPUTS)
-            by = parsed.scale
-            return {name: jm.scale(update, by=by) for name, update in rounds.items()}
+        if parsed.model:
+            count = rows or ITERIS_INPUTS
+            return rescaled(parsed, lambda once: self.rounds(once, part, count))
         stats = None
         if parsed.statistics:
             stats = self.stats(part, rows or self.settings.validation)

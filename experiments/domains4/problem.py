@@ -1,22 +1,20 @@
 """What merges and adapters of all domains learn from: losses, and batches of texts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-import jaxmerge as jm
 from jaxmerge.io import Adapters
 from jaxmerge.jobs.fit_recipe import model_losses
 from jaxmerge.learning.predictions import task_features
-from jaxmerge.learning.teachers import ask_teachers
+from jaxmerge.learning.step import Losses
+from jaxmerge.learning.teachers import taught
 from jaxmerge.learning.token_objectives import token_nats
 from jaxmerge.tasks import Base, Unlabeled
 from jaxmerge.tasks.next_tokens import NEXT, NONE
 
 READ = 8  # texts in one batch of an adapter that answers
-
-Losses = Callable[[Any, Any, Mapping[str, Any]], Mapping[str, jax.Array]]
 
 
 class Problem(NamedTuple):
@@ -53,11 +51,9 @@ def learning_problem(
     """
     if loss == "labels":
         return Problem(completion_losses(base), texts.batches(size=batch, seed=seed))
-    answers = ask_teachers(base, adapters, {}, texts, batch=READ)
-    known = {task: jm.Taught(x, answers[task]) for task, x in texts.inputs.items()}
+    answered = taught(base, adapters, {}, texts, batch=READ)
     losses = model_losses(loss, base, adapters, {}, texts)
-    batches = texts._replace(inputs=known).batches(size=batch, seed=seed)
-    return Problem(losses, batches)
+    return Problem(losses, answered.batches(size=batch, seed=seed))
 
 
 def completion_losses(base: Base) -> Losses:

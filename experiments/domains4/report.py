@@ -7,7 +7,7 @@ with ``--linear`` those of the adapters of all linear layers.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -15,7 +15,7 @@ import typer
 from experiments.domains4.data import LINEAR, QUERY_VALUE, Place
 from experiments.domains4.methods import Candidate
 from experiments.domains4.results import Gains, Results
-from experiments.intervals import Difference, difference
+from experiments.intervals import difference
 from experiments.report import Line, draw
 from experiments.tables import markdown_table
 
@@ -24,14 +24,38 @@ PART = "test"
 
 def write_report(results: Results, place: Place) -> str:
     """Writes both files, and returns the table."""
-    text = f"{references(results)}\n{table(results)}"
+    own, lines = results.own_gains(PART), read_lines(results)
+    text = f"{references(results)}\n{table(lines, own)}"
     path = place.results / "merging.md"
     path.write_text(text, encoding="utf-8")
-    base, *lines = plotted(results)
+    base = Line("Base, no adapter", np.zeros(len(own)), 0.0)
     axis = "share of the own adapter's gain that is kept on test, in %"
-    domains = [*results.own_gains(PART)]
-    draw(path.with_suffix(".png"), domains, base, lines, axis=axis)
+    draw(path.with_suffix(".png"), [*own], base, lines, axis=axis)
     return text
+
+
+def read_lines(results: Results) -> list[Line]:
+    """Methods on test texts, from best to worst.
+
+    Where a merge was learned with several seeds, its gains are their mean. The answers
+    of a line are what it gains.
+    """
+    own, tested, lines = results.own_gains(PART), results.tested(), []
+    for method, rows in tested.items():
+        each = 100 * np.array([results.shares(row) for row in rows])
+        means, gains = each.mean(1), tuple(results.gains(row) for row in rows)
+        best = lines[0].answers if lines else gains
+        lines.append(
+            Line(
+                *(method, each.mean(0), float(means.mean())),
+                spread=float(means.std(ddof=1)) if len(rows) > 1 else None,
+                seconds=results.seconds(method),
+                chosen=_chosen(rows[0]["candidate"]),
+                answers=gains,
+                behind=difference(gains, best, own),
+            )
+        )
+    return lines
 
 
 def references(results: Results) -> str:
@@ -44,30 +68,29 @@ def references(results: Results) -> str:
     return markdown_table(["nats per token", *(f"{d}>" for d in domains)], rows)
 
 
-def table(results: Results) -> str:
-    """Methods on test texts, from best to worst.
+def table(lines: Sequence[Line], own: Gains) -> str:
+    """The table as Markdown.
 
-    Where a merge was learned with several seeds, its gains are their mean, and the
-    standard deviation of the mean share stands beside it.
+    Args:
+      lines: of the methods.
+      own: what the own adapters gain.
     """
-    own, tested = results.own_gains(PART), results.tested()
-    lines, best = [], next(iter(tested.values()))
-    for method, rows in tested.items():
-        found = [results.gains(row) for row in rows]
-        behind = difference(found, [results.gains(row) for row in best], own)
-        lines.append(
-            [
-                method,
-                *shares(found, own),
-                spread(results, rows),
-                _interval(behind) if rows is not best else "",
-                f"`{_chosen(rows[0]['candidate'])}`",
-                f"{results.seconds(method):.0f}",
-            ]
-        )
+    rows = [
+        [
+            line.method,
+            *shares(line.answers, own),
+            ""
+            if line.spread is None
+            else f"± {line.spread:.1f} of {len(line.answers)}",
+            line.behind.shown() if line.behind and line is not lines[0] else "",
+            f"`{line.chosen}`",
+            f"{line.seconds:.0f}",
+        ]
+        for line in lines
+    ]
     columns = [*own, "mean [95 %]", "over seeds", "from the best [95 %]"]
     head = ["method", *(f"{x}>" for x in columns), "chosen on validation", "s>"]
-    return markdown_table(head, lines)
+    return markdown_table(head, rows)
 
 
 def shares(found: Sequence[Gains], own: Gains) -> Iterator[str]:
@@ -83,31 +106,6 @@ def shares(found: Sequence[Gains], own: Gains) -> Iterator[str]:
     nothing = {domain: np.zeros_like(x) for domain, x in own.items()}
     mean = difference(found, [nothing], own)
     yield f"**{mean.value:.1f}** [{mean.low:.1f}, {mean.high:.1f}]"
-
-
-def spread(results: Results, rows: Sequence[Any]) -> str:
-    """Standard deviation of the mean share over seeds; empty for one."""
-    means = [100 * results.kept(row) for row in rows]
-    return f"± {np.std(means, ddof=1):.1f} of {len(means)}" if len(means) > 1 else ""
-
-
-def plotted(results: Results) -> Iterator[Line]:
-    """The base, and the methods from best to worst."""
-    zeros = np.zeros(len(results.own_gains(PART)))
-    yield Line("Base, no adapter", zeros, 0.0, None, 0.0, 0.0, "")
-    for method, rows in results.tested().items():
-        each = 100 * np.array([results.shares(row) for row in rows])
-        means = each.mean(1)
-        deviation = float(means.std(ddof=1)) if len(rows) > 1 else None
-        yield Line(
-            *(method, each.mean(0), float(means.mean()), deviation, 0.0),
-            seconds=results.seconds(method),
-            chosen=_chosen(rows[0]["candidate"]),
-        )
-
-
-def _interval(found: Difference) -> str:
-    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
 
 
 def _chosen(candidate: Candidate) -> str:

@@ -61,13 +61,13 @@ class Results:
 
     def tested(self) -> dict[str, Sequence[dict[str, Any]]]:
         """method -> the rows of its chosen candidate on test, one for each seed."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for row in self.records.all(kind="merge", part="test"):
-            if row["candidate"] == self.chosen(row["method"]):
-                found.setdefault(row["method"], []).append(row)
-        return dict(
-            sorted(found.items(), key=lambda x: -np.mean([*map(self.kept, x[1])]))
-        )
+        rows = self.records.all(kind="merge", part="test")
+        found = {}
+        for method in dict.fromkeys(row["method"] for row in rows):
+            identity = {"method": method, "candidate": self.chosen(method)}
+            found[method] = self.records.all(kind="merge", part="test", **identity)
+        means = {m: np.mean([*map(self.kept, tested)]) for m, tested in found.items()}
+        return {m: found[m] for m in sorted(means, key=lambda m: -means[m])}
 
     def seconds(self, method: str) -> float:
         """Of the longest merge or fit, compilation included."""

@@ -13,7 +13,6 @@ middle of its steps; ``merging.md`` and ``merging.png`` show all of it.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ from experiments.domains4.report import write_report
 from experiments.domains4.results import Results
 from experiments.domains4.train import BATCH, report
 from experiments.lora import scaled
+from experiments.methods import rescaled
 from experiments.one_lora import load_factors, save_factors, train_one_lora
 from jaxmerge.diagnostics.likelihood import Likelihoods, likelihoods
 from jaxmerge.io import load_peft, open_statistics
@@ -138,9 +138,8 @@ class Comparison(Results):
     def closed_form(self, text: str) -> Mapping[str, jm.Update]:
         """A merge of the adapters, with whatever else the pipeline needs."""
         pipeline = jm.parse(text)
-        if pipeline.model:  # the rounds are the same for all scales
-            rounds = self.rounds(replace(pipeline, calls=pipeline.calls[:-1]))
-            return {m: jm.scale(x, by=pipeline.scale) for m, x in rounds.items()}
+        if pipeline.model:
+            return rescaled(pipeline, self.rounds)
         stats = self.stats if pipeline.statistics else None
         return pipeline.run(self.stacks, stats=stats)
 

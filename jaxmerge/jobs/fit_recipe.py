@@ -15,7 +15,6 @@ from jaxmerge.jobs.progress import Progress, silent
 from jaxmerge.learning import entropies, fit, null_space_ratios, single_adapter_losses
 from jaxmerge.learning.apply import merge, prepared
 from jaxmerge.learning.distillation import (
-    Taught,
     distillation,
     feature_distillation,
     token_distillation,
@@ -26,7 +25,7 @@ from jaxmerge.learning.fit import Progress as FitProgress
 from jaxmerge.learning.objectives import mean_prediction_entropy
 from jaxmerge.learning.start import REFINEMENTS, SCALES, equal_phis, search_start
 from jaxmerge.learning.step import Losses, first_phis
-from jaxmerge.learning.teachers import ask_teachers
+from jaxmerge.learning.teachers import taught
 from jaxmerge.learning.work import Work
 from jaxmerge.models.decoder import LM_HEAD
 from jaxmerge.spread import mesh_of_jobs
@@ -291,9 +290,7 @@ def _taught(
             advance(count, title=f"asking the adapter of {task}")
 
         how = {"top": recipe.teacher_top, "temperature": recipe.temperature}
-        found = ask_teachers(base, adapters, heads, unlabeled, report=report, **how)
-    inputs = {task: Taught(unlabeled.inputs[task], own) for task, own in found.items()}
-    return unlabeled._replace(inputs=inputs)
+        return taught(base, adapters, heads, unlabeled, report=report, **how)
 
 
 def _said(

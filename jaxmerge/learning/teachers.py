@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxmerge.io import Adapters
+from jaxmerge.learning.distillation import Taught
 from jaxmerge.learning.token_logits import head_and_body
 from jaxmerge.learning.top_tokens import TOP, TopTokens, top_tokens
 from jaxmerge.models import with_updates
@@ -56,6 +57,22 @@ def ask_teachers(
         task: predict(task, task_updates(adapters.stacks, index))
         for index, task in enumerate(adapters.names)
     }
+
+
+def taught(
+    base: Base,
+    adapters: Adapters,
+    heads: Mapping[str, Any],
+    unlabeled: Unlabeled,
+    **how: Any,
+) -> Unlabeled:
+    """Every input with what the own adapter of its task says of it, as `Taught`.
+
+    The arguments are those of `ask_teachers`.
+    """
+    found = ask_teachers(base, adapters, heads, unlabeled, **how)
+    inputs = {task: Taught(unlabeled.inputs[task], own) for task, own in found.items()}
+    return unlabeled._replace(inputs=inputs)
 
 
 def tokens_kept(base: Base, adapters: Adapters, given: int | None = None) -> int | None:

@@ -148,15 +148,12 @@ def pretrain(
         found = features @ trained["kernel"] + trained["bias"][None]
         return jnp.mean((found - (describe(images) - mean) / deviation) ** 2)
 
-    def step(state, drawn):
+    @jax.jit  # in a scan, XLA's gradient of the convolution costs more than the tower
+    def step(state, key, pixels):
         trained, moments = state
-        value, gradient = jax.value_and_grad(loss)(trained, *drawn)
+        value, gradient = jax.value_and_grad(loss)(trained, key, pixels)
         change, moments = optimizer.update(gradient, moments, trained)
         return (optax.apply_updates(trained, change), moments), value
-
-    @jax.jit
-    def run(state, keys, pixels):
-        return jax.lax.scan(step, state, (keys, pixels))
 
     trained = {
         "tower": init_vision(config, key),
@@ -174,8 +171,11 @@ def pretrain(
             len(pool.pixels), (end - begin, BATCH), p=pool.chances
         )
         keys = jax.random.split(jax.random.fold_in(key, begin), end - begin)
-        state, losses = run(state, keys, pool.pixels[chosen])
+        losses = []
+        for drawn, rows in zip(keys, chosen, strict=True):
+            state, value = step(state, drawn, pool.pixels[rows])
+            losses.append(value)
         save_state(checkpoint, end, state)
-        passed = time.perf_counter() - began
-        report(f"{end} of {steps} steps: loss {losses.mean():.4f}, {passed:.0f} s")
+        passed, mean_loss = time.perf_counter() - began, np.mean(losses)
+        report(f"{end} of {steps} steps: loss {mean_loss:.4f}, {passed:.0f} s")
     return state[0]["tower"]

@@ -25,9 +25,9 @@ import typer
 
 import jaxmerge as jm
 from experiments.evaluation import accuracies
-from experiments.methods import METHODS, Fitted
+from experiments.methods import METHODS, Fitted, merged
 from experiments.records import Records
-from experiments.run import CONFIGS, Experiment, merged, open_experiment
+from experiments.run import CONFIGS, Experiment, open_experiment
 from jaxmerge.runtime import start_jax
 
 LEARNED = {method.name: method for method in METHODS if isinstance(method, Fitted)}
@@ -181,10 +181,11 @@ ANALYSES: dict[str, Callable[[Analysis], None]] = {
 def main(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
     only: Annotated[list[str] | None, typer.Option(help="an analysis; repeat")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the comparison")] = None,
 ) -> None:
     """Runs the analyses, or what is left of them."""
     start_jax()
-    experiment = open_experiment(name)
+    experiment = open_experiment(name, out)
     results = experiment.records.path.with_name("analyses.jsonl")
     for chosen in only or ANALYSES:
         ANALYSES[chosen](Analysis(experiment, results))

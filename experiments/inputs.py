@@ -4,13 +4,15 @@
     python -m experiments.inputs vision8
 
 TARA-B taught by the adapters, RegMean and IterIS, each as `experiments.run` chose it,
-from the same first inputs of each task. Each result is appended to
-``experiments/<name>/results/inputs.jsonl`` as it comes, and a run that was cut off goes
-on where it stopped; ``inputs.md`` is the table.
+from the same first inputs of each task. What that command measured already, from the
+inputs that it shows, is taken from there. Each result is appended to ``inputs.jsonl``
+beside the comparison's as it comes, and a run that was cut off goes on where it
+stopped; ``inputs.md`` is the table.
 """
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import jax
 import typer
@@ -18,17 +20,32 @@ import typer
 import jaxmerge as jm
 from experiments.evaluation import hits, shares
 from experiments.learning import Learning
-from experiments.methods import BY_NAME
+from experiments.methods import BY_NAME, ITERIS_INPUTS
 from experiments.records import Records, packed
 from experiments.run import CONFIGS, Experiment, open_experiment
 from experiments.tables import markdown_table, mean_and_spread
 from jaxmerge.runtime import start_jax
 
-ROWS = (16, 64, 256, None)  # inputs of each task; None for all of the part
 TAUGHT, REGMEAN, ITERIS = "TARA-B, taught", "RegMean", "IterIS"
-SEEDS = (0, 1, 2)
 
 Merge = Callable[[Experiment, str, int | None, int], dict[str, jm.Update]]
+
+
+class Shown(NamedTuple):
+    """The inputs of each task that a merge is made from."""
+
+    part: str
+    rows: int | None  # the first so many; None for all of the part
+
+    def title(self) -> str:
+        """
+        >>> Shown("validation", 16).title(), Shown("train", None).title()
+        ('16 of validation', 'all of train')
+        """
+        return f"{self.rows or 'all'} of {self.part}"
+
+
+COUNTS = (*(Shown("validation", n) for n in (16, 64, 256, None)), Shown("train", None))
 
 
 def taught(
@@ -54,51 +71,69 @@ def closed_form(name: str) -> Merge:
     return merge
 
 
-COUNTS = [("validation", rows) for rows in ROWS] + [("train", None)]
-PLAN: list[tuple[str, Merge, str, int | None, int]] = [
-    *((TAUGHT, taught, *count, seed) for count in COUNTS for seed in SEEDS),
-    *((REGMEAN, closed_form(REGMEAN), *count, 0) for count in COUNTS[:-1]),
-    *((ITERIS, closed_form(ITERIS), *count, 0) for count in COUNTS[:3]),
-]
-"""Method, how it merges, part, inputs and seed of everything that is measured."""
+class Curve(NamedTuple):
+    """How one method merges, from which inputs."""
+
+    merge: Merge
+    counts: tuple[Shown, ...]
+    compared: Shown  # what the comparison showed it
+    random: bool = False
 
 
-def measure(experiment: Experiment, records: Records) -> None:
+CURVES = {
+    TAUGHT: Curve(taught, COUNTS, Shown("validation", None), random=True),
+    REGMEAN: Curve(closed_form(REGMEAN), COUNTS[:4], Shown("validation", None)),
+    ITERIS: Curve(closed_form(ITERIS), COUNTS[:3], Shown("validation", ITERIS_INPUTS)),
+}
+
+
+def missing(records: Records, seeds: int) -> Iterator[tuple[Merge, dict]]:
+    """What is neither measured yet nor in the comparison, and how it merges."""
+    for method, curve in CURVES.items():
+        for shown in curve.counts:
+            if shown != curve.compared:
+                for seed in range(seeds if curve.random else 1):
+                    identity = {"method": method, **shown._asdict(), "seed": seed}
+                    if records.find(**identity) is None:
+                        yield curve.merge, identity
+
+
+def measure(experiment: Experiment, records: Records, seeds: int) -> None:
     """Adds a row for everything that has none yet."""
-    for method, merge, part, rows, seed in PLAN:
-        identity = {"method": method, "part": part, "rows": rows, "seed": seed}
-        if records.find(**identity) is None:
-            updates = jax.block_until_ready(merge(experiment, part, rows, seed))
-            right = hits(experiment.exams["test"], updates)
-            row = records.add(**identity, accuracy=shares(right), hits=packed(right))
-            score = experiment.normalised(row["accuracy"], "test")
-            print(f"{identity}: {score:.4f}", flush=True)
+    for merge, identity in missing(records, seeds):
+        given = {name: identity[name] for name in ("part", "rows", "seed")}
+        updates = jax.block_until_ready(merge(experiment, **given))
+        right = hits(experiment.exams["test"], updates)
+        row = records.add(**identity, accuracy=shares(right), hits=packed(right))
+        score = experiment.normalised(row["accuracy"], "test")
+        print(f"{identity}: {score:.4f}", flush=True)
 
 
 def table(records: Records, experiment: Experiment) -> str:
     """A row for each method, a column for each number of inputs."""
     rows = []
-    for method in (TAUGHT, REGMEAN, ITERIS):
+    for method, curve in CURVES.items():
         cells = []
-        for part, count in COUNTS:
-            found = records.all(method=method, part=part, rows=count)
-            means = [
-                100 * experiment.normalised(row["accuracy"], "test") for row in found
-            ]
-            cells.append(mean_and_spread(means))
+        for shown in COUNTS:
+            found = records.all(method=method, **shown._asdict())
+            if shown == curve.compared:
+                found = experiment.records.all(kind="merge", method=method, part="test")
+            scores = [experiment.normalised(row["accuracy"], "test") for row in found]
+            cells.append(mean_and_spread([100 * score for score in scores]))
         rows.append([method, *cells])
-    columns = [f"{count or 'all'} of {part}>" for part, count in COUNTS]
-    return markdown_table(["method", *columns], rows)
+    return markdown_table(["method", *(f"{x.title()}>" for x in COUNTS)], rows)
 
 
 def main(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
+    seeds: Annotated[int, typer.Option(help="of the batches of fits")] = 3,
+    out: Annotated[Path | None, typer.Option(help="folder of the comparison")] = None,
 ) -> None:
     """Measures what is left of the curve."""
     start_jax()
-    experiment = open_experiment(name)
+    experiment = open_experiment(name, out)
     records = Records(experiment.records.path.with_name("inputs.jsonl"))
-    measure(experiment, records)
+    measure(experiment, records, seeds)
     text = table(records, experiment)
     records.path.with_suffix(".md").write_text(text, encoding="utf-8")
 

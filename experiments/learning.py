@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -67,10 +67,12 @@ class Learning:
         self.suite, self.settings, self.adapters = suite, settings, adapters
         self.part, self.rows = part, rows
         self.tasks = tuple(task.name for task in suite.tasks)
+        self.anchors = cache(self._anchors)
         heads = {task.name: task.head for task in suite.tasks}
         model = (suite.base.apply, suite.base.logits, heads)
         self.losses = {
             "entropy": jm.entropies(*model, logit_scale=settings.logit_scale),
+            "information": jm.information(*model, logit_scale=settings.logit_scale),
             "distillation": jm.distillation(*model, logit_scale=settings.logit_scale),
             "labels": label_losses(*model, logit_scale=settings.logit_scale),
         }
@@ -111,15 +113,13 @@ class Learning:
         """task -> the same inputs with the right classes in the place of answers."""
         return {task: jm.Taught(*split) for task, split in self.examples.items()}
 
-    @cached_property
-    def anchors(self) -> np.ndarray:
-        """Entropy of each task under its own adapter alone, [T]."""
+    def _anchors(self, loss: str) -> np.ndarray:
+        """The loss of each task under its own adapter alone, [T]."""
         stacks, params = self.adapters.stacks, self.suite.base.params
-        some = self._batches("entropy", FIRST_SEED, self.settings.learning_batch)
+        some = self._batches(loss, FIRST_SEED, self.settings.learning_batch)
         some = itertools.islice(some, self.settings.anchor_batches)
-        losses = self.losses["entropy"]
         found = jm.single_adapter_losses(
-            self.tasks, stacks, losses, some, params=params
+            self.tasks, stacks, self.losses[loss], some, params=params
         )
         return np.asarray(found, np.float32)
 
@@ -205,7 +205,8 @@ class Learning:
     def _scalarise(self, recipe: LearnRecipe, tasks: Sequence[str]) -> Any:
         if recipe.loss == "distillation":
             return recipe.scalarise(np.zeros(len(tasks), np.float32))
-        return recipe.scalarise(self.anchors[[self.tasks.index(t) for t in tasks]])
+        anchors = self.anchors(recipe.loss)
+        return recipe.scalarise(anchors[[self.tasks.index(t) for t in tasks]])
 
     def _batches(
         self, loss: str, seed: int, size: int, tasks: Sequence[str] | None = None

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+import jax
+
 from experiments.settings import Settings
 from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.spec import Pipeline, parse
+from jaxmerge.stats.moments import Statistics
 from jaxmerge.types import Update
 from jaxmerge.updates import scale
 
@@ -49,9 +52,10 @@ class Fitted:
     Attributes:
       name: of the method.
       pipeline: of the learned merge.
-      loss: "distillation", each adapter teaching its task from the scale at which that
-        serves best, or "entropy" as the papers have it, from the scale of the best task
-        arithmetic on validation.
+      loss: "distillation", each adapter teaching its task, or "information", entropy
+        less that of the mean prediction, from the scale at which that serves best; or
+        "entropy" as the papers have it, from the scale of the best task arithmetic on
+        validation.
       rates: of the optimiser.
       steps: of a candidate each; by default those of the settings, in `LOOKS` parts.
     """
@@ -119,6 +123,18 @@ def rescaled(
     return {name: scale(update, by=pipeline.scale) for name, update in found.items()}
 
 
+def merged(
+    stacks: Any,
+    pipeline: str,
+    seed: int,
+    stats: Mapping[str, Statistics] | None = None,
+) -> dict[str, Update]:
+    """A merge in closed form; the seed matters where the pipeline draws at random."""
+    parsed = parse(pipeline)
+    key = jax.random.key(seed) if parsed.random else None
+    return parsed.run(stacks, key=key, stats=stats)
+
+
 def is_random(method: Method, candidate: Mapping[str, Any]) -> bool:
     """Whether another seed gives another merge."""
     return not isinstance(method, ClosedForm) or parse(candidate["pipeline"]).random
@@ -180,6 +196,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Trained("One LoRA, taught", "distillation"),
     Trained("One LoRA, labels", "labels"),
+    Fitted("TARA-B, information", "tara_b", "information"),
     Fitted("TARA-B, entropy", "tara_b", "entropy", ENTROPY_RATES),
     Fitted("TARA-A, entropy", "tara_a", "entropy", ENTROPY_RATES),
     Fitted("AdaMerging, entropy", "adamerging", "entropy", ENTROPY_RATES),

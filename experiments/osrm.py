@@ -27,9 +27,8 @@ import jaxmerge as jm
 from experiments.evaluation import accuracies, make_exams, own_accuracies
 from experiments.finetune import finetune
 from experiments.lora import lora_shapes
-from experiments.methods import BY_NAME, ClosedForm, candidates
+from experiments.methods import BY_NAME, ClosedForm, candidates, merged
 from experiments.records import Records
-from experiments.run import merged
 from experiments.settings import Settings
 from experiments.unlabeled import input_statistics
 from jaxmerge.io import load_peft

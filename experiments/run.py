@@ -36,6 +36,7 @@ from experiments.methods import (
     Trained,
     candidates,
     is_random,
+    merged,
     rescaled,
 )
 from experiments.one_lora import load_factors, save_factors
@@ -46,7 +47,6 @@ from experiments.unlabeled import first_inputs, input_statistics
 from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
 from jaxmerge.spec import Pipeline
-from jaxmerge.stats.moments import Statistics
 from jaxmerge.tasks import model_sample
 
 HERE = Path(__file__).parent
@@ -134,12 +134,12 @@ class Experiment:
         """All candidates on validation, then the best one on test."""
         best = self.best(method)
         for seed in range(seeds if is_random(method, best) else 1):
-            self._measured(method, best, seed, "test")
+            self.measured(method, best, seed, "test")
 
     def best(self, method: Method) -> dict[str, Any]:
         """The best candidate on validation; what is not measured yet is."""
         tried = candidates(method, self.settings)
-        rows = [self._measured(method, c, FIRST_SEED, "validation") for c in tried]
+        rows = [self.measured(method, c, FIRST_SEED, "validation") for c in tried]
         scores = [self.normalised(row["accuracy"], "validation") for row in rows]
         return tried[int(np.argmax(scores))]
 
@@ -154,7 +154,10 @@ class Experiment:
             raise ValueError(f"run the comparison first: no test of {name!r}")
         return row["candidate"]
 
-    def _measured(self, method, candidate, seed, part) -> dict[str, Any]:
+    def measured(
+        self, method: Method, candidate: dict[str, Any], seed: int, part: str
+    ) -> dict[str, Any]:
+        """The row of a merge, which is made and measured unless it is there."""
         identity = {
             "kind": "merge",
             "method": method.name,
@@ -257,18 +260,6 @@ class Experiment:
             found = self.learning.search(recipe, self.stats_of(method))
             known = self.records.add(**identity, scale=found)
         return known["scale"]
-
-
-def merged(
-    stacks: Any,
-    pipeline: str,
-    seed: int,
-    stats: Mapping[str, Statistics] | None = None,
-) -> dict[str, jm.Update]:
-    """A merge in closed form; the seed matters where the pipeline draws at random."""
-    parsed = jm.parse(pipeline)
-    key = jax.random.key(seed) if parsed.random else None
-    return parsed.run(stacks, key=key, stats=stats)
 
 
 def open_experiment(

@@ -52,6 +52,7 @@ class Settings:
       start_batches: batches that the start of a taught fit is found with.
       reference: shape of the one adapter that is trained for all tasks.
       training: how adapters are trained; None where they are given.
+      retrain: trains the adapters of all tasks anew, into a folder and with a seed.
     """
 
     load: Callable[[], Suite]
@@ -68,6 +69,7 @@ class Settings:
     start_batches: int = 4
     reference: Lora = field(default_factory=lambda: Lora(rank=16, alpha=32))
     training: Training | None = None
+    retrain: Callable[[Path, int], None] | None = None
 
 
 def named_path(variable: str, what: str) -> Path:

@@ -3,6 +3,7 @@
     python -m experiments.vision8.train
     python -m experiments.run vision8
     python -m experiments.osrm vision8
+    python -m experiments.adapter_seeds vision8
 
 Needs the folder of `experiments.suite.shared_folder` with ``data/images``. Candidates
 are measured on 500 validation images of every task, the chosen ones on all test images
@@ -11,7 +12,7 @@ are measured on 500 validation images of every task, the chosen ones on all test
 
 from experiments.settings import Settings, Training
 from experiments.vision8.suite import load_suite
-from experiments.vision8.train import AUGMENT, LORA, RECIPE
+from experiments.vision8.train import AUGMENT, LORA, RECIPE, retrain
 
 
 def get_config() -> Settings:
@@ -24,4 +25,5 @@ def get_config() -> Settings:
         training=Training(
             lora=LORA, recipe=RECIPE, augment=AUGMENT, validation=500, test=3000
         ),
+        retrain=retrain,
     )

@@ -11,6 +11,7 @@ plain digits and 22 to 66 % on the tasks; adapters 86 to 96 % on their own task
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,11 @@ import jax.numpy as jnp
 import optax
 import typer
 
-from experiments.digits8.data import SIZES, augment, load_splits
+from experiments.digits8.data import SIZES, Split, augment, load_splits
 from experiments.digits8.model import (
     CONFIG,
     HERE,
+    Base,
     apply,
     correct_answers,
     load_base,
@@ -34,7 +36,7 @@ from experiments.digits8.model import (
 )
 from experiments.digits8.tasks import TASKS, Task, unchanged
 from experiments.finetune import fit
-from experiments.lora import Lora, initial_factors, save_adapter, scaled
+from experiments.lora import Factors, Lora, initial_factors, save_adapter, scaled
 from jaxmerge.models import init_vision, with_updates
 
 COPIES = 16
@@ -68,14 +70,55 @@ def counts(tasks: dict[str, Task], split: str, base: Any, updates: Any) -> list[
     return correct_answers(embeddings, exam).tolist()
 
 
+def keys_of(seed: int) -> jax.Array:
+    """Two keys of the base, then two of each task."""
+    return jax.random.split(jax.random.key(seed), 2 + 2 * len(TASKS))
+
+
+def examples_of(seed: int) -> Split:
+    return augment(load_splits()["train"], copies=COPIES, seed=seed)
+
+
+def train_adapters(
+    base: Base, folder: Path, seed: int
+) -> Iterator[tuple[str, Factors]]:
+    """Trains and saves the adapter of each task, and gives its factors.
+
+    Args:
+      base: below the adapters.
+      folder: for a PEFT folder of each task.
+      seed: of every random draw.
+    """
+    keys, train = keys_of(seed), examples_of(seed)
+    for index, (name, task) in enumerate(TASKS.items()):
+
+        def loss(factors, images, labels, task=task):
+            model = with_updates(apply, scaled(factors, task.lora))
+            embeddings = model(base.params, images)
+            return cross_entropy(embeddings, base.heads[task.head], labels)
+
+        shapes, rank = layer_shapes(task.lora), task.lora.rank
+        initial = initial_factors(shapes, rank, keys[2 + 2 * index])
+        key, examples = keys[3 + 2 * index], task.examples(train)
+        factors = fit(loss, initial, examples, key=key, **ADAPTATION)
+        save_adapter(folder / name, factors, task.lora, base=BASE_NAME)
+        yield name, factors
+
+
+def retrain(folder: Path, seed: int) -> None:
+    """Other adapters on the base of this folder, unless they are there."""
+    if not (folder / list(TASKS)[-1]).is_dir():
+        for name, _ in train_adapters(load_base(), folder, seed):
+            print(f"seed {seed}: {name}", flush=True)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="folder for the results")] = HERE,
     seed: Annotated[int, typer.Option(help="of every random draw")] = 0,
 ) -> None:
     """Trains everything and writes base/, adapters/ and metrics.json."""
     started = time.perf_counter()
-    keys = jax.random.split(jax.random.key(seed), 2 + 2 * len(TASKS))
-    train = augment(load_splits()["train"], copies=COPIES, seed=seed)
+    keys, train = keys_of(seed), examples_of(seed)
     heads = make_heads(seed)
 
     def pretraining_loss(params, images, labels):
@@ -91,18 +134,8 @@ def main(
 
     shutil.rmtree(out / "adapters", ignore_errors=True)
     results = {}
-    for index, (name, task) in enumerate(TASKS.items()):
-
-        def loss(factors, images, labels, task=task):
-            model = with_updates(apply, scaled(factors, task.lora))
-            embeddings = model(base.params, images)
-            return cross_entropy(embeddings, base.heads[task.head], labels)
-
-        shapes, rank = layer_shapes(task.lora), task.lora.rank
-        initial = initial_factors(shapes, rank, keys[2 + 2 * index])
-        key, examples = keys[3 + 2 * index], task.examples(train)
-        factors = fit(loss, initial, examples, key=key, **ADAPTATION)
-        save_adapter(out / "adapters" / name, factors, task.lora, base=BASE_NAME)
+    for name, factors in train_adapters(base, out / "adapters", seed):
+        task = TASKS[name]
         count = partial(counts, {name: task}, base=base)
         results[name] = {
             split: {

@@ -13,7 +13,8 @@ from jaxmerge.models import VisionConfig, head_logits
 
 HERE = Path(__file__).parent
 TRAINED, METRICS = HERE / "trained", HERE / "metrics.json"
-BASE, HEADS, ADAPTERS = "base", "heads.safetensors", "adapters"
+BASE, HEADS = "base", "heads.safetensors"
+ADAPTERS, PROBED = "adapters", "adapters_on_probes"
 
 CONFIG = VisionConfig(
     hidden_size=192,
@@ -47,7 +48,8 @@ def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
 
     Args:
       folder: with the base, the heads and the adapters.
-      probes: with the linear probes of the base in the place of the heads.
+      probes: with the linear probes of the base in the place of the heads, and the
+        adapters that were trained below them.
 
     Returns:
       Suite whose inputs are images [B, 32, 32, 3] and whose features are the pooled
@@ -61,11 +63,12 @@ def load_suite(folder: Path = TRAINED, *, probes: bool = False) -> Suite:
         raise ValueError(
             f"{path}: no such file; run: python -m experiments.vision8.train"
         )
+    adapters = folder / (PROBED if probes else ADAPTERS)
     stored = {key: jnp.asarray(value) for key, value in load_file(path).items()}
     found = (
         Task(
             name=name,
-            adapter=folder / ADAPTERS / name,
+            adapter=adapters / name,
             head={
                 part: stored[f"{name}.{'probe_' * probes}{part}"]
                 for part in ("kernel", "bias")

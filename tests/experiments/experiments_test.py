@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
-from experiments import analyses, inputs, report, run
+from experiments import analyses, report, run
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, BY_NAME, METHODS, ClosedForm, candidates
 from experiments.records import Records
@@ -223,31 +223,6 @@ def test_merges_with_inputs(clip, tmp_path, method):
             )
 
 
-def test_the_curve_over_the_number_of_inputs(clip, tmp_path, monkeypatch):
-    counts = [("validation", 2), ("validation", None)]
-    plan = [
-        (inputs.TAUGHT, inputs.taught, *count, seed)
-        for count in counts
-        for seed in (0, 1)
-    ]
-    plan.append((inputs.REGMEAN, inputs.closed_form(inputs.REGMEAN), *counts[0], 0))
-    monkeypatch.setattr(inputs, "PLAN", plan)
-    monkeypatch.setattr(inputs, "COUNTS", counts)
-    experiment = run_small(clip, "clip_vision8", tmp_path)
-    records = Records(tmp_path / "results" / "inputs.jsonl")
-    with pytest.raises(ValueError, match="no test of 'RegMean'"):
-        inputs.measure(experiment, records)
-    assert len(records.rows) == 4  # what could be measured is kept
-    experiment.compare(method_named("RegMean"), seeds=1)
-    for _ in range(2):  # the second time from the file
-        inputs.measure(experiment, records)
-    assert len(records.rows) == 5
-    table = inputs.table(records, experiment).splitlines()
-    assert len(table) == 2 + 3
-    assert table[2].count("±") == 2
-    assert table[4].count("|") == table[0].count("|")
-
-
 def test_llama_from_start_to_table(llama, tmp_path):
     experiment = run_small(llama, "llama_nli6", tmp_path)
     _, base, lines = report.read_lines(experiment.records)
@@ -276,7 +251,8 @@ def test_another_scale_of_the_logits_has_a_folder_of_its_own(clip, tmp_path):
 
 
 def test_every_config_is_listed():
-    assert CONFIGS == ["clip_vision8", "llama_nli6", "nli6", "vision8"]
+    texts, images = ["llama_nli6", "nli6"], ["digits8", "vision8", "vision8_probes"]
+    assert sorted([*texts, *images, "clip_vision8"]) == CONFIGS
 
 
 # one is as its paper has it, one tries the better half of the rates

@@ -1,0 +1,30 @@
+"""The tables of the page on teaching are those that the commands wrote."""
+
+import pytest
+from documented import DOCS
+
+EXPERIMENTS = DOCS.parent / "experiments"
+PAGE = DOCS / "teaching.md"
+TABLES = (
+    "digits8/results/adapter_seeds.md",
+    "digits8/results/curve.md",
+    "digits8/results/options.md",
+    "nli6/results/inputs.md",
+    "vision8/again/results/inputs.md",
+)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_page_is_as_it_was_written(name):
+    made = (EXPERIMENTS / name).read_text(encoding="utf-8")
+    assert made in PAGE.read_text(encoding="utf-8")
+
+
+def test_so_are_the_analyses():
+    made = EXPERIMENTS / "digits8" / "results" / "analyses.md"
+    _, *sections = made.read_text(encoding="utf-8").split("## ")
+    assert len(sections) == 5
+    page = PAGE.read_text(encoding="utf-8")
+    for section in sections:
+        _, table = section.split("\n\n", 1)
+        assert table.strip() in page

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,6 +20,8 @@ from jaxmerge.io import Adapters, load_peft
 from jaxmerge.jobs.learn_recipe import LearnRecipe
 from jaxmerge.learning.apply import prepared
 from jaxmerge.learning.predictions import task_features
+from jaxmerge.learning.teachers import taught
+from jaxmerge.tasks import Unlabeled
 
 FIRST_SEED = 0
 
@@ -91,22 +92,10 @@ class Learning:
     @cached_property
     def taught(self) -> dict[str, jm.Taught]:
         """task -> inputs and what the own adapter says of them."""
-        base, size = self.suite.base, self.settings.batch
         heads = {task.name: task.head for task in self.suite.tasks}
-        pieces = [
-            {task: jax.tree.map(lambda x, at=at: x[at : at + size], inputs)}
-            for task, inputs in self.inputs.items()
-            for at in range(0, len(jax.tree.leaves(inputs)[0]), size)
-        ]
-        found = jm.teacher_answers(
-            *(base.apply, self.tasks, self.adapters.stacks, pieces),
-            logits=base.logits,
-            heads=heads,
-            params=base.params,
-        )
-        return {
-            task: jm.Taught(inputs, found[task]) for task, inputs in self.inputs.items()
-        }
+        shown = Unlabeled(self.inputs, files=(), rows={}, notes=())
+        asked = (self.suite.base, self.adapters, heads, shown)
+        return taught(*asked, batch=self.settings.batch).inputs
 
     @property
     def labeled(self) -> dict[str, jm.Taught]:

@@ -10,9 +10,9 @@ beside the comparison's as it comes, and a run that was cut off goes on where it
 stopped; ``inputs.md`` is the table.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import typer
@@ -65,42 +65,60 @@ def closed_form(name: str) -> Merge:
     def merge(
         experiment: Experiment, part: str, rows: int | None, seed: int
     ) -> dict[str, jm.Update]:
-        text = experiment.chosen(name)["pipeline"]
-        return experiment.closed_form(text, seed, part=part, rows=rows)
+        text, shown = experiment.chosen(name)["pipeline"], {"part": part, "rows": rows}
+        return experiment.closed_form(text, seed, **shown, sample=seed)
 
     return merge
 
 
 class Curve(NamedTuple):
-    """How one method merges, from which inputs."""
+    """How one method merges, from which inputs.
+
+    Attributes:
+      merge: gives the updates.
+      counts: the inputs.
+      compared: what the comparison showed it.
+      sampled: a seed is one of the sample, the first inputs with 0, and not one of the
+        batches.
+    """
 
     merge: Merge
     counts: tuple[Shown, ...]
-    compared: Shown  # what the comparison showed it
-    random: bool = False
+    compared: Shown
+    sampled: bool = True
+
+    def needs(self, shown: Shown, seed: int) -> bool:
+        """Whether the comparison does not have it, nor another seed gives the same."""
+        if shown == self.compared:
+            return self.sampled and seed > 0 and shown.rows is not None
+        return True
 
 
 CURVES = {
-    TAUGHT: Curve(taught, COUNTS, Shown("validation", None), random=True),
+    TAUGHT: Curve(taught, COUNTS, Shown("validation", None), sampled=False),
     REGMEAN: Curve(closed_form(REGMEAN), COUNTS[:4], Shown("validation", None)),
     ITERIS: Curve(closed_form(ITERIS), COUNTS[:3], Shown("validation", ITERIS_INPUTS)),
 }
 
 
-def missing(records: Records, seeds: int) -> Iterator[tuple[Merge, dict]]:
+def missing(
+    records: Records, seeds: int, methods: Sequence[str]
+) -> Iterator[tuple[Merge, dict[str, Any]]]:
     """What is neither measured yet nor in the comparison, and how it merges."""
-    for method, curve in CURVES.items():
+    for method in methods:
+        curve = CURVES[method]
         for shown in curve.counts:
-            if shown != curve.compared:
-                for seed in range(seeds if curve.random else 1):
-                    identity = {"method": method, **shown._asdict(), "seed": seed}
-                    if records.find(**identity) is None:
-                        yield curve.merge, identity
+            for seed in range(seeds):
+                identity = {"method": method, **shown._asdict(), "seed": seed}
+                if curve.needs(shown, seed) and records.find(**identity) is None:
+                    yield curve.merge, identity
 
 
-def measure(experiment: Experiment, records: Records, seeds: int) -> None:
+def measure(
+    experiment: Experiment, records: Records, seeds: int, methods: Sequence[str]
+) -> None:
     """Adds a row for everything that has none yet."""
-    for merge, identity in missing(records, seeds):
+    for merge, identity in missing(records, seeds, methods):
         given = {name: identity[name] for name in ("part", "rows", "seed")}
         updates = jax.block_until_ready(merge(experiment, **given))
         right = hits(experiment.exams["test"], updates)
@@ -117,7 +135,8 @@ def table(records: Records, experiment: Experiment) -> str:
         for shown in COUNTS:
             found = records.all(method=method, **shown._asdict())
             if shown == curve.compared:
-                found = experiment.records.all(kind="merge", method=method, part="test")
+                known = {"kind": "merge", "method": method, "part": "test"}
+                found = [*experiment.records.all(**known), *found]
             scores = [experiment.normalised(row["accuracy"], "test") for row in found]
             cells.append(mean_and_spread([100 * score for score in scores]))
         rows.append([method, *cells])
@@ -126,14 +145,15 @@ def table(records: Records, experiment: Experiment) -> str:
 
 def main(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(CONFIGS)}")],
-    seeds: Annotated[int, typer.Option(help="of the batches of fits")] = 3,
+    seeds: Annotated[int, typer.Option(help="of batches, or of the sample")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the comparison")] = None,
 ) -> None:
     """Measures what is left of the curve."""
     start_jax()
     experiment = open_experiment(name, out)
     records = Records(experiment.records.path.with_name("inputs.jsonl"))
-    measure(experiment, records, seeds)
+    measure(experiment, records, seeds, only or tuple(CURVES))
     text = table(records, experiment)
     records.path.with_suffix(".md").write_text(text, encoding="utf-8")
 

@@ -43,7 +43,7 @@ from experiments.one_lora import load_factors, save_factors
 from experiments.records import Records, packed
 from experiments.settings import Settings
 from experiments.suite import batches
-from experiments.unlabeled import first_inputs, input_statistics
+from experiments.unlabeled import input_statistics, some_inputs
 from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
 from jaxmerge.spec import Pipeline
@@ -71,15 +71,17 @@ class Experiment:
         self.exams = make_exams(self.suite, sizes, settings.batch)
         self.learning = Learning(self.suite, settings, self.adapters)
 
-    def _stats(self, part: str, rows: int) -> Any:
-        """Of the first inputs of every task with its own adapter."""
-        inputs = first_inputs(self.suite, part=part, rows=rows)
+    def _stats(self, part: str, rows: int, sample: int) -> Any:
+        """Of some inputs of every task with its own adapter."""
+        inputs = some_inputs(self.suite, part=part, rows=rows, sample=sample)
         given = {"size": self.settings.batch, "adapters": self.adapters}
         found = input_statistics(self.suite, inputs, self.stacks, **given)
         return jm.stack_moments(list(found.values()))
 
-    def _rounds(self, pipeline: Pipeline, part: str, rows: int) -> dict[str, jm.Update]:
-        inputs = first_inputs(self.suite, part=part, rows=rows).values()
+    def _rounds(
+        self, pipeline: Pipeline, part: str, rows: int, sample: int
+    ) -> dict[str, jm.Update]:
+        inputs = some_inputs(self.suite, part=part, rows=rows, sample=sample).values()
         found = [list(batches(self.suite, x, ITERIS_INPUTS)) for x in inputs]
         sample = model_sample(self.suite.base, found, list(self.stacks))
         return pipeline.run(self.stacks, sample=sample)
@@ -91,6 +93,7 @@ class Experiment:
         *,
         part: str = "validation",
         rows: int | None = None,
+        sample: int = 0,
     ) -> dict[str, jm.Update]:
         """A merge of the adapters, with whatever else the pipeline needs.
 
@@ -100,14 +103,15 @@ class Experiment:
           part: whose inputs are shown, where the merge needs any.
           rows: inputs of each task; by default 64 for IterIS, and as many as candidates
             are measured on for the others.
+          sample: which of its inputs; 0 for the first ones.
         """
         parsed = jm.parse(pipeline)
         if parsed.model:
             count = rows or ITERIS_INPUTS
-            return rescaled(parsed, lambda once: self.rounds(once, part, count))
+            return rescaled(parsed, lambda once: self.rounds(once, part, count, sample))
         stats = None
         if parsed.statistics:
-            stats = self.stats(part, rows or self.settings.validation)
+            stats = self.stats(part, rows or self.settings.validation, sample)
         return merged(self.stacks, pipeline, seed, stats)
 
     def measure_references(self) -> None:
@@ -197,7 +201,7 @@ class Experiment:
         """Statistics of the inputs of validation if the method needs them."""
         if not jm.parse(method.pipeline).statistics:
             return None
-        return self.stats("validation", self.settings.validation)
+        return self.stats("validation", self.settings.validation, 0)
 
     def _folder(self, method: Fitted | Trained, candidate: Any, seed: int) -> Path:
         name = f"{method.name}, rate {candidate['rate']}, seed {seed}"

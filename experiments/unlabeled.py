@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from experiments.suite import Split, Suite, narrow, of_one_length
 from jaxmerge.io import Adapters
 from jaxmerge.stats.moments import Statistics
@@ -35,11 +38,18 @@ def shuffled_batches(
     return task_batches(inputs, size=size, seeds=seeds)
 
 
-def first_inputs(
-    suite: Suite, *, part: str = "validation", rows: int
+def some_inputs(
+    suite: Suite, *, part: str = "validation", rows: int, sample: int = 0
 ) -> dict[str, Any]:
-    """task -> the first of its inputs."""
-    return {task.name: task.load(part).first(rows).inputs for task in suite.tasks}
+    """task -> so many of its inputs: the first ones, or another sample of them."""
+    found = {}
+    for index, task in enumerate(suite.tasks):
+        inputs = task.load(part).inputs
+        order = np.arange(len(jax.tree.leaves(inputs)[0]))
+        if sample:
+            order = np.random.default_rng((sample, index)).permutation(order)
+        found[task.name] = jax.tree.map(lambda x, at=order[:rows]: x[at], inputs)
+    return found
 
 
 def input_statistics(

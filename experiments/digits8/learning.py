@@ -92,7 +92,9 @@ def learn(
 
     problem: dict[str, Any] = {"params": base.params}
     few = partial(batches, FIRST_BATCHES)
-    own = jm.single_adapter_losses(tasks, stacks, losses, few(), **problem)
+    own = np.zeros(len(tasks), np.float32)  # no adapter differs from itself
+    if not method.taught:
+        own = jm.single_adapter_losses(tasks, stacks, losses, few(), **problem)
     problem["scalarise"] = partial(jm.smooth_tchebycheff, anchors=own)
     learned = jm.parse(method.pipeline).learnable()
     start = jm.search_start(learned, tasks, stacks, losses, few(), **problem)

@@ -80,7 +80,7 @@ def test_the_curve_over_the_number_of_inputs(experiment, tmp_path, monkeypatch):
     everything = inputs.Shown("validation", None)
     curves = {
         inputs.TAUGHT: inputs.Curve(
-            inputs.taught, (few, everything), everything, random=True
+            inputs.taught, (few, everything), everything, sampled=False
         ),
         inputs.REGMEAN: inputs.Curve(
             inputs.closed_form(inputs.REGMEAN), (few,), everything
@@ -90,15 +90,17 @@ def test_the_curve_over_the_number_of_inputs(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "COUNTS", (few, everything))
     records = Records(tmp_path / "results" / "inputs.jsonl")
     with pytest.raises(ValueError, match="no test of 'RegMean'"):
-        inputs.measure(experiment, records, seeds=2)
+        inputs.measure(experiment, records, 2, tuple(curves))
     assert len(records.rows) == 2  # what could be measured is kept
     compare_few(experiment, "RegMean")
     for _ in range(2):  # the second time from the file
-        inputs.measure(experiment, records, seeds=2)
-    assert len(records.rows) == 3  # that of all inputs is in the comparison
+        inputs.measure(experiment, records, 2, tuple(curves))
+    assert len(records.rows) == 4  # those of all inputs are in the comparison
+    samples = records.all(method=inputs.REGMEAN)
+    assert samples[0]["accuracy"] != samples[1]["accuracy"]
     table = inputs.table(records, experiment).splitlines()
     assert len(table) == 2 + 2
-    assert table[2].count("±") == 2
+    assert [row.count("±") for row in table[2:]] == [2, 1]
     assert all(cell.strip() for cell in table[3].split("|")[1:-1])
     assert table[3].count("|") == table[0].count("|")
 

@@ -213,7 +213,7 @@ def test_merges_with_inputs(clip, tmp_path, method):
         np.testing.assert_allclose(jm.dense(twice[module]), 2 * whole, atol=1e-6)
         assert np.abs(whole).max() > 1e-3
     if method == "RegMean":
-        stats = experiment.stats("validation", settings.validation)
+        stats = experiment.stats("validation", settings.validation, 0)
         merger = jm.each_module(partial(jm.regmean, ridge=1e-4))
         direct = merger(experiment.stacks, stats=stats)
         assert all(value.count.shape == (3,) for value in stats.values())

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
 import jaxmerge as jm
-from experiments.digits8.model import Base, apply, logits
+from experiments.digits8.model import Base, apply, head_logits
 from experiments.digits8.tasks import TASKS
 from jaxmerge.tasks.unlabeled import task_batches
 
@@ -77,10 +76,10 @@ def learn(
         optimizer = optax.adam(falling if method.taught else RATE)
     tasks = tuple(TASKS)
     heads = {name: base.heads[task.head] for name, task in TASKS.items()}
-    model = (apply, _logits, heads)
+    model = (apply, head_logits, heads)
     if method.taught:
         losses = jm.distillation(*model, temperature=temperature)
-        asked = {"logits": _logits, "heads": heads, "params": base.params}
+        asked = {"logits": head_logits, "heads": heads, "params": base.params}
         answers = jm.teacher_answers(apply, tasks, stacks, [images], **asked)
         inputs = {name: jm.Taught(images[name], answers[name]) for name in tasks}
     else:
@@ -106,7 +105,3 @@ def learn(
         **problem,
     )
     return fitted.updates
-
-
-def _logits(head: jax.Array, embeddings: jax.Array) -> jax.Array:
-    return logits(embeddings, head)

@@ -68,6 +68,11 @@ def logits(embeddings: jax.Array, head: jax.Array) -> jax.Array:
     return LOGIT_SCALE * jnp.matmul(embeddings / length, head.T)
 
 
+def head_logits(head: jax.Array, embeddings: jax.Array) -> jax.Array:
+    """`logits` as losses and bases take them."""
+    return logits(embeddings, head)
+
+
 class Exam(NamedTuple):
     """All tasks' images of one split in one batch, with heads and labels."""
 

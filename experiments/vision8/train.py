@@ -47,19 +47,14 @@ BASE_NAME = "experiments/vision8/trained/base"
 SUM_SCALE = 0.3
 
 report = partial(print, flush=True)
+train = partial(
+    finetune, lora=LORA, recipe=RECIPE, base=BASE_NAME, augment=AUGMENT, report=report
+)
 
 
 def retrain(folder: Path, seed: int) -> None:
     """Other adapters on the same base, with the same heads, unless they are there."""
-    finetune(
-        load_suite().with_adapters_in(folder),
-        LORA,
-        RECIPE,
-        base=BASE_NAME,
-        seed=seed,
-        augment=AUGMENT,
-        report=report,
-    )
+    train(load_suite().with_adapters_in(folder), seed=seed)
 
 
 def measure(suite: Suite, probes: Suite) -> dict[str, Any]:
@@ -108,10 +103,8 @@ def main(
     if not (out / HEADS).is_file():
         fit_heads(load_base(out), out / HEADS, report=report)
     suite, probed = load_suite(out), load_suite(out, probes=True)
-    settings = {"seed": seed, "force": force, "augment": AUGMENT, "report": report}
-    finetune(suite, LORA, RECIPE, base=BASE_NAME, **settings)
-    if probes:
-        finetune(probed, LORA, RECIPE, base=BASE_NAME, **settings)
+    for each in (suite, probed) if probes else (suite,):
+        train(each, seed=seed, force=force)
     tasks = measure(suite, probed)
     content = {
         "seed": seed,

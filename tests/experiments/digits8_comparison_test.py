@@ -4,8 +4,8 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
+from tiny_suite import FEW_STEPS
 
 pytest.importorskip("sklearn")
 
@@ -21,23 +21,10 @@ from experiments.records import Records
 from experiments.run import Experiment
 from jaxmerge.io import load_peft
 
-pytestmark = pytest.mark.thorough
+pytest_plugins = ["experiment_fixtures"]
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_outside_of_tests")]
 
-SMALL = {
-    "validation": 20,
-    "test": 100,
-    "batch": 20,
-    "learning_batch": 2,
-    "longest_fit": 4,
-    "start_batches": 1,
-}
-
-
-@pytest.fixture(autouse=True)
-def as_outside_of_tests():
-    """Optimisers of optax mix Python and array types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+SMALL = {"validation": 20, "test": 100, "batch": 20, **FEW_STEPS}
 
 
 def copied(folder, seed):

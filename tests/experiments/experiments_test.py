@@ -12,6 +12,7 @@ import pytest
 import typer
 from PIL import Image
 from safetensors.numpy import save_file
+from tiny_suite import FEW_STEPS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
@@ -29,7 +30,8 @@ from jaxmerge.models import (
     save_vision,
 )
 
-pytestmark = pytest.mark.thorough
+pytest_plugins = ["experiment_fixtures"]
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_outside_of_tests")]
 
 CLIP = VisionConfig(
     hidden_size=8,
@@ -49,21 +51,7 @@ LLAMA = DecoderConfig(
     num_key_value_heads=1,
 )
 LEARNED = ("TARA-B, taught", "TARA-A, entropy", "One LoRA, taught", "One LoRA, labels")
-SMALL = {
-    "validation": 12,
-    "test": 12,
-    "batch": 4,
-    "learning_batch": 2,
-    "longest_fit": 4,
-    "start_batches": 1,
-}
-
-
-@pytest.fixture(autouse=True)
-def as_outside_of_tests():
-    """Optimisers of optax mix Python and array types."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+SMALL = {"validation": 12, "test": 12, "batch": 4, **FEW_STEPS}
 
 
 def write_adapter(folder, modules, seed, extra=None):

@@ -20,6 +20,7 @@ CONFIG = VisionConfig(
     patch_size=2,
     projection_dim=None,
 )
+FEW_STEPS = {"learning_batch": 2, "longest_fit": 4, "start_batches": 1}
 
 
 def bright_images(part: str, *, channel: int, count: int) -> Split:

@@ -30,7 +30,7 @@ PICO_TIES_SCALES = (0.7, 1.0, 1.4, 2.0)
 REGRESSION_SCALES = (0.5, 1.0, 1.5, 2.0)
 ITERIS_SCALES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 ITERIS_INPUTS = 64  # of each task, which every round runs twice
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+RATES = (1e-2, 2e-2, 4e-2, 8e-2)
 ENTROPY_RATES = (1e-3, 2e-3, 5e-3, 1e-2)  # the first is that of TARA's paper
 ALL_FACTORS_RATES = (5e-4, 1e-3, 2e-3, 5e-3)  # of every factor; above, vision8 diverges
 LOOKS = 2  # after how many equal parts of the longest fit a candidate is taken
@@ -192,7 +192,7 @@ METHODS: tuple[Method, ...] = (
     Fitted(
         "TARA-B on RegMean, taught",
         "tara_b|regmean_adapters(ridge=0.01)",
-        rates=RATES[2:],
+        rates=RATES[1:],
     ),
     Trained("One LoRA, taught", "distillation"),
     Trained("One LoRA, labels", "labels"),

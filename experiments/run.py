@@ -5,7 +5,8 @@
 CONFIG is the name of a file in ``experiments/configs``, which says what it needs.
 
 Every method tries the same number of candidates on validation; the best one is measured
-on test, with several seeds where anything is random. Each result is appended to
+on test, with several seeds where anything is random, which also choose between
+candidates that one seed cannot tell apart. Each result is appended to
 ``experiments/<config>/results/merging.jsonl`` as it comes, and a run that was cut off
 goes on where it stopped. ``python -m experiments.report`` makes tables and plots of it.
 """
@@ -13,7 +14,7 @@ goes on where it stopped. ``python -m experiments.report`` makes tables and plot
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
+from experiments.choosing import best_candidate
 from experiments.evaluation import hits, make_exams, own_hits, shares
 from experiments.learning import Learning
 from experiments.lora import Factors, scaled
@@ -51,7 +53,6 @@ from jaxmerge.tasks import model_sample
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
-FIRST_SEED = 0
 GUIDE = "Task arithmetic"  # whose best scale begins the fits by entropy
 
 
@@ -136,16 +137,22 @@ class Experiment:
 
     def compare(self, method: Method, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
-        best = self.best(method)
+        best = self.best(method, seeds)
         for seed in range(seeds if is_random(method, best) else 1):
             self.measured(method, best, seed, "test")
 
-    def best(self, method: Method) -> dict[str, Any]:
+    def best(self, method: Method, seeds: int = 1) -> dict[str, Any]:
         """The best candidate on validation; what is not measured yet is."""
         tried = candidates(method, self.settings)
-        rows = [self.measured(method, c, FIRST_SEED, "validation") for c in tried]
-        scores = [self.normalised(row["accuracy"], "validation") for row in rows]
-        return tried[int(np.argmax(scores))]
+        random = any(is_random(method, candidate) for candidate in tried)
+        score = partial(self._score, method)
+        return best_candidate(tried, score, seeds=seeds if random else 1)
+
+    def _score(self, method: Method, candidate: dict[str, Any], seeds: int) -> float:
+        """Mean over the first seeds on validation, in parts of the own adapters."""
+        part = "validation"
+        rows = [self.measured(method, candidate, n, part) for n in range(seeds)]
+        return float(np.mean([self.normalised(x["accuracy"], part) for x in rows]))
 
     def chosen(self, name: str) -> dict[str, Any]:
         """The candidate of a method that the comparison took to test.

@@ -5,10 +5,10 @@
 CONFIG is the name of a file in ``experiments/configs``, which says what it needs.
 
 Every method tries the same number of candidates on validation; the best one is measured
-on test, with several seeds where anything is random, which also choose between
-candidates that one seed cannot tell apart. Each result is appended to
-``experiments/<config>/results/merging.jsonl`` as it comes, and a run that was cut off
-goes on where it stopped. ``python -m experiments.report`` makes tables and plots of it.
+on test, with several seeds where anything is random, which choose between candidates
+that one cannot tell apart. Each result is appended to ``results/merging.jsonl`` of the
+experiment as it comes, and a run that was cut off goes on where it stopped.
+``python -m experiments.report`` makes tables and plots of it.
 """
 
 import time

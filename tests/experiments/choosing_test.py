@@ -32,5 +32,5 @@ def test_one_ahead_of_all_needs_no_other_seed(others):
 
 
 def test_of_equal_ones_the_first_is_taken():
-    of_seeds = {name: (0.5, 0.5) for name in "abc"}
+    of_seeds = dict.fromkeys("abc", (0.5, 0.5))
     assert [chosen(of_seeds, seeds)[0] for seeds in (1, 2)] == ["a", "a"]

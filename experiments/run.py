@@ -99,7 +99,6 @@ class Experiment:
         """A merge of the adapters, with whatever else the pipeline needs.
 
         Args:
-          pipeline: the merge.
           seed: where it draws at random.
           part: whose inputs are shown, where the merge needs any.
           rows: inputs of each task; by default 64 for IterIS, and as many as candidates

@@ -16,8 +16,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from experiments.learning import FIRST_SEED
 from experiments.methods import BY_NAME
-from experiments.run import CONFIGS, FIRST_SEED, Experiment, open_experiment
+from experiments.run import CONFIGS, Experiment, open_experiment
 from experiments.tables import markdown_table, mean_and_spread
 from jaxmerge.runtime import start_jax
 

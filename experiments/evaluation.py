@@ -28,7 +28,7 @@ def make_exam(
     suite: Suite, part: str, *, rows: int | None = None, batch: int = 64
 ) -> Exam:
     """Reads the first ``rows`` examples of every task."""
-    splits = {task.name: task.load(part).first(rows) for task in suite.tasks}
+    splits = {task.name: task.read(part).first(rows) for task in suite.tasks}
     apply = suite.base.apply
 
     @jax.jit

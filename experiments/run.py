@@ -5,15 +5,18 @@
 CONFIG is the name of a file in ``experiments/configs``, which says what it needs.
 
 Every method tries the same number of candidates on validation; the best one is measured
-on test, with several seeds where anything is random. Each result is appended to
-``experiments/<config>/results/merging.jsonl`` as it comes, and a run that was cut off
-goes on where it stopped. ``python -m experiments.report`` makes tables and plots of it.
+on test, with several seeds where anything is random, which choose between candidates
+that one cannot tell apart. A candidate that learns does so from three quarters of the
+validation inputs and is measured on the rest; the one that is chosen learns from all of
+them. Each result is appended to ``results/merging.jsonl`` of the experiment as it
+comes, and a run that was cut off goes on where it stopped. ``python -m
+experiments.report`` makes tables and plots of it.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,26 +26,24 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
+from experiments.choosing import best_candidate
 from experiments.evaluation import hits, make_exams, own_hits, shares
+from experiments.fits import Fits
 from experiments.learning import Learning
-from experiments.lora import Factors, scaled
 from experiments.methods import (
     BY_NAME,
     ITERIS_INPUTS,
-    LOOKS,
     ClosedForm,
     Fitted,
     Method,
-    Trained,
     candidates,
     is_random,
     merged,
     rescaled,
 )
-from experiments.one_lora import load_factors, save_factors
 from experiments.records import Records, packed
 from experiments.settings import Settings
-from experiments.suite import batches
+from experiments.suite import HELD_BACK, SHOWN, batches
 from experiments.unlabeled import input_statistics, some_inputs
 from jaxmerge.io import load_peft
 from jaxmerge.runtime import start_jax
@@ -51,7 +52,6 @@ from jaxmerge.tasks import model_sample
 
 HERE = Path(__file__).parent
 CONFIGS = sorted(path.stem for path in (HERE / "configs").glob("[a-z]*.py"))
-FIRST_SEED = 0
 GUIDE = "Task arithmetic"  # whose best scale begins the fits by entropy
 
 
@@ -67,9 +67,17 @@ class Experiment:
         self.adapters = load_peft(folders, heads="keep")
         self.stacks = self.adapters.stacks
         self.rounds, self.stats = cache(self._rounds), cache(self._stats)
-        sizes = {"validation": settings.validation, "test": settings.test}
+        most = settings.validation
+        sizes = {"validation": most, HELD_BACK: most, "test": settings.test}
         self.exams = make_exams(self.suite, sizes, settings.batch)
         self.learning = Learning(self.suite, settings, self.adapters)
+        self.fits = self._fits(self.learning, work)
+        shown = Learning(self.suite, settings, self.adapters, part=SHOWN)
+        self.choosing = self._fits(shown, work / SHOWN)
+
+    def _fits(self, learning: Learning, work: Path) -> Fits:
+        stats = partial(self.stats_of, part=learning.part)
+        return Fits(learning, self.records, work, self.start, stats)
 
     def _stats(self, part: str, rows: int, sample: int) -> Any:
         """Of some inputs of every task with its own adapter."""
@@ -98,7 +106,6 @@ class Experiment:
         """A merge of the adapters, with whatever else the pipeline needs.
 
         Args:
-          pipeline: the merge.
           seed: where it draws at random.
           part: whose inputs are shown, where the merge needs any.
           rows: inputs of each task; by default 64 for IterIS, and as many as candidates
@@ -136,16 +143,22 @@ class Experiment:
 
     def compare(self, method: Method, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
-        best = self.best(method)
+        best = self.best(method, seeds)
         for seed in range(seeds if is_random(method, best) else 1):
             self.measured(method, best, seed, "test")
 
-    def best(self, method: Method) -> dict[str, Any]:
+    def best(self, method: Method, seeds: int = 1) -> dict[str, Any]:
         """The best candidate on validation; what is not measured yet is."""
         tried = candidates(method, self.settings)
-        rows = [self.measured(method, c, FIRST_SEED, "validation") for c in tried]
-        scores = [self.normalised(row["accuracy"], "validation") for row in rows]
-        return tried[int(np.argmax(scores))]
+        random = any(is_random(method, candidate) for candidate in tried)
+        score = partial(self._score, method)
+        return best_candidate(tried, score, seeds=seeds if random else 1)
+
+    def _score(self, method: Method, candidate: dict[str, Any], seeds: int) -> float:
+        """Mean over the first seeds on validation, in parts of the own adapters."""
+        part = "validation" if isinstance(method, ClosedForm) else HELD_BACK
+        rows = [self.measured(method, candidate, n, part) for n in range(seeds)]
+        return float(np.mean([self.normalised(x["accuracy"], part) for x in rows]))
 
     def chosen(self, name: str) -> dict[str, Any]:
         """The candidate of a method that the comparison took to test.
@@ -174,10 +187,9 @@ class Experiment:
             started = time.perf_counter()
             if isinstance(method, ClosedForm):
                 updates = self.closed_form(candidate["pipeline"], seed)
-            elif isinstance(method, Trained):
-                updates = self.trained(method, candidate, seed)
             else:
-                updates = self.fitted(method, candidate, seed)
+                fits = self.choosing if part == HELD_BACK else self.fits
+                updates = fits.merge(method, candidate, seed)
             jax.block_until_ready(updates)
             seconds = time.perf_counter() - started
             right = hits(self.exams[part], updates)
@@ -187,71 +199,11 @@ class Experiment:
             print(f"{told}: {score:.4f}", flush=True)
         return row
 
-    def fitted(self, method: Fitted, candidate: dict[str, Any], seed: int) -> Any:
-        """The merge after some steps of a fit, which leaves phi in the work folder."""
-        folder = self._folder(method, candidate, seed)
-        path = folder / f"{candidate['steps']}.npz"
-        if not path.is_file():
-            self._fit(method, candidate, seed, folder)
-        learned, stats = method.recipe(candidate).learned, self.stats_of(method)
-        merger = jm.apply_learned(learned, dict(np.load(path)))
-        return merger(self.stacks, stats=stats)
-
-    def stats_of(self, method: Fitted) -> Any:
-        """Statistics of the inputs of validation if the method needs them."""
+    def stats_of(self, method: Fitted, part: str = "validation") -> Any:
+        """Statistics of the inputs of a part if the method needs them."""
         if not jm.parse(method.pipeline).statistics:
             return None
-        return self.stats("validation", self.settings.validation, 0)
-
-    def _folder(self, method: Fitted | Trained, candidate: Any, seed: int) -> Path:
-        name = f"{method.name}, rate {candidate['rate']}, seed {seed}"
-        return self.work / name.replace(", ", "-").replace(" ", "_")
-
-    def trained(self, method: Trained, candidate: dict[str, Any], seed: int) -> Any:
-        """One adapter for all tasks after some steps; its factors are kept."""
-        folder = self._folder(method, candidate, seed)
-        path = folder / f"{candidate['steps']}.npz"
-        if not path.is_file():
-
-            def keep(step: int, factors: Factors) -> None:
-                save_factors(folder / f"{step}.npz", factors)
-
-            self.learning.train(
-                method.loss,
-                rate=candidate["rate"],
-                steps=candidate["steps"],
-                seed=seed,
-                report=keep,
-                report_every=self.settings.longest_fit // LOOKS // 2,
-            )
-        return scaled(load_factors(path), self.settings.reference)
-
-    def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def keep(progress: jm.Progress) -> None:
-            np.savez(folder / f"{progress.step}.npz", **progress.phis)
-            value = progress.history.objective[-1]
-            print(f"{folder.name}: step {progress.step}, {value:.4f}", flush=True)
-
-        started = time.perf_counter()
-        fitted = self.learning.fit(
-            method.recipe(candidate, seed=seed),
-            self.start(method),
-            steps_per_call=self.settings.longest_fit // LOOKS // 2,
-            checkpoint=folder / "checkpoints",
-            report=keep,
-            stats=self.stats_of(method),
-        )
-        self.records.add(
-            kind="fit",
-            method=method.name,
-            candidate=candidate,
-            seed=seed,
-            seconds=time.perf_counter() - started,
-            objective=fitted.history.objective.tolist(),
-            losses=fitted.history.losses.tolist(),
-        )
+        return self.stats(part, self.settings.validation, 0)
 
     def start(self, method: Fitted) -> float:
         """The scale of all coefficients at which a fit begins; found once."""

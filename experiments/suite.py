@@ -16,6 +16,7 @@ from jaxmerge.tasks import Base
 from jaxmerge.tasks.batching import batches_of, token_counts
 
 SHARED = "JAXMERGE_SHARED"
+SHOWN, HELD_BACK = "shown", "held back"  # the parts of validation
 
 
 class Split(NamedTuple):
@@ -28,6 +29,10 @@ class Split(NamedTuple):
         """At most so many of them."""
         return Split(*jax.tree.map(lambda x: x[:rows], tuple(self)))
 
+    def where(self, chosen: np.ndarray) -> "Split":
+        """Those of a mask [N]."""
+        return Split(*jax.tree.map(lambda x: x[chosen], tuple(self)))
+
 
 class Task(NamedTuple):
     """One task: its adapter, its head, and how to read a part of its data."""
@@ -36,6 +41,18 @@ class Task(NamedTuple):
     adapter: Path
     head: Any  # as `Base.logits` takes it
     load: Callable[[str], Split]  # "train", "validation" or "test"
+
+    def read(self, part: str) -> Split:
+        """A part of the data, or one of the two parts of validation.
+
+        Every fourth example of validation is `HELD_BACK`, to choose options of fits on
+        that the others were `SHOWN` to.
+        """
+        if part not in (SHOWN, HELD_BACK):
+            return self.load(part)
+        whole = self.load("validation")
+        held_back = np.arange(len(whole.labels)) % 4 == 3
+        return whole.where(held_back == (part == HELD_BACK))
 
 
 class Suite(NamedTuple):

@@ -25,7 +25,7 @@ def learning_examples(
     Texts are those of `of_one_length`.
     """
     return {
-        task.name: of_one_length(suite, task.load(part), tokens=tokens).first(rows)
+        task.name: of_one_length(suite, task.read(part), tokens=tokens).first(rows)
         for task in suite.tasks
     }
 
@@ -44,7 +44,7 @@ def some_inputs(
     """task -> so many of its inputs: the first ones, or another sample of them."""
     found = {}
     for index, task in enumerate(suite.tasks):
-        inputs = task.load(part).inputs
+        inputs = task.read(part).inputs
         order = np.arange(len(jax.tree.leaves(inputs)[0]))
         if sample:
             order = np.random.default_rng((sample, index)).permutation(order)

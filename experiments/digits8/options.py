@@ -80,8 +80,10 @@ def sharpness_aware(rate: float, radius: float) -> Make:
 OPTIONS = (
     Option("Adam, rate 0.01", adam(RATE)),
     Option("rate 0.02", adam(0.02)),
-    Option("cosine decay from 0.02", cosine(0.02)),
-    Option("cosine decay from 0.04", cosine(0.04)),
+    *(
+        Option(f"cosine decay from {rate}", cosine(rate))
+        for rate in (0.02, 0.04, 0.08, 0.16)
+    ),
     Option("mean of the last half, rate 0.02", averaged(0.02)),
     Option("decay 0.1 to 0, rate 0.01", lambda _: optax.adamw(RATE, weight_decay=0.1)),
     Option("decay 0.1 to the start, rate 0.01", drawn_back(RATE, 0.1)),

@@ -104,7 +104,7 @@ def clip_folder(tmp_path_factory):
             for label in ("cat", "dog"):
                 folder = tmp_path / "images" / task / part / label
                 folder.mkdir(parents=True)
-                for count in range(3):
+                for count in range(8):
                     pixels = rng.integers(0, 255, (10, 12, 3)).astype(np.uint8)
                     Image.fromarray(pixels).save(folder / f"{count}.png")
     save_file(vectors, tmp_path / "heads.safetensors")
@@ -139,7 +139,7 @@ def llama(tmp_path, few, monkeypatch):
         folder.mkdir(parents=True)
         for part in ("validation", "test"):
             with gzip.open(folder / f"{part}.jsonl.gz", "wt") as file:
-                for _ in range(12):
+                for _ in range(24):
                     words = [" ".join(map(str, rng.integers(1, 20, 3))) for _ in "ab"]
                     row = {"text_a": words[0], "text_b": words[1]}
                     file.write(json.dumps(row | {"label": int(rng.integers(2))}) + "\n")

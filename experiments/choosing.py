@@ -1,9 +1,11 @@
-"""Which candidate of a method is taken to test."""
+"""Which candidate of a method is taken to test, and what it did there."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from experiments.records import Records
 
 CLOSE = 0.005  # half a point of accuracy, what another seed may change
 
@@ -35,3 +37,16 @@ def best_candidate(
         of_all = [score(tried[index], seeds) for index in close]
         return tried[close[int(np.argmax(of_all))]]
     return tried[int(np.argmax(scores))]
+
+
+def last_choice(records: Records, method: str) -> dict[str, Any] | None:
+    """The candidate that was chosen last, None if there is none yet."""
+    rows = records.all(kind="choice", method=method)
+    return rows[-1]["candidate"] if rows else None
+
+
+def rows_on_test(records: Records, method: str) -> list[dict[str, Any]]:
+    """The rows on test of the last choice, one for each seed."""
+    chosen = last_choice(records, method)
+    of = {"method": method, "candidate": chosen, "part": "test"}
+    return records.all(kind="merge", **of)

@@ -18,6 +18,7 @@ import jax
 import typer
 
 import jaxmerge as jm
+from experiments.choosing import last_choice, rows_on_test
 from experiments.evaluation import hits, shares
 from experiments.learning import Learning
 from experiments.methods import BY_NAME, ITERIS_INPUTS
@@ -101,15 +102,21 @@ CURVES = {
 }
 
 
+def identity_of(experiment: Experiment, method: str, shown: Shown) -> dict[str, Any]:
+    """What a row is of, seed aside."""
+    chosen = experiment.chosen(method)
+    return {"method": method, "candidate": chosen, **shown._asdict()}
+
+
 def missing(
-    records: Records, seeds: int, methods: Sequence[str]
+    experiment: Experiment, records: Records, seeds: int, methods: Sequence[str]
 ) -> Iterator[tuple[Merge, dict[str, Any]]]:
     """What is neither measured yet nor in the comparison, and how it merges."""
     for method in methods:
         curve = CURVES[method]
         for shown in curve.counts:
             for seed in range(seeds):
-                identity = {"method": method, **shown._asdict(), "seed": seed}
+                identity = identity_of(experiment, method, shown) | {"seed": seed}
                 if curve.needs(shown, seed) and records.find(**identity) is None:
                     yield curve.merge, identity
 
@@ -118,7 +125,7 @@ def measure(
     experiment: Experiment, records: Records, seeds: int, methods: Sequence[str]
 ) -> None:
     """Adds a row for everything that has none yet."""
-    for merge, identity in missing(records, seeds, methods):
+    for merge, identity in missing(experiment, records, seeds, methods):
         given = {name: identity[name] for name in ("part", "rows", "seed")}
         updates = jax.block_until_ready(merge(experiment, **given))
         right = hits(experiment.exams["test"], updates)
@@ -131,12 +138,13 @@ def table(records: Records, experiment: Experiment) -> str:
     """A row for each method, a column for each number of inputs."""
     rows = []
     for method, curve in CURVES.items():
+        if last_choice(experiment.records, method) is None:
+            continue
         cells = []
         for shown in COUNTS:
-            found = records.all(method=method, **shown._asdict())
+            found = records.all(**identity_of(experiment, method, shown))
             if shown == curve.compared:
-                known = {"kind": "merge", "method": method, "part": "test"}
-                found = [*experiment.records.all(**known), *found]
+                found = [*rows_on_test(experiment.records, method), *found]
             scores = [experiment.normalised(row["accuracy"], "test") for row in found]
             cells.append(mean_and_spread([100 * score for score in scores]))
         rows.append([method, *cells])

@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
+from experiments.choosing import rows_on_test
 from experiments.intervals import Difference, Right, difference
 from experiments.records import Records, unpacked
 from experiments.tables import markdown_table
@@ -50,12 +51,9 @@ def read_lines(records: Records) -> tuple[list[str], Line, list[Line]]:
     if base is None or own is None:
         raise ValueError(f"{records.path}: no references; python -m experiments.run")
     tasks, alone = list(own["accuracy"]), own["accuracy"]
-    rows = records.all(kind="merge", part="test")
-    methods = dict.fromkeys(row["method"] for row in rows)
-    lines = [
-        _line(method, [row for row in rows if row["method"] == method], alone, records)
-        for method in methods
-    ]
+    methods = dict.fromkeys(row["method"] for row in records.all(kind="choice"))
+    rows = {method: rows_on_test(records, method) for method in methods}
+    lines = [_line(method, x, alone, records) for method, x in rows.items() if x]
     lines.sort(key=lambda line: -line.mean)
     known = unpacked(own["hits"])
     best = lines[0].answers if lines else ()

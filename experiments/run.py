@@ -26,7 +26,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.choosing import best_candidate
+from experiments.choosing import best_candidate, last_choice
 from experiments.evaluation import hits, make_exams, own_hits, shares
 from experiments.fits import Fits
 from experiments.learning import Learning
@@ -144,6 +144,8 @@ class Experiment:
     def compare(self, method: Method, seeds: int) -> None:
         """All candidates on validation, then the best one on test."""
         best = self.best(method, seeds)
+        if best != last_choice(self.records, method.name):
+            self.records.add(kind="choice", method=method.name, candidate=best)
         for seed in range(seeds if is_random(method, best) else 1):
             self.measured(method, best, seed, "test")
 
@@ -166,10 +168,10 @@ class Experiment:
         Raises:
           ValueError: the comparison has not come that far.
         """
-        row = self.records.find(kind="merge", method=name, part="test")
-        if row is None:
-            raise ValueError(f"run the comparison first: no test of {name!r}")
-        return row["candidate"]
+        candidate = last_choice(self.records, name)
+        if candidate is None:
+            raise ValueError(f"run the comparison first: no choice of {name!r}")
+        return candidate
 
     def measured(
         self, method: Method, candidate: dict[str, Any], seed: int, part: str

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.choosing import CLOSE, best_candidate
+from experiments.choosing import CLOSE, best_candidate, last_choice, rows_on_test
+from experiments.records import Records
 
 
 def chosen(of_seeds, seeds):
@@ -34,3 +35,20 @@ def test_one_ahead_of_all_needs_no_other_seed(others):
 def test_of_equal_ones_the_first_is_taken():
     of_seeds = dict.fromkeys("abc", (0.5, 0.5))
     assert [chosen(of_seeds, seeds)[0] for seeds in (1, 2)] == ["a", "a"]
+
+
+def test_the_last_choice_counts(tmp_path):
+    """Also where it goes back to a candidate that was tested before."""
+    records = Records(tmp_path / "rows.jsonl")
+    assert last_choice(records, "a") is None
+    of_test = {"kind": "merge", "method": "a", "part": "test"}
+    for rate in (0.1, 0.2):
+        records.add(kind="choice", method="a", candidate={"rate": rate})
+        for seed in range(2):
+            records.add(**of_test, candidate={"rate": rate}, seed=seed, mean=rate)
+    assert [row["mean"] for row in rows_on_test(records, "a")] == [0.2, 0.2]
+    records.add(kind="choice", method="a", candidate={"rate": 0.1})
+    assert [row["mean"] for row in rows_on_test(Records(records.path), "a")] == [
+        0.1,
+        0.1,
+    ]

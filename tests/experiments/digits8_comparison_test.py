@@ -76,7 +76,7 @@ def test_the_curve_over_the_number_of_inputs(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "CURVES", curves)
     monkeypatch.setattr(inputs, "COUNTS", (few, everything))
     records = Records(tmp_path / "results" / "inputs.jsonl")
-    with pytest.raises(ValueError, match="no test of 'RegMean'"):
+    with pytest.raises(ValueError, match="no choice of 'RegMean'"):
         inputs.measure(experiment, records, 2, tuple(curves))
     assert len(records.rows) == 2  # what could be measured is kept
     compare_few(experiment, "RegMean")

@@ -169,6 +169,11 @@ def test_clip_from_start_to_table(clip, tmp_path):
     rows = len(experiment.records.rows)
     again = run_small(clip, "clip_vision8", tmp_path)
     assert len(again.records.rows) == rows  # nothing is measured twice
+    for fits, seen in ((again.choosing, 12), (again.fits, 16)):
+        assert {len(images) for images in fits.learning.inputs.values()} == {seen}
+        assert list(fits.work.glob("TARA-B*/4.npz"))
+    parts = {row["part"] for row in again.records.all(method=LEARNED[0], kind="merge")}
+    assert parts == {"held back", "test"}
     tasks, base, lines = report.read_lines(again.records)
     assert tuple(tasks) == clip_vision8.TASKS
     assert {line.method for line in lines} == {"Task arithmetic", *LEARNED}

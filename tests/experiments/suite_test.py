@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluation import Exam, accuracies, make_exam
-from experiments.suite import Split, Suite, Task, batches
+from experiments.suite import HELD_BACK, SHOWN, Split, Suite, Task, batches
 from experiments.unlabeled import learning_examples, shuffled_batches
 from jaxmerge.tasks import Base
 
@@ -66,3 +66,13 @@ def test_padding_of_a_batch_is_not_counted():
     exam = make_exam(suite, "test", batch=4)
     assert isinstance(exam, Exam)
     assert accuracies(exam, {}) == {"only": 0.8}
+
+
+def test_what_is_held_back_was_not_shown():
+    """Together the two are validation, in its order; other parts are read as asked."""
+    suite, split = make_suite()
+    rows = {part: suite.tasks[0].read(part) for part in (SHOWN, HELD_BACK, "test")}
+    found = {part: x.inputs["input_ids"].max(1) for part, x in rows.items()}
+    assert found[HELD_BACK].tolist() == [3, 7, 11, 15, 19, 23, 27]
+    assert sorted([*found[SHOWN], *found[HELD_BACK]]) == list(range(30))
+    np.testing.assert_array_equal(found["test"], split.inputs["input_ids"].max(1))

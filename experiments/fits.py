@@ -71,6 +71,12 @@ class Fits:
         )
 
     def _fit(self, method: Fitted, candidate: Any, seed: int, folder: Path) -> None:
+        """The longest fit of the rate, of which shorter ones are a part.
+
+        Where the rate falls, it does so over the steps of the longest.
+        """
+        longest = max(method.steps, default=self.learning.settings.longest_fit)
+        candidate = candidate | {"steps": longest}
         folder.mkdir(parents=True, exist_ok=True)
 
         def keep(progress: jm.Progress) -> None:

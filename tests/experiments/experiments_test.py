@@ -192,6 +192,20 @@ def test_clip_from_start_to_table(clip, tmp_path):
     assert len(analysis.records.all(analysis="tradeoff")) == 2
 
 
+def test_a_shorter_fit_is_the_beginning_of_the_longest(clip, tmp_path):
+    """Also where the rate falls, and the shorter one is asked for first."""
+    assert clip.schedule == "cosine"
+    settings, method = dataclasses.replace(clip, **SMALL), method_named(LEARNED[0])
+    found = []
+    for name, orders in (("short", (2,)), ("long", (4, 2))):
+        folder = tmp_path / name
+        experiment = Experiment(name, settings, folder / "results", folder / "work")
+        for steps in orders:
+            merged = experiment.fits.merge(method, {"rate": 0.1, "steps": steps}, 1)
+        found.append(jax.tree.map(np.asarray, merged))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 @pytest.mark.parametrize("method", ["CtM + TIES", "RegMean", "SSR-Merge", "IterIS"])
 def test_merges_with_inputs(clip, tmp_path, method):
     """They are those of the functions, and scales of IterIS share its rounds."""

@@ -10,7 +10,7 @@ TABLES = (
     "digits8/results/curve.md",
     "digits8/results/options.md",
     "nli6/results/inputs.md",
-    "vision8/again/results/inputs.md",
+    "vision8/results/inputs.md",
 )
 
 

@@ -115,8 +115,9 @@ def missing(
     for method in methods:
         curve = CURVES[method]
         for shown in curve.counts:
+            of_all = identity_of(experiment, method, shown)
             for seed in range(seeds):
-                identity = identity_of(experiment, method, shown) | {"seed": seed}
+                identity = of_all | {"seed": seed}
                 if curve.needs(shown, seed) and records.find(**identity) is None:
                     yield curve.merge, identity
 

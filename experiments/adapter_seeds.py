@@ -1,10 +1,12 @@
 """How much another training of the adapters changes: chosen merges, on other adapters.
 
     python -m experiments.adapter_seeds digits8
+    python -m experiments.adapter_seeds nli6
     python -m experiments.adapter_seeds vision8
 
-The adapters are trained again with other seeds, on the same base, and merged as
-`experiments.run` chose it for the first ones; nothing is chosen anew. The results of a
+The adapters are trained again with other seeds, on the same base and with the same
+heads, and merged as `experiments.run` chose it for the first ones; nothing is chosen
+anew. The results of a
 seed are appended to ``results/adapters_<seed>/merging.jsonl`` as they come, and a run
 that was cut off goes on where it stopped; ``results/adapter_seeds.md`` is the table.
 """
@@ -76,7 +78,7 @@ def table(sets: list[Experiment]) -> str:
         ]
         cells = [f"{score:.1f}" for score in scores]
         rows.append([name, *cells, f"**{mean_and_spread(scores)}**"])
-    columns = [f"seed {seed}>" for seed in (FIRST_SEED, *SEEDS)]
+    columns = ["the first>", *(f"seed {seed}>" for seed in SEEDS)]
     return markdown_table(["", *columns, "mean>"], rows)
 
 

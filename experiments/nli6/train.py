@@ -10,19 +10,19 @@ has its accuracy, that of the probe, and the share of the most frequent class.
 import json
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import typer
 
-from experiments.configs.nli6 import LORA
 from experiments.evaluation import accuracies, make_exam
-from experiments.finetune import Recipe, train_adapter
+from experiments.finetune import Recipe, finetune, train_adapter
 from experiments.heads import fit_probe
-from experiments.lora import save_adapter, scaled
+from experiments.lora import Lora, save_adapter, scaled
 from experiments.nli6.data import minilm_folder
-from experiments.nli6.suite import HERE, LENGTH, OWN, TRAINED
+from experiments.nli6.suite import HERE, LENGTH, OWN, TRAINED, load_suite
 from experiments.suite import Split, Suite, Task, narrow, shared_folder
 from experiments.text_pairs import read_pairs
 from jaxmerge.runtime import start_jax
@@ -30,8 +30,16 @@ from jaxmerge.tasks import Base, load_base
 from jaxmerge.tasks.batching import outputs_of
 
 BASE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
+LORA = Lora(rank=16, alpha=32, targets=LINEAR)
 RECIPE = Recipe(steps=600, rate=5e-4, batch=16)
 BATCH = 64
+
+
+def retrain(folder: Path, seed: int) -> None:
+    """Other adapters of all tasks below the same classifiers, unless they are there."""
+    suite, report = load_suite().with_adapters_in(folder), partial(print, flush=True)
+    finetune(suite, LORA, RECIPE, base=BASE_NAME, seed=seed, report=report)
 
 
 def features_of(base: Base, split: Split) -> np.ndarray:

@@ -16,7 +16,7 @@ from tiny_suite import FEW_STEPS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import jaxmerge as jm
-from experiments import analyses, report, run
+from experiments import adapter_seeds, analyses, report, run
 from experiments.configs import clip_vision8, llama_nli6
 from experiments.methods import BUDGET, BY_NAME, METHODS, ClosedForm, candidates
 from experiments.records import Records
@@ -50,6 +50,7 @@ LLAMA = DecoderConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
 )
+CLIP_MODULES = [f"vision_model.encoder.layers.0.self_attn.{p}_proj" for p in "qv"]
 LEARNED = ("TARA-B, taught", "TARA-A, entropy", "One LoRA, taught", "One LoRA, labels")
 SMALL = {"validation": 12, "test": 12, "batch": 4, **FEW_STEPS}
 
@@ -97,8 +98,7 @@ def clip_folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     vectors = {}
     for index, task in enumerate(clip_vision8.TASKS[:3]):
-        modules = [f"vision_model.encoder.layers.0.self_attn.{p}_proj" for p in "qv"]
-        write_adapter(tmp_path / "adapters" / task, modules, index)
+        write_adapter(tmp_path / "adapters" / task, CLIP_MODULES, index)
         vectors[task] = rng.normal(size=(2, 6)).astype(np.float32)
         for part in ("validation", "test"):
             for label in ("cat", "dog"):
@@ -204,6 +204,36 @@ def test_a_shorter_fit_is_the_beginning_of_the_longest(clip, tmp_path):
             merged = experiment.fits.merge(method, {"rate": 0.1, "steps": steps}, 1)
         found.append(jax.tree.map(np.asarray, merged))
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_other_adapters_are_merged_as_the_first(clip, tmp_path, monkeypatch):
+    trained, merge = [], dataclasses.replace(METHODS[0], scales=(0.3,))
+    monkeypatch.setattr(adapter_seeds, "METHODS", (merge.name,))
+
+    def retrain(folder, seed):
+        for index, task in enumerate(clip_vision8.TASKS):
+            if not (folder / task).is_dir():
+                trained.append((task, seed))
+                write_adapter(folder / task, CLIP_MODULES, 10 * seed + index)
+
+    settings = dataclasses.replace(clip, **SMALL, retrain=retrain)
+    first = Experiment("clip", settings, tmp_path / "results", tmp_path / "work")
+    first.measure_references()
+    first.compare(merge, seeds=1)
+    for seed in (1, 2, 1, 2):  # the second time from the files
+        adapter_seeds.measure(first, adapter_seeds.retrained(first, seed))
+    sets = [first, *(adapter_seeds.retrained(first, seed) for seed in (1, 2))]
+    assert trained == [(t, seed) for seed in (1, 2) for t in clip_vision8.TASKS]
+    for one in sets[1:]:
+        (row,) = one.records.all(kind="merge")
+        assert (row["candidate"], row["part"]) == (first.chosen(merge.name), "test")
+        assert not one.records.all(kind="choice")
+        assert not np.allclose(*(x.stacks[CLIP_MODULES[0]].b for x in (one, first)))
+    row = adapter_seeds.table(sets).splitlines()[3]
+    assert (row.count(merge.name), row.count("|")) == (1, 6)
+    first.settings = clip
+    with pytest.raises(ValueError, match="does not train its adapters"):
+        adapter_seeds.retrained(first, 1)
 
 
 @pytest.mark.parametrize("method", ["CtM + TIES", "RegMean", "SSR-Merge", "IterIS"])

@@ -45,6 +45,20 @@ def last_choice(records: Records, method: str) -> dict[str, Any] | None:
     return rows[-1]["candidate"] if rows else None
 
 
+def known_choice(records: Records, method: str) -> dict[str, Any]:
+    """The candidate that was chosen last.
+
+    Raises:
+      ValueError: there is none.
+    """
+    candidate = last_choice(records, method)
+    if candidate is None:
+        raise ValueError(
+            f"{records.path}: no choice of {method!r}; run the comparison first"
+        )
+    return candidate
+
+
 def rows_on_test(records: Records, method: str) -> list[dict[str, Any]]:
     """The rows on test of the last choice, one for each seed."""
     chosen = last_choice(records, method)

@@ -9,7 +9,8 @@ on test, with several seeds where anything is random, which choose between candi
 that one cannot tell apart. A candidate that learns does so from three quarters of the
 validation inputs and is measured on the rest; the one that is chosen learns from all of
 them. Each result is appended to ``results/merging.jsonl`` of the experiment as it
-comes, and a run that was cut off goes on where it stopped. ``python -m
+comes, and a run that was cut off goes on where it stopped. With ``--choices`` nothing
+is chosen: what another comparison took to test is measured here. ``python -m
 experiments.report`` makes tables and plots of it.
 """
 
@@ -26,7 +27,7 @@ import numpy as np
 import typer
 
 import jaxmerge as jm
-from experiments.choosing import best_candidate, last_choice
+from experiments.choosing import best_candidate, known_choice, last_choice
 from experiments.evaluation import hits, make_exams, own_hits, shares
 from experiments.fits import Fits
 from experiments.learning import Learning
@@ -141,9 +142,11 @@ class Experiment:
         own = self.records.find(kind="own", part=part)["accuracy"]
         return float(np.mean([accuracy[task] / own[task] for task in accuracy]))
 
-    def compare(self, method: Method, seeds: int) -> None:
-        """All candidates on validation, then the best one on test."""
-        best = self.best(method, seeds)
+    def compare(
+        self, method: Method, seeds: int, best: dict[str, Any] | None = None
+    ) -> None:
+        """All candidates on validation unless the best is given, then that on test."""
+        best = self.best(method, seeds) if best is None else best
         if best != last_choice(self.records, method.name):
             self.records.add(kind="choice", method=method.name, candidate=best)
         for seed in range(seeds if is_random(method, best) else 1):
@@ -163,15 +166,8 @@ class Experiment:
         return float(np.mean([self.normalised(x["accuracy"], part) for x in rows]))
 
     def chosen(self, name: str) -> dict[str, Any]:
-        """The candidate of a method that the comparison took to test.
-
-        Raises:
-          ValueError: the comparison has not come that far.
-        """
-        candidate = last_choice(self.records, name)
-        if candidate is None:
-            raise ValueError(f"run the comparison first: no choice of {name!r}")
-        return candidate
+        """The candidate of a method that the comparison took to test."""
+        return known_choice(self.records, name)
 
     def measured(
         self, method: Method, candidate: dict[str, Any], seed: int, part: str
@@ -247,6 +243,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="a method; repeat")] = None,
     seeds: Annotated[int, typer.Option(help="of methods that draw at random")] = 3,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
+    choices: Annotated[
+        Path | None, typer.Option(help="a comparison's folder, to choose as it did")
+    ] = None,
     logit_scale: Annotated[
         float | None, typer.Option(help="multiplies logits; give another --out")
     ] = None,
@@ -260,8 +259,10 @@ def main(
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(BY_NAME)}")
     experiment = open_experiment(name, out, logit_scale=logit_scale)
     experiment.measure_references()
-    for method_name in only or BY_NAME:
-        experiment.compare(BY_NAME[method_name], seeds)
+    made = None if choices is None else Records(choices / "results" / "merging.jsonl")
+    for method in only or BY_NAME:
+        best = None if made is None else known_choice(made, method)
+        experiment.compare(BY_NAME[method], seeds, best)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The runner, its configs for full-size models and the report, on tiny models."""
 
 import dataclasses
-import gzip
-import json
 from functools import partial
 from importlib import import_module
 
@@ -10,141 +8,19 @@ import jax
 import numpy as np
 import pytest
 import typer
-from PIL import Image
-from safetensors.numpy import save_file
-from tiny_suite import FEW_STEPS
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_comparisons import CLIP_MODULES, SMALL, write_adapter
 
 import jaxmerge as jm
 from experiments import adapter_seeds, analyses, report, run
-from experiments.configs import clip_vision8, llama_nli6
+from experiments.configs import clip_vision8
 from experiments.methods import BUDGET, BY_NAME, METHODS, ClosedForm, candidates
 from experiments.records import Records
 from experiments.run import CONFIGS, Experiment
-from jaxmerge.models import (
-    DecoderConfig,
-    VisionConfig,
-    init_decoder,
-    init_vision,
-    save_decoder,
-    save_vision,
-)
 
 pytest_plugins = ["experiment_fixtures"]
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_outside_of_tests")]
 
-CLIP = VisionConfig(
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=4,
-    projection_dim=6,
-)
-LLAMA = DecoderConfig(
-    vocab_size=20,
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-)
-CLIP_MODULES = [f"vision_model.encoder.layers.0.self_attn.{p}_proj" for p in "qv"]
 LEARNED = ("TARA-B, taught", "TARA-A, entropy", "One LoRA, taught", "One LoRA, labels")
-SMALL = {"validation": 12, "test": 12, "batch": 4, **FEW_STEPS}
-
-
-def write_adapter(folder, modules, seed, extra=None):
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    tensors = dict(extra or {})
-    for name in modules:
-        for factor, shape in (("A", (2, 8)), ("B", (8, 2))):
-            key = f"base_model.model.{name}.lora_{factor}.weight"
-            tensors[key] = rng.normal(size=shape).astype(np.float32)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": "tiny",
-        "r": 2,
-        "lora_alpha": 2,
-        "target_modules": sorted({name.split(".")[-1] for name in modules}),
-        "modules_to_save": ["score"] if extra else None,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def name_places(monkeypatch, folder, places):
-    """The environment variables of a config."""
-    for name, place in {"ADAPTERS": "adapters", **places}.items():
-        monkeypatch.setenv(f"JAXMERGE_{name}", str(folder / place))
-
-
-@pytest.fixture
-def few(monkeypatch):
-    """Few tasks and candidates: for each of them something is compiled anew."""
-    for config in (clip_vision8, llama_nli6):
-        monkeypatch.setattr(config, "TASKS", config.TASKS[:3])
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    """A tiny CLIP, and adapters, text vectors and images for three tasks."""
-    tmp_path = tmp_path_factory.mktemp("clip")
-    save_vision(tmp_path / "clip", CLIP, init_vision(CLIP, jax.random.key(0)))
-    pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
-    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
-    rng = np.random.default_rng(0)
-    vectors = {}
-    for index, task in enumerate(clip_vision8.TASKS[:3]):
-        write_adapter(tmp_path / "adapters" / task, CLIP_MODULES, index)
-        vectors[task] = rng.normal(size=(2, 6)).astype(np.float32)
-        for part in ("validation", "test"):
-            for label in ("cat", "dog"):
-                folder = tmp_path / "images" / task / part / label
-                folder.mkdir(parents=True)
-                for count in range(8):
-                    pixels = rng.integers(0, 255, (10, 12, 3)).astype(np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{count}.png")
-    save_file(vectors, tmp_path / "heads.safetensors")
-    return tmp_path
-
-
-@pytest.fixture
-def clip(clip_folder, few, monkeypatch):
-    places = {"HEADS": "heads.safetensors", "IMAGES": "images", "CLIP": "clip"}
-    name_places(monkeypatch, clip_folder, places)
-    return clip_vision8.get_config()
-
-
-@pytest.fixture
-def llama(tmp_path, few, monkeypatch):
-    """A tiny Llama with its tokenizer, adapters with heads, and texts."""
-    save_decoder(tmp_path / "llama", LLAMA, init_decoder(LLAMA, jax.random.key(0)))
-    vocabulary = {str(number): number for number in range(20)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
-    rng = np.random.default_rng(0)
-    for index, task in enumerate(llama_nli6.TASKS):
-        head = rng.normal(size=(2, 8)).astype(np.float32)
-        write_adapter(
-            tmp_path / "adapters" / task,
-            ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"],
-            index,
-            {"base_model.model.score.weight": head},
-        )
-        folder = tmp_path / "texts" / task
-        folder.mkdir(parents=True)
-        for part in ("validation", "test"):
-            with gzip.open(folder / f"{part}.jsonl.gz", "wt") as file:
-                for _ in range(24):
-                    words = [" ".join(map(str, rng.integers(1, 20, 3))) for _ in "ab"]
-                    row = {"text_a": words[0], "text_b": words[1]}
-                    file.write(json.dumps(row | {"label": int(rng.integers(2))}) + "\n")
-    name_places(monkeypatch, tmp_path, {"LLAMA": "llama", "TEXTS": "texts"})
-    return llama_nli6.get_config()
 
 
 def method_named(name):
@@ -285,6 +161,20 @@ def test_another_scale_of_the_logits_has_a_folder_of_its_own(clip, tmp_path):
         assert found.settings.logit_scale == (scale or clip.logit_scale) != 0
     with pytest.raises(typer.BadParameter, match="a folder of its own"):
         run.main("clip_vision8", logit_scale=1.0)
+
+
+def test_a_comparison_that_chooses_as_another_did(clip, tmp_path):
+    made = Records(tmp_path / "made" / "results" / "merging.jsonl")
+    candidate = {"pipeline": "concat|scale(0.123)"}  # of no grid
+    made.add(kind="choice", method="Task arithmetic", candidate=candidate)
+    given = {"out": tmp_path / "again", "choices": tmp_path / "made"}
+    run.main("clip_vision8", only=["Task arithmetic"], **given)
+    found = run.open_experiment("clip_vision8", tmp_path / "again")
+    assert found.chosen("Task arithmetic") == candidate
+    (row,) = found.records.all(kind="merge")  # nothing on validation
+    assert (row["candidate"], row["part"]) == (candidate, "test")
+    with pytest.raises(ValueError, match="no choice of 'RegMean'; run the comparison"):
+        run.main("clip_vision8", only=["RegMean"], **given)
 
 
 def test_every_config_is_listed():

@@ -1,0 +1,80 @@
+"""The tables of the page on results, and README's first one, are those of the runs."""
+
+import re
+
+import pytest
+from documented import DOCS
+
+from experiments.methods import METHODS, ClosedForm
+from jaxmerge.spec import parse
+
+EXPERIMENTS = DOCS.parent / "experiments"
+PAGE = DOCS / "results.md"
+SETS = ("digits8", "nli6", "vision8", "domains4")  # the columns of README's table
+DETAILS = ("chosen on validation", "s")
+
+
+def cells(line):
+    """Of a row of a table, in which a pipe may stand behind a backslash."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def table(text, head):
+    """Rows of the first table that begins so: name -> column -> cell."""
+    start = text.index(f"\n{head}") + 1
+    lines = text[start:].split("\n\n")[0].splitlines()
+    columns = cells(lines[0])
+    rows = (dict(zip(columns, cells(line), strict=True)) for line in lines[2:])
+    return {row[columns[0]]: row for row in rows}
+
+
+def measured(name):
+    text = (EXPERIMENTS / name / "merging.md").read_text(encoding="utf-8")
+    return table(f"\n{text}", "| method |")
+
+
+def means(name):
+    """method -> mean in per cent of the own adapters, as it is written."""
+    rows = measured(f"{name}/results")
+    column = "mean" if "mean" in rows["RegMean"] else "mean [95 %]"
+    return {m: row[column].split("**")[1] for m, row in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("nli6/results", DETAILS),
+        ("vision8/results", DETAILS),
+        ("domains4/results", DETAILS),
+        ("domains4/results/linear", ("over seeds", *DETAILS)),
+    ],
+)
+def test_a_table_of_the_page_is_as_it_was_measured(name, left_out):
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    for row in measured(name).values():
+        kept = [value for column, value in row.items() if column not in left_out]
+        assert f"| {' | '.join(kept)} |" in page
+
+
+def test_the_first_table_of_readme_is_of_these():
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    shown = table(text, "| merge | what it needs |")
+    alone = {
+        method.name
+        for method in METHODS
+        if isinstance(method, ClosedForm)
+        and not any(parse(p).statistics or parse(p).model for p in method.pipelines)
+    }
+    for name, column in zip(SETS, list(shown["RegMean"])[2:], strict=True):
+        known = means(name)
+        for merge, row in shown.items():
+            value = row[column].replace("**", "")
+            method = merge.replace("**", "").replace(" by the adapters", "")
+            if method == "best of the adapters alone":
+                best = max(alone & known.keys(), key=lambda m: float(known[m]))
+                said = f"{known[best]} ({best[0].lower() + best[1:]})"
+                assert value.lower() == said.lower()
+            elif method == "no adapter":
+                assert value == known.get("Base, no adapter", "0")
+            else:
+                assert value.split(" ")[0] == known[method], (method, name)

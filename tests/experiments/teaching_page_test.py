@@ -2,8 +2,8 @@
 
 import pytest
 from documented import DOCS
+from tables_of_pages import EXPERIMENTS, means, table
 
-EXPERIMENTS = DOCS.parent / "experiments"
 PAGE = DOCS / "teaching.md"
 TABLES = (
     "digits8/results/adapter_seeds.md",
@@ -11,6 +11,7 @@ TABLES = (
     "digits8/results/options.md",
     "nli6/results/inputs.md",
     "vision8/results/inputs.md",
+    "vision8/third/results/adapter_seeds.md",
 )
 
 
@@ -28,3 +29,13 @@ def test_so_are_the_analyses():
     for section in sections:
         _, table = section.split("\n\n", 1)
         assert table.strip() in page
+
+
+def test_and_the_three_trainings_of_images():
+    shown = table(PAGE.read_text(encoding="utf-8"), "| mean | first training |")
+    folders = ("vision8/first", "vision8", "vision8/third")
+    for name, column in zip(folders, list(shown["RegMean"])[1:], strict=True):
+        known = means(name)
+        for merge, row in shown.items():
+            if merge != "own adapters, mean accuracy":
+                assert row[column] == known[merge]

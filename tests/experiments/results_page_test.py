@@ -9,6 +9,13 @@ from jaxmerge.spec import parse
 
 PAGE = DOCS / "results.md"
 SETS = ("digits8", "nli6", "vision8", "domains4")  # the columns of README's table
+DIGITS = {
+    "One LoRA of rank 16, all factors trained on labels of the 200 images": (
+        "One LoRA, labels"
+    ),
+    "One LoRA of rank 16, all factors taught by the adapters": "One LoRA, taught",
+    "TARA-B, information maximisation": "TARA-B, information",
+}
 DETAILS = ("chosen on validation", "s")
 
 
@@ -26,6 +33,13 @@ def test_a_table_of_the_page_is_as_it_was_measured(name, left_out):
     for row in measured(name).values():
         kept = [value for column, value in row.items() if column not in left_out]
         assert f"| {' | '.join(kept)} |" in page
+
+
+def test_so_are_merges_and_references_on_the_digits():
+    shown = table(PAGE.read_text(encoding="utf-8"), "| merge | mean |")
+    assert shown.keys() > DIGITS.keys()
+    for merge, row in shown.items():
+        assert row["mean"] == means("digits8")[DIGITS.get(merge, merge)]
 
 
 def test_the_first_table_of_readme_is_of_these():

@@ -1,8 +1,8 @@
-"""The tables of the page on results, and README's first one, are those of the runs."""
+"""Tables of the pages on results and memory, and README's first, are of the runs."""
 
 import pytest
 from documented import DOCS
-from tables_of_pages import means, measured, table
+from tables_of_pages import EXPERIMENTS, means, measured, table
 
 from experiments.methods import METHODS, ClosedForm
 from jaxmerge.spec import parse
@@ -33,6 +33,24 @@ def test_a_table_of_the_page_is_as_it_was_measured(name, left_out):
     for row in measured(name).values():
         kept = [value for column, value in row.items() if column not in left_out]
         assert f"| {' | '.join(kept)} |" in page
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("results", "digits8/results/tune.md"),
+        ("results", "domains4/results/inputs.md"),
+        ("results", "nli6/results/osrm.md"),
+        ("results", "vision8/results/osrm.md"),
+        ("memory", "domains4/results/memory.md"),
+        ("memory", "nli6/results/memory.md"),
+        ("memory", "vision8/results/memory.md"),
+    ],
+)
+def test_so_is_one_with_all_columns(page, name):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    made = (EXPERIMENTS / name).read_text(encoding="utf-8")
+    assert all(part.strip() in text for part in made.split("\n\n"))
 
 
 def test_so_are_merges_and_references_on_the_digits():

@@ -2,8 +2,8 @@
 
 import pytest
 from documented import DOCS
+from tables_of_pages import EXPERIMENTS, means, table
 
-EXPERIMENTS = DOCS.parent / "experiments"
 PAGE = DOCS / "teaching.md"
 TABLES = (
     "digits8/results/adapter_seeds.md",
@@ -11,7 +11,18 @@ TABLES = (
     "digits8/results/options.md",
     "nli6/results/inputs.md",
     "vision8/results/inputs.md",
+    "vision8/third/results/adapter_seeds.md",
 )
+LOSSES = {
+    "its own adapters teach every task": "TARA-B, taught",
+    "information maximisation": "TARA-B, information",
+    "entropy, the best of 8": "TARA-B, entropy",
+    "entropy as published": "TARA-B, as published",
+    "task arithmetic": "Task arithmetic",
+    "no adapter": "Base, no adapter",
+    "one LoRA taught": "One LoRA, taught",
+    "one LoRA on labels": "One LoRA, labels",
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -28,3 +39,29 @@ def test_so_are_the_analyses():
     for section in sections:
         _, table = section.split("\n\n", 1)
         assert table.strip() in page
+
+
+def test_and_the_three_trainings_of_images():
+    shown = table(PAGE.read_text(encoding="utf-8"), "| mean | first training |")
+    folders = ("vision8/first", "vision8", "vision8/third")
+    for name, column in zip(folders, list(shown["RegMean"])[1:], strict=True):
+        known = means(name)
+        for merge, row in shown.items():
+            if merge != "own adapters, mean accuracy":
+                assert row[column] == known[merge]
+
+
+def test_and_other_losses():
+    shown = table(PAGE.read_text(encoding="utf-8"), "| what TARA-B learns from |")
+    rows = {said.lstrip("*"): row for said, row in shown.items()}
+    third = means("vision8/third")
+    for name, column in (("digits8", "digits"), ("nli6", "sentences")):
+        compare(rows, means(name), column)
+    compare(rows, means("vision8") | {"One LoRA, labels": third["One LoRA, labels"]})
+
+
+def compare(rows, known, column="images"):
+    """Every loss is as it was measured, and empty where it was not."""
+    for begin, method in LOSSES.items():
+        (row,) = (row for said, row in rows.items() if said.startswith(begin))
+        assert row[column].replace("**", "") == known.get(method, ""), method

@@ -9,6 +9,7 @@ TABLES = (
     "digits8/results/adapter_seeds.md",
     "digits8/results/curve.md",
     "digits8/results/options.md",
+    "nli6/results/adapter_seeds.md",
     "nli6/results/inputs.md",
     "vision8/results/inputs.md",
     "vision8/third/results/adapter_seeds.md",

@@ -93,19 +93,15 @@ OPTIONS = (
         steps=2 * STEPS,
     ),
     Option("temperature 2, rate 0.01", adam(RATE), temperature=2.0),
-    Option(
-        "training images, 1,000 steps of 32, cosine decay from 0.04",
-        cosine(0.04),
-        steps=1000,
-        batch=32,
-        part="train",
-    ),
-    Option(
-        "training images, 2,000 steps of 32, cosine decay from 0.04",
-        cosine(0.04),
-        steps=2000,
-        batch=32,
-        part="train",
+    *(
+        Option(
+            f"training images, {steps:,} steps of 32, cosine decay from {rate}",
+            cosine(rate),
+            steps=steps,
+            batch=32,
+            part="train",
+        )
+        for steps, rate in ((1000, 0.04), (1000, 0.08), (2000, 0.04))
     ),
 )
 

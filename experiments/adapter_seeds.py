@@ -6,9 +6,9 @@
 
 The adapters are trained again with other seeds, on the same base and with the same
 heads, and merged as `experiments.run` chose it for the first ones; nothing is chosen
-anew. The results of a
-seed are appended to ``results/adapters_<seed>/merging.jsonl`` as they come, and a run
-that was cut off goes on where it stopped; ``results/adapter_seeds.md`` is the table.
+anew. The results of a seed are appended to ``results/adapters_<seed>/merging.jsonl`` as
+they come, and a run that was cut off goes on where it stopped;
+``results/adapter_seeds.md`` is the table.
 """
 
 from dataclasses import replace

@@ -257,12 +257,14 @@ def main(
     unknown = sorted(set(only or ()) - set(BY_NAME))
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(BY_NAME)}")
+    methods, given = only or list(BY_NAME), {}
+    if choices is not None:
+        made = Records(choices / "results" / "merging.jsonl")
+        given = {method: known_choice(made, method) for method in methods}
     experiment = open_experiment(name, out, logit_scale=logit_scale)
     experiment.measure_references()
-    made = None if choices is None else Records(choices / "results" / "merging.jsonl")
-    for method in only or BY_NAME:
-        best = None if made is None else known_choice(made, method)
-        experiment.compare(BY_NAME[method], seeds, best)
+    for method in methods:
+        experiment.compare(BY_NAME[method], seeds, given.get(method))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax
 import pytest
 from documented import BLOCK, DOCS, code_of
 from reference import ROOT
+from tables_of_pages import rows
 
 import jaxmerge as jm
 from jaxmerge.spec import STEPS, method_markdown
@@ -16,13 +17,6 @@ from jaxmerge.spec.steps import names_of
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")])
 CHANGES = "CHANGELOG.md"  # names what is gone
 ADDED = re.compile(r"/(mag_max|module_scale)(_test)?\.py")  # by contributing.md
-
-
-def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the table whose first column has this title."""
-    table = text[text.index(f"| {heading} |") :].split("\n\n")[0]
-    lines = table.splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def names(cell: str) -> list[str]:
@@ -60,7 +54,7 @@ def test_paths_exist(page):
 
 
 def test_the_readme_names_every_step_and_no_other():
-    table = rows((ROOT / "README.md").read_text(), "family")
+    _, *table = rows((ROOT / "README.md").read_text(), "| family |")
     named = [name for _, cell in table for name in names(cell)]
     assert len(named) == len(set(named))
     assert all(hasattr(jm, name) for name in named)
@@ -70,9 +64,9 @@ def test_the_readme_names_every_step_and_no_other():
 def test_the_page_of_methods_has_the_table_of_methods():
     page = (DOCS / "methods.md").read_text()
     assert page.endswith(method_markdown())  # of `jaxmerge methods --markdown`
-    steps = {kind: names(cell) for kind, cell in rows(page, "kind of step")}
+    steps = {kind: names(cell) for kind, cell in rows(page, "| kind of step |")[1:]}
     assert steps == {kind: names_of(kind) for kind in {s.kind for s in STEPS.values()}}
-    by_paper = " ".join(cells[1] for cells in rows(page, "method"))
+    by_paper = " ".join(cells[1] for cells in rows(page, "| method |")[1:])
     for name in names_of("rule", "rule transform", "merger", "learned merger"):
         if name not in ("elect", "trim"):  # steps of TIES, which has its own page
             assert re.search(rf"\b{name}\b", by_paper), name

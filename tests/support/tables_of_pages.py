@@ -7,23 +7,27 @@ from documented import DOCS
 EXPERIMENTS = DOCS.parent / "experiments"
 
 
-def cells(line):
-    """Of a row of a table, in which a pipe may stand behind a backslash."""
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+def rows(text, head):
+    """Titles and rows of the first table that begins so, as cells.
+
+    A pipe in a cell stands behind a backslash.
+    """
+    titles, _, *lines = text[text.index(head) :].split("\n\n")[0].splitlines()
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in (titles, *lines)
+    ]
 
 
 def table(text, head):
-    """Rows of the first table that begins so: name -> column -> cell."""
-    start = text.index(f"\n{head}") + 1
-    lines = text[start:].split("\n\n")[0].splitlines()
-    columns = cells(lines[0])
-    rows = (dict(zip(columns, cells(line), strict=True)) for line in lines[2:])
-    return {row[columns[0]]: row for row in rows}
+    """The first table that begins so: name -> column -> cell."""
+    titles, *lines = rows(text, head)
+    return {line[0]: dict(zip(titles, line, strict=True)) for line in lines}
 
 
 def measured(name):
     text = (EXPERIMENTS / name / "merging.md").read_text(encoding="utf-8")
-    return table(f"\n{text}", "| method |")
+    return table(text, "| method |")
 
 
 def means(name):
